@@ -1,0 +1,40 @@
+"""Planned diffusion, block diffusion and other ways to write text for the models of Hugging Face transformers."""
+
+from hf_hybrid.config import Settings as Settings
+from hf_hybrid.config import SettingsError as SettingsError
+from hf_hybrid.core.plan import ControlTokens as ControlTokens
+from hf_hybrid.core.plan import Plan as Plan
+from hf_hybrid.core.plan import PlanError as PlanError
+from hf_hybrid.core.plan import Span as Span
+from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
+from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
+from hf_hybrid.mixin import UnsupportedCallError as UnsupportedCallError
+from hf_hybrid.mixin import disable as disable
+from hf_hybrid.mixin import enable as enable
+from hf_hybrid.mixin import install as install
+from hf_hybrid.mixin import uninstall as uninstall
+from hf_hybrid.models.vocabulary import VocabularyError as VocabularyError
+from hf_hybrid.models.vocabulary import control_tokens as control_tokens
+from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoHybridModelForCausalLM",
+    "ControlTokens",
+    "HybridGenerationMixin",
+    "Plan",
+    "PlanError",
+    "Settings",
+    "SettingsError",
+    "Span",
+    "UnsupportedCallError",
+    "VocabularyError",
+    "__version__",
+    "control_tokens",
+    "disable",
+    "enable",
+    "install",
+    "prepare_vocabulary",
+    "uninstall",
+]

@@ -1,0 +1,227 @@
+"""Settings of the strategies, each written once, and the one door through which they come in.
+
+Order of precedence: arguments of the call, then ``generation_config.hf_hybrid`` of the call or of the checkpoint, then
+the defaults below. ``generation_config.hf_hybrid`` is a plain dict: ``{"strategy": "planned_diffusion",
+"window_length": 8, ...}``; a nested dict under a strategy's name (``{"block_diffusion": {...}}``) holds settings for
+that strategy alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from hf_hybrid.core.plan import PlanLimits
+
+
+class SettingsError(ValueError):
+    """An unknown strategy or setting, or a value outside its range; the message lists the choices."""
+
+
+def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+    """A settings field: its default, its meaning with unit, and its closed range."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every strategy understands."""
+
+    seed: int | list[int] | None = setting(
+        None,
+        "noise of sampling: row r of the batch uses seed + r, or one seed per row; unset: drawn from torch",
+        0,
+        2**62,
+    )
+    return_control_tokens: bool = setting(
+        False, "keep plan and control tokens in the returned sequences (default: prompt and text alone)"
+    )
+    return_past_key_values: bool = setting(
+        False, "with return_dict_in_generate: also return a cache of the sequences, so that a host call can continue"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveSettings(Settings):
+    """One token a pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSettings(Settings):
+    """What every strategy with noisy rows understands."""
+
+    window_length: int = setting(8, "open positions behind the settled prefix of a lane, in tokens", 1, 1024)
+    commit: Literal["prefix", "block"] = setting(
+        "prefix",
+        "prefix: commit what is settled from the left and slide the window; block: keep a block noisy until it is full",
+    )
+    confidence_threshold: float = setting(0.95, "an open position settles when its score reaches this", 0.0, 1.0)
+    selection: Literal["confidence", "margin", "entropy", "random"] = setting(
+        "confidence", "the score: top-1 probability, top-1 minus top-2, 1 - normalised entropy, or a random order"
+    )
+    max_denoising_steps: int | None = setting(
+        None, "settle a fixed share each pass so that a block takes at most this many; unset: threshold alone", 1, 1024
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDiffusionSettings(DiffusionSettings):
+    """Masks of one block are filled over a few passes, blocks left to right. ``window_length`` is the block length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedDiffusionSettings(DiffusionSettings):
+    """An autoregressive plan, then all parts at once, then the next round."""
+
+    span_decoding: Literal["diffusion", "autoregressive"] = setting(
+        "diffusion",
+        "diffusion: a window of open positions per part; autoregressive: every part token by token, all in one pass",
+    )
+    verify_spans: bool = setting(
+        True,
+        "check drafted tokens with the clean rows of the next pass: the text equals span_decoding='autoregressive'",
+    )
+    draft_threshold: float = setting(
+        0.6,
+        "with verify_spans: a draft ends before the first position less sure than this (changes time, not text)",
+        0.0,
+        1.0,
+    )
+    visibility: Literal["sparse", "dag", "dense"] = setting(
+        "dag",
+        "what a part sees besides the trunk. sparse: nothing; dag: the parts it names; "
+        "dense: the whole round is one block (quality reference)",
+    )
+    plan_window: int = setting(
+        0, "draft the plan too, with this many open positions, and check it (changes time, not text); 0: off", 0, 64
+    )
+    max_rounds: int = setting(8, "rounds in one answer", 1, 1024)
+    max_parts: int = setting(16, "parts in one round", 1, 256)
+    max_part_length: int = setting(256, "planned tokens of one part", 1, 65536)
+    max_plan_length: int = setting(2048, "planned tokens of one round, openings included", 16, 1048576)
+    max_label_length: int = setting(16, "tokens of one label", 1, 256)
+    max_span_extension: float = setting(
+        1.5, "a part may grow to this multiple of its planned length; 1.0 switches extension off", 1.0, 16.0
+    )
+    span_fallback_confidence: float | None = setting(
+        0.2,
+        "a part whose surest open position stays below this for two passes goes on token by token; None: off",
+        0.0,
+        1.0,
+    )
+
+    @property
+    def limits(self) -> PlanLimits:
+        """The caps of the plan grammar."""
+        return PlanLimits(self.max_parts, self.max_part_length, self.max_plan_length, self.max_label_length)
+
+
+SETTINGS: dict[str, type[Settings]] = {
+    "autoregressive": AutoregressiveSettings,
+    "block_diffusion": BlockDiffusionSettings,
+    "planned_diffusion": PlannedDiffusionSettings,
+}
+"""Strategy name -> its settings."""
+
+SETTING_NAMES: frozenset[str] = frozenset(f.name for cls in SETTINGS.values() for f in fields(cls))
+"""Every setting of every strategy: the names that ``generate()`` takes besides the host's."""
+
+
+def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of ``strategy`` from the arguments of a call and from what a checkpoint stores.
+
+    Args:
+        strategy: a key of ``SETTINGS``.
+        call: settings named in the call; an unknown name or one of another strategy is an error.
+        stored: ``generation_config.hf_hybrid``; settings of other strategies in it are ignored, unknown names are an
+            error.
+    """
+    if strategy not in SETTINGS:
+        raise SettingsError(f"unknown strategy {strategy!r}; choose one of {', '.join(SETTINGS)}")
+    cls = SETTINGS[strategy]
+    values: dict[str, Any] = {}
+    values.update(_stored_values(strategy, stored))
+    for name, value in call.items():
+        _check_name(name, cls, strategy)
+        values[name] = value
+    return cls(**{name: _coerce(cls, name, value) for name, value in values.items()})
+
+
+def stored_strategy(stored: object) -> str | None:
+    """The strategy that ``generation_config.hf_hybrid`` names, None when it names none."""
+    if stored is None:
+        return None
+    if not isinstance(stored, Mapping):
+        raise SettingsError(f"generation_config.hf_hybrid must be a dict, got {type(stored).__name__}")
+    strategy = stored.get("strategy")
+    if strategy is not None and (not isinstance(strategy, str) or strategy not in SETTINGS):
+        raise SettingsError(
+            f"generation_config.hf_hybrid names the unknown strategy {strategy!r}; choose one of {', '.join(SETTINGS)}"
+        )
+    return strategy
+
+
+def _stored_values(strategy: str, stored: Mapping[str, Any] | None) -> dict[str, Any]:
+    stored_strategy(stored)
+    values: dict[str, Any] = {}
+    own = {f.name for f in fields(SETTINGS[strategy])}
+    for name, value in (stored or {}).items():
+        if name == "strategy":
+            continue
+        if name in SETTINGS:
+            if not isinstance(value, Mapping):
+                raise SettingsError(f"generation_config.hf_hybrid[{name!r}] must be a dict of settings")
+            for inner in value:
+                _check_name(inner, SETTINGS[name], name)
+        elif name not in SETTING_NAMES:
+            raise SettingsError(f"generation_config.hf_hybrid: {_unknown(name, SETTING_NAMES)}")
+        elif name in own:
+            values[name] = value
+    return {**values, **(stored or {}).get(strategy, {})}
+
+
+def _check_name(name: str, cls: type[Settings], strategy: str) -> None:
+    own = {f.name for f in fields(cls)}
+    if name not in own:
+        raise SettingsError(f"strategy {strategy!r}: {_unknown(name, own)}")
+
+
+def _unknown(name: object, choices: frozenset[str] | set[str]) -> str:
+    near = difflib.get_close_matches(str(name), choices, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown setting {name!r}{hint}; choose from {', '.join(sorted(choices))}"
+
+
+def _coerce(cls: type[Settings], name: str, value: Any) -> Any:
+    """``value`` checked against the type and the range of the field; the field's annotation is the one source of its
+    type."""
+    hint = get_type_hints(cls)[name]
+    meta = next(f for f in fields(cls) if f.name == name).metadata
+    options = get_args(hint) or (hint,)
+    if all(isinstance(o, str) for o in options):
+        if not isinstance(value, str) or value not in options:
+            raise SettingsError(f"{name}={value!r}: choose one of {', '.join(options)}")
+        return value
+    if value is None and type(None) in options:
+        return None
+    kinds = tuple(o for o in options if o in (int, float, bool))
+    if isinstance(value, (list, tuple)) and list[int] in options:
+        return [_number(name, v, (int,), meta) for v in value]
+    return _number(name, value, kinds, meta)
+
+
+def _number(name: str, value: Any, kinds: tuple[type, ...], meta: Mapping[str, Any]) -> Any:
+    if bool in kinds:
+        if not isinstance(value, bool):
+            raise SettingsError(f"{name}={value!r}: must be True or False")
+        return value
+    wanted = "a whole number" if kinds == (int,) else "a number"
+    # NaN and infinity are not whole either: their remainder is NaN, which differs from 0.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kinds == (int,) and value % 1 != 0):
+        raise SettingsError(f"{name}={value!r}: must be {wanted}")
+    low, high = meta["low"], meta["high"]
+    if value != value or (low is not None and value < low) or (high is not None and value > high):
+        raise SettingsError(f"{name}={value!r} is out of range: {low} to {high}")
+    return int(value) if kinds == (int,) else float(value)

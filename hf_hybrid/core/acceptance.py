@@ -1,0 +1,96 @@
+"""How much of a draft stands, and the shared noise that makes sampled text checkable token by token.
+
+A greedy draft is checked by equality. A sampled one is too, when draft and check draw with the *same* noise: the
+Gumbel-max trick makes a sample a deterministic function of logits and noise, so an equal draft is exactly the token
+that plain decoding would have drawn, and the text follows the target's law whatever the drafter does. The noise is
+keyed by seed and position, so that it does not depend on the batch, on the window, or on how many passes were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_WORD = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # odd, close to 2^64 / golden ratio: the step of SplitMix64
+
+
+def matching_prefix(draft: Tensor, target: Tensor, drafted: Tensor) -> Tensor:
+    """How many leading tokens of a draft equal the target's (Leviathan et al., "Fast Inference from Transformers via
+    Speculative Decoding", 2023, algorithm 1, for a target that is deterministic given its noise).
+
+    Args:
+        draft: int64 ``(lanes, length)``, drafted tokens.
+        target: int64 ``(lanes, length)``, the token that plain decoding writes at the same place, given the draft
+            before it.
+        drafted: int64 ``(lanes,)``, how many leading entries of ``draft`` are real.
+
+    Returns:
+        int64 ``(lanes,)``, from 0 to ``drafted``.
+    """
+    place = torch.arange(draft.shape[-1], device=draft.device)  # (length,)
+    equal = (draft == target) & (place < drafted.unsqueeze(-1))  # (lanes, length), True: a drafted token that matches
+    return equal.long().cumprod(dim=-1).sum(dim=-1)
+
+
+def keyed_noise(seed: int, positions: Sequence[int], vocab: int, device: torch.device | str = "cpu") -> Tensor:
+    """Standard Gumbel noise that is a pure function of seed, position and token id.
+
+    Row i is the SplitMix64 stream (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014) whose
+    state is ``mix(mix(seed) + GOLDEN * position)``. Being counter-based (Salmon et al., "Parallel Random Numbers: As
+    Easy as 1, 2, 3", 2011) it is one batched operation on any device, and all 64 bits of the key count; torch's own CPU
+    generator keeps the low 32 bits of its seed.
+
+    Args:
+        seed: any whole number, taken modulo 2^64.
+        positions: places in the answer, one per row.
+        vocab: number of token ids.
+        device: where the noise is made.
+
+    Returns:
+        float32 ``(positions, vocab)``, ``-log(-log(u))`` with u uniform on (0, 1) in float64, hence finite, from -3.7
+        to 36.8.
+    """
+    base = _mix(torch.tensor(_signed(seed + _GOLDEN), dtype=torch.long, device=device))  # ()
+    place = torch.tensor([_signed(p) for p in positions], dtype=torch.long, device=device)  # (positions,)
+    state = _mix(base + place * _signed(_GOLDEN))  # (positions,)
+    step = torch.arange(1, vocab + 1, dtype=torch.long, device=device) * _signed(_GOLDEN)  # (vocab,)
+    bits = _shifted(_mix(state.unsqueeze(-1) + step), 12)  # (positions, vocab), 52 uniform bits
+    # Half a unit above the grid of 52 bits: neither 0 nor, after rounding, 1.
+    uniform = (bits.double() + 0.5) * 2.0**-52
+    return -(-uniform.log()).log().float()
+
+
+def sample(logits: Tensor, noise: Tensor) -> Tensor:
+    """A draw from ``softmax(logits)`` by the Gumbel-max trick (Gumbel, "Statistical Theory of Extreme Values", 1954;
+    Maddison, Tarlow and Minka, "A* Sampling", 2014, section 2): ``argmax(logits + noise)``.
+
+    Args:
+        logits: ``(n, vocab)``, divided by the temperature; ``-inf`` bans a token.
+        noise: ``(n, vocab)``, standard Gumbel noise.
+
+    Returns:
+        int64 ``(n,)``, token ids.
+    """
+    # bfloat16 sums would tie and favour low ids; adding float32 noise promotes them.
+    return (logits + noise).argmax(dim=-1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The output function of SplitMix64 on int64 words (David Stafford's 13th variant of the MurmurHash3 finaliser)."""
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's own shift of int64 copies the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of ``word`` modulo 2^64."""
+    word &= _WORD
+    return word - (1 << 64) if word >> 63 else word

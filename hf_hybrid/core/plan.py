@@ -1,0 +1,323 @@
+"""Plans: the parts of an answer, their lengths and dependencies, and the grammar that writes them as tokens.
+
+    answer := text eos | <par> (text? round)* text? eos
+    round  := (<topic> label <len:N> <dep:i>*)+ (<async> label text)+ <sync/>
+
+A label ends where its ``<len:N>`` begins; the length is a token of its own, never digits in a label. ``<dep:i>`` names
+the i-th part (from 1) of the same round, always an earlier one, in rising order. The tags follow Planned Diffusion
+(Israel et al., 2025, section 3); the length token, the dependencies and the text between the rounds are ours.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_hybrid.core.rows import transitive_closure
+
+
+class PlanError(ValueError):
+    """A plan that cannot be carried out; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """Ids of the mask token and of the control tags.
+
+    Attributes:
+        mask: stands at an open position. eos: ends the answer. par: input switch for a planned answer, never written.
+        topic, async_, sync: open a plan entry, open a span, close a round. spad: behind the end of a span, never
+        committed.
+        lengths: ``(tokens, id)`` of every ``<len:N>``, rising. depends: ids of ``<dep:1>``, ``<dep:2>``, ...
+    """
+
+    mask: int
+    eos: int
+    par: int
+    topic: int
+    async_: int
+    sync: int
+    spad: int
+    lengths: tuple[tuple[int, int], ...]
+    depends: tuple[int, ...]
+
+    @property
+    def banned(self) -> tuple[int, ...]:
+        """Every id that is never part of a text: all of them except ``eos``."""
+        tags = (self.mask, self.par, self.topic, self.async_, self.sync, self.spad)
+        return tags + tuple(i for _, i in self.lengths) + self.depends
+
+    def length_id(self, num_tokens: int) -> int:
+        """The smallest ``<len:N>`` with N >= ``num_tokens``, or the largest there is."""
+        return next((i for n, i in self.lengths if n >= num_tokens), self.lengths[-1][1])
+
+    def length_of(self, token: int) -> int | None:
+        """N of a ``<len:N>`` id, None for any other id."""
+        return next((n for n, i in self.lengths if i == token), None)
+
+
+@dataclass(frozen=True)
+class Span:
+    """One part of a plan: ``label`` (token ids, at least one), planned ``length`` of the text behind the label in
+    tokens, and ``depends``, rising 0-based indices of earlier parts."""
+
+    label: tuple[int, ...]
+    length: int
+    depends: tuple[int, ...] = ()
+
+    @property
+    def opening(self) -> int:
+        """Rows of the forced opening: ``<async>`` and the label."""
+        return 1 + len(self.label)
+
+
+@dataclass(frozen=True)
+class PlanLimits:
+    """Caps on a plan. Lengths are in tokens; ``max_total_length`` bounds the sum of openings and planned lengths."""
+
+    max_parts: int = 16
+    max_part_length: int = 256
+    max_total_length: int = 2048
+    max_label_length: int = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of one round, in text order."""
+
+    spans: tuple[Span, ...]
+
+    def check(self, limits: PlanLimits, tokens: ControlTokens) -> Plan:
+        """The plan itself if it can be carried out, else ``PlanError``; nothing is allocated before."""
+        if not self.spans:
+            raise PlanError("a plan needs at least one part")
+        if len(self.spans) > limits.max_parts:
+            raise PlanError(f"the plan has {len(self.spans)} parts, more than max_parts={limits.max_parts}")
+        banned = {*tokens.banned, tokens.eos}
+        for number, span in enumerate(self.spans, 1):
+            if not span.label:
+                raise PlanError(f"part {number} has no label; a part needs a label of one token or more")
+            if len(span.label) > limits.max_label_length:
+                raise PlanError(
+                    f"the label of part {number} has {len(span.label)} tokens, "
+                    f"more than max_label_length={limits.max_label_length}"
+                )
+            if banned & set(span.label):
+                raise PlanError(f"the label of part {number} holds a control token; labels are ordinary text")
+            if not 1 <= span.length <= limits.max_part_length:
+                raise PlanError(
+                    f"part {number} has length {span.length}, outside 1 to max_part_length={limits.max_part_length}"
+                )
+            later = next((d + 1 for d in span.depends if not 0 <= d < number - 1), None)
+            if later is not None:
+                raise PlanError(
+                    f"part {number} depends on part {later}, which is not an earlier part; "
+                    "order the parts so that each depends on earlier ones only (Plan.sorted does it)"
+                )
+            if any(a >= b for a, b in pairwise(span.depends)):
+                raise PlanError(
+                    f"the dependencies of part {number} must rise and name a part once (Plan.sorted sorts them)"
+                )
+            if span.depends and span.depends[-1] >= len(tokens.depends):
+                raise PlanError(
+                    f"part {number} depends on part {span.depends[-1] + 1}, but there are only "
+                    f"{len(tokens.depends)} dependency tags; add tags to the vocabulary or depend on an earlier part"
+                )
+        total = sum(s.opening + s.length for s in self.spans)
+        if total > limits.max_total_length:
+            raise PlanError(f"the plan asks for {total} tokens, more than max_total_length={limits.max_total_length}")
+        return self
+
+    def sorted(self) -> Plan:
+        """The same parts in a topological order (stable: a part moves only behind what it depends on); a cycle is a
+        ``PlanError``."""
+        count = len(self.spans)
+        for number, span in enumerate(self.spans, 1):
+            if any(not 0 <= d < count for d in span.depends):
+                raise PlanError(f"part {number} depends on a part that does not exist; there are {count} parts")
+        waiting = [set(span.depends) for span in self.spans]
+        readers: list[list[int]] = [[] for _ in range(count)]
+        for i, needed in enumerate(waiting):
+            for d in needed:
+                readers[d].append(i)
+        ready = [i for i in range(count) if not waiting[i]]  # rising, so already a heap
+        order: list[int] = []
+        while ready:
+            order.append(heapq.heappop(ready))
+            for i in readers[order[-1]]:
+                waiting[i].discard(order[-1])
+                if not waiting[i]:
+                    heapq.heappush(ready, i)
+        if len(order) < count:
+            cycle = [i + 1 for i in range(count) if waiting[i]]
+            raise PlanError(f"the dependencies of parts {cycle} form a cycle; remove one of them")
+        place = {old: new for new, old in enumerate(order)}
+        depends = (tuple(sorted({place[d] for d in self.spans[i].depends})) for i in order)
+        return Plan(tuple(replace(self.spans[i], depends=d) for i, d in zip(order, depends, strict=True)))
+
+    def starts(self, plan_end: int) -> tuple[int, ...]:
+        """First position of every part: ``plan_end`` (the position behind the last plan token) plus openings and
+        planned lengths of the parts before it."""
+        return tuple(accumulate((s.opening + s.length for s in self.spans), initial=plan_end))[:-1]
+
+    def depends(self, visibility: Literal["sparse", "dag"]) -> Tensor:
+        """bool ``(parts, parts)``, reflexive and transitively closed: part s reads part t. ``sparse`` ignores the
+        dependencies."""
+        matrix = torch.eye(len(self.spans), dtype=torch.bool)
+        if visibility == "dag":
+            for s, span in enumerate(self.spans):
+                matrix[s, list(span.depends)] = True
+        return transitive_closure(matrix)
+
+
+Stage = Literal["text", "label", "length", "written"]
+
+
+@dataclass(frozen=True)
+class PlanState:
+    """Where the trunk stands in the grammar.
+
+    ``text``: outside a plan. ``label``: inside a label. ``length``: behind a ``<len:N>`` or a ``<dep:i>``. ``written``:
+    the plan is complete (``<async>`` was chosen).
+    """
+
+    stage: Stage = "text"
+    parts: tuple[Span, ...] = ()
+    label: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Tokens that the parts written so far ask for, openings included."""
+        return sum(s.opening + s.length for s in self.parts)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan written so far."""
+        return Plan(self.parts)
+
+
+@dataclass(frozen=True)
+class PlanGrammar:
+    """The grammar over token ids: advance a state, list what may follow, parse and render.
+
+    Attributes:
+        tokens: ids of the tags. vocab_size: width of the logits. limits: caps that the grammar enforces while writing.
+    """
+
+    tokens: ControlTokens
+    vocab_size: int
+    limits: PlanLimits = PlanLimits()
+    _cache: dict[tuple[object, ...], Tensor] = field(
+        default_factory=dict[tuple[object, ...], Tensor], repr=False, compare=False
+    )
+
+    def advance(self, state: PlanState, token: int) -> PlanState:
+        """The state behind ``token``; a token that the grammar does not allow is a ``PlanError``."""
+        tokens = self.tokens
+        if token == tokens.topic and state.stage in ("text", "length"):
+            if len(state.parts) >= self.limits.max_parts and state.stage == "length":
+                raise PlanError(f"more than max_parts={self.limits.max_parts} parts; raise the limit or cut the plan")
+            return PlanState("label", state.parts if state.stage == "length" else (), ())
+        if state.stage == "text" and token not in tokens.banned:
+            return state
+        if state.stage == "label":
+            length = tokens.length_of(token)
+            if length is not None and state.label:
+                return PlanState("length", (*state.parts, Span(state.label, length)), ())
+            if length is None and token not in tokens.banned and token != tokens.eos:
+                if len(state.label) >= self.limits.max_label_length:
+                    raise PlanError(
+                        f"a label is longer than max_label_length={self.limits.max_label_length} tokens; "
+                        "shorten it or raise the limit"
+                    )
+                return replace(state, label=(*state.label, token))
+        if state.stage == "length":
+            if token == tokens.async_:
+                return replace(state, stage="written")
+            if token in tokens.depends:
+                last = state.parts[-1]
+                part = tokens.depends.index(token)
+                if part < len(state.parts) - 1 and part > max(last.depends, default=-1):
+                    return replace(state, parts=(*state.parts[:-1], replace(last, depends=(*last.depends, part))))
+        raise PlanError(f"token {token} is not allowed in stage {state.stage!r} of a plan")
+
+    def choices(
+        self, state: PlanState, rounds_left: bool = True, room: int | None = None
+    ) -> tuple[bool, tuple[int, ...]]:
+        """What may follow: ``(ordinary text allowed, ids of the control tokens allowed)``.
+
+        Args:
+            state: where the trunk stands.
+            rounds_left: False forbids a further round.
+            room: tokens left in the answer, None for no bound. A part is allowed while the rest of the plan, every
+                opening and every planned length fit into it; ``<sync/>`` is not counted, an answer that ends with its
+                last part needs none.
+        """
+        tokens, limits = self.tokens, self.limits
+        shortest = tokens.lengths[0][0]
+        if state.stage == "text":
+            begin = rounds_left and limits.max_parts > 0 and self._fits(state, room, 3, 1, shortest)
+            return True, (tokens.eos, tokens.topic) if begin else (tokens.eos,)
+        if state.stage == "label":
+            label = len(state.label)
+            if label == 0:
+                return True, ()
+            fitting = tuple(i for n, i in tokens.lengths if self._fits(state, room, 1, label, n))
+            longer = label < limits.max_label_length and self._fits(state, room, 2, label + 1, shortest)
+            # Nothing fits only when the room shrank behind the grammar's back; the label must still end.
+            return longer, fitting or (tokens.lengths[0][1],)
+        if state.stage == "length":
+            named = max(state.parts[-1].depends, default=-1) + 1
+            earlier = tokens.depends[named : len(state.parts) - 1] if room is None or room > state.total else ()
+            more = len(state.parts) < limits.max_parts and self._fits(state, room, 3, 1, shortest)
+            return False, (*earlier, *((tokens.topic,) if more else ()), tokens.async_)
+        return False, ()
+
+    def _fits(self, state: PlanState, room: int | None, plan_tokens: int, label: int, length: int) -> bool:
+        """True: one more part (``label`` and ``length`` in tokens) respects the caps, and the spans and ``plan_tokens``
+        more tokens of plan fit into ``room``."""
+        total = state.total + 1 + label + length
+        if length > self.limits.max_part_length or total > self.limits.max_total_length:
+            return False
+        return room is None or plan_tokens + total <= room
+
+    def allowed(self, state: PlanState, rounds_left: bool = True, room: int | None = None) -> Tensor:
+        """bool ``(vocab,)``, True: the token may follow. The same tensor comes back for the same choices; do not
+        write into it."""
+        text, control = self.choices(state, rounds_left, room)
+        key = (text, control)
+        if key not in self._cache:
+            mask = torch.full((self.vocab_size,), text, dtype=torch.bool)
+            mask[[i for i in (*self.tokens.banned, self.tokens.eos) if i < self.vocab_size]] = False
+            mask[list(control)] = True
+            self._cache[key] = mask
+        return self._cache[key]
+
+    def parse(self, ids: Sequence[int]) -> tuple[PlanState, int]:
+        """Read trunk tokens behind ``<par>`` or ``<sync/>``: the state behind them and how many were read (up to and
+        with ``<async>``)."""
+        state = PlanState()
+        for count, token in enumerate(ids):
+            if state.stage == "written":
+                return state, count
+            state = self.advance(state, int(token))
+        return state, len(ids)
+
+    def render(self, plan: Plan) -> tuple[int, ...]:
+        """The plan as trunk tokens, from its first ``<topic>`` to its last length or dependency (``<async>`` opens
+        the first span)."""
+        ids: list[int] = []
+        for span in plan.spans:
+            ids += [self.tokens.topic, *span.label, self.tokens.length_id(span.length)]
+            ids += [self.tokens.depends[d] for d in span.depends]
+        return tuple(ids)
+
+    def opening(self, span: Span) -> tuple[int, ...]:
+        """The forced tokens that open a span: ``<async>`` and its label."""
+        return (self.tokens.async_, *span.label)

@@ -1,0 +1,104 @@
+"""From lanes to the rows of one pass, and which column of the logits belongs to what.
+
+The rows of a batch row stand at the right end of the pass: first clean rows whose logits nobody needs, then for every lane its
+last settled token, its draft and its window. So the logits of the last ``keep`` columns are all that the pass computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.core.rows import PADDING, Rows
+
+
+@dataclass(eq=False)
+class LaneRows:
+    """The rows of one lane in a pass.
+
+    Attributes:
+        canvas: its canvas. lane: the lane. line: batch row of the pass.
+        checks: columns of the pass that hold the last settled token and the draft: each predicts the next token. Empty when the
+            pass feeds no clean row of the lane. fed: settled tokens that the pass feeds.
+        opens: columns of the noisy window.
+    """
+
+    canvas: Canvas
+    lane: Lane
+    line: int
+    fed: int
+    checks: range = range(0)
+    opens: range = range(0)
+
+
+@dataclass(eq=False)
+class Pass:
+    """One pass, ready for ``Runner.run``: ``tokens`` ``(active, rows)``, ``rows`` alike, the last ``keep`` columns scored."""
+
+    tokens: Tensor
+    rows: Rows
+    keep: int
+    plain: bool
+    lanes: list[LaneRows]
+    width: int = 0
+    rejected: list[tuple[int, int]] = field(default_factory=list)
+
+    def flat(self, line: int, column: int) -> int:
+        """Place of ``(line, column)`` in the logits flattened to ``(active * keep, vocab)``."""
+        return line * self.keep + column - (self.width - self.keep)
+
+
+def build_pass(canvases: Sequence[Canvas], mask_token: int, device: torch.device) -> Pass:
+    """The rows of all lanes that run, and the last tokens of finished lanes, which ride along."""
+    silent: list[list[tuple[int, int, int]]] = []  # per batch row: (token, position, span)
+    scored: list[list[tuple[int, int, int, int, int, int]]] = []  # (token, position, span, noisy, anchor, block)
+    lanes: list[LaneRows] = []
+    offsets: list[tuple[LaneRows, int, int, int]] = []  # lane rows, first scored place, checks, opens
+    for line, canvas in enumerate(canvases):
+        quiet: list[tuple[int, int, int]] = []
+        loud: list[tuple[int, int, int, int, int, int]] = []
+        for lane in canvas.pending():
+            at = lane.start + lane.cached
+            quiet += [(token, at + i, lane.span) for i, token in enumerate(lane.pending)]
+            lanes.append(LaneRows(canvas, lane, line, len(lane.tokens) - lane.cached))
+        for number, lane in enumerate(canvas.running(), 1):
+            at, pending = lane.start + lane.cached, lane.pending
+            quiet += [(token, at + i, lane.span) for i, token in enumerate(pending[:-1])]
+            rows = LaneRows(canvas, lane, line, len(pending))
+            first = len(loud)
+            clean = pending[-1:] + lane.draft if pending else []
+            at = lane.end - 1
+            loud += [(token, at + i, lane.span, 0, 0, 0) for i, token in enumerate(clean)]
+            size, anchor = lane.open_length, lane.anchor
+            shown = lane.fills[:size] + [None] * (size - len(lane.fills))
+            loud += [
+                (mask_token if token is None else token, anchor + i, lane.span, 1, anchor, number)
+                for i, token in enumerate(shown)
+            ]
+            lane.passes += 1
+            lanes.append(rows)
+            offsets.append((rows, first, len(clean), size))
+        silent.append(quiet)
+        scored.append(loud)
+    keep = max(len(loud) for loud in scored)
+    width = max(len(q) + len(s) for q, s in zip(silent, scored, strict=True))
+    width = max(width, keep)
+    fields: list[list[list[int]]] = [[] for _ in range(6)]
+    for quiet, loud in zip(silent, scored, strict=True):
+        missing = width - len(quiet) - len(loud)
+        padding = [(mask_token if mask_token >= 0 else 0, 0, PADDING, 0, 0, 0)] * missing
+        columns = list(zip(*padding, *((*q, 0, 0, 0) for q in quiet), *loud, strict=True))
+        for values, column in zip(fields, columns, strict=True):
+            values.append(list(column))
+    tokens, position, span, noisy, anchor, block = torch.tensor(fields, device=device).unbind(0)  # (active, width)
+    for rows, first, checks, opens in offsets:
+        begin = width - len(scored[rows.line]) + first
+        rows.checks = range(begin, begin + checks)
+        rows.opens = range(begin + checks, begin + checks + opens)
+    sizes = {len(q) + len(s) for q, s in zip(silent, scored, strict=True)}
+    plain = len(sizes) == 1 and all(len(c.lanes) == 1 for c in canvases) and not any(r.opens for r in lanes)
+    return Pass(tokens, Rows(position, span, noisy.bool(), anchor, block), keep, plain, lanes, width)

@@ -1,0 +1,288 @@
+"""Planned diffusion: an autoregressive plan names the parts and their lengths, then all parts are written at once.
+
+Source: Israel et al., "Planned Diffusion", 2025, section 3; lanes that finish at their own time as in Jin et al., "Learning to
+Keep a Promise" (PASTA), 2025. Ours: lengths are tokens of their own, parts may depend on earlier parts, text may stand before,
+between and behind rounds, a part may outgrow its plan, and by default every drafted token is checked by the clean rows of
+the next pass, so that the text equals ``span_decoding="autoregressive"``.
+
+The trunk is a chain of lanes, one per segment: the prompt with the switch ``<par>``, and each ``<sync/>`` with what follows it.
+Between two segments stand the lanes of a round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hf_hybrid.config import PlannedDiffusionSettings
+from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanState
+from hf_hybrid.decoding.output import SpanReport
+from hf_hybrid.decoding.strategy import Context, DecodingError, Strategy
+
+
+class PlannedDiffusion(Strategy):
+    """Rounds of a plan and its spans on one trunk."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        settings, control = context.call.settings, context.call.control
+        assert isinstance(settings, PlannedDiffusionSettings)
+        if control is None:
+            raise DecodingError(
+                "planned_diffusion needs control tokens, and the model has none; add them with "
+                "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
+            )
+        diffusing = settings.span_decoding == "diffusion"
+        if settings.commit == "block" and settings.verify_spans and diffusing and settings.visibility != "dense":
+            raise DecodingError("commit='block' keeps a block noisy, so nothing can be checked; add verify_spans=False")
+        self.settings = settings
+        self.control: ControlTokens = control
+        self.grammar = PlanGrammar(control, context.vocab_size, settings.limits)
+        self.given = self._check_plans(context.call.plan)
+        self.window = settings.window_length if diffusing else 0
+        self.states: dict[Lane, PlanState] = {}
+        self.rounds: dict[int, list[tuple[Plan, list[Lane]]]] = {}
+        self.in_span = tuple({*control.banned, *context.ends} - {control.spad})
+        self.in_canvas = (control.mask, control.par, control.sync)
+
+    # The trunk.
+
+    def begin(self, canvas: Canvas, line: int) -> None:
+        """The prompt and the switch, and an optimistic first ``<topic>``."""
+        self.rounds[canvas.row] = []
+        shortest = self.control.lengths[0][0]
+        span = canvas.new_span()
+        limit = len(canvas.prompt) + canvas.budget
+        if not self.given and canvas.budget < shortest + 8:
+            trunk = Lane("trunk", span, 0, list(canvas.prompt), limit=limit)
+            self.reports[canvas.row].fallbacks.append("no plan: max_new_tokens leaves no room for a part")
+            self.states[trunk] = PlanState()
+            canvas.lanes.append(trunk)
+            return
+        first = len(canvas.prompt)
+        trunk = Lane("trunk", span, 0, [*canvas.prompt, self.control.par], limit=limit, hidden=[(first, first + 1)])
+        canvas.lanes.append(trunk)
+        self._open_segment(canvas, trunk, line)
+
+    def _open_segment(self, canvas: Canvas, trunk: Lane, line: int) -> None:
+        """A new trunk segment: with a given plan its tokens are forced, else the model writes."""
+        self.states[trunk] = PlanState()
+        number = len(self.rounds[canvas.row])
+        if number < len(self.given):
+            plan = self.given[number]
+            needed = sum(s.opening + s.length for s in plan.spans) + len(self.grammar.render(plan))
+            if needed > canvas.budget - canvas.num_new:
+                raise DecodingError(
+                    f"the given plan needs {needed} tokens and max_new_tokens leaves {canvas.budget - canvas.num_new}; raise it"
+                )
+            forced = list(self.grammar.render(plan))
+            trunk.hidden.append((len(trunk.tokens), len(trunk.tokens) + len(forced)))
+            trunk.tokens += forced
+            trunk.finish("end")
+            self._start_round(canvas, trunk, plan, line)
+            return
+        trunk.window = self.settings.plan_window
+        trunk.draft = self.draft(canvas, trunk, [])
+
+    def allowed(self, canvas: Canvas, lane: Lane, draft: list[int]) -> list[Tensor | None]:
+        """The plan grammar behind every trunk token, settled or drafted; spans are free but for ``forbidden``."""
+        if lane.kind != "trunk":
+            return [None] * (1 + len(draft))
+        state, masks = self.states[lane], []
+        for token in (*draft, None):
+            masks.append(self.grammar.allowed(state, self._rounds_left(canvas), self._room(canvas, len(masks))))
+            if token is not None:
+                state = self.grammar.advance(state, token)
+        return masks
+
+    def forbidden(self, lane: Lane) -> tuple[int, ...]:
+        """Spans hold text and end in ``<spad>``; windows over the trunk may propose a plan."""
+        if lane.kind == "trunk":
+            return self.in_canvas if lane.window else ()
+        return self.in_span
+
+    def terminators(self, lane: Lane) -> dict[int, bool]:
+        """A span ends with its first ``<spad>``, a plan with ``<async>`` (the opening of the first span), the answer with ``eos``."""
+        if lane.kind == "trunk":
+            return {**super().terminators(lane), self.control.async_: False}
+        return {self.control.spad: False}
+
+    def draft(self, canvas: Canvas, lane: Lane, proposed: list[int]) -> list[int]:
+        """Proposals as far as the grammar allows them; without any, an optimistic ``<topic>`` where one may follow."""
+        drafted = super().draft(canvas, lane, proposed)
+        if lane.kind != "trunk":
+            return drafted
+        state, legal = self.states[lane], []
+        for token in drafted:
+            text, control = self.grammar.choices(state, self._rounds_left(canvas), self._room(canvas, len(legal)))
+            special = token in self.control.banned or token in self.context.ends
+            if not (token in control if special else text):
+                break
+            legal.append(token)
+            state = self.grammar.advance(state, token)
+        if not legal and (self.states[lane].stage == "length" or self._fresh(canvas, lane)):
+            _, control = self.grammar.choices(self.states[lane], self._rounds_left(canvas), self._room(canvas, 0))
+            legal = [self.control.topic] if self.control.topic in control else []
+        return legal
+
+    def settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
+        """Follow the grammar on the trunk, report finished spans, and start what comes next."""
+        if lane.kind == "trunk":
+            self._trunk_settled(canvas, lane, tokens, line)
+        elif lane.done:
+            if lane.kind == "canvas":
+                self._split_canvas(canvas, lane)
+            self._span_finished(canvas, line)
+
+    def _trunk_settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
+        state = self.states[lane]
+        for number, token in enumerate(tokens, len(lane.tokens) - len(tokens)):
+            if token == self.control.topic and state.stage == "text":
+                lane.hidden.append((number, 1 << 40))
+            if token not in self.context.ends:
+                state = self.grammar.advance(state, token)
+        while not lane.done:  # where the grammar leaves one choice, no pass is spent
+            text, control = self.grammar.choices(state, self._rounds_left(canvas), self._room(canvas, 0))
+            if text or len(control) != 1:
+                break
+            lane.settle(control, self.terminators(lane))
+            state = state if lane.done else self.grammar.advance(state, control[0])
+        self.states[lane] = state
+        if not lane.done:
+            return
+        if lane.reason == "end" and state.stage == "length":
+            self._start_round(canvas, lane, state.plan, line)
+        else:
+            canvas.finished = True
+
+    # Rounds.
+
+    def _start_round(self, canvas: Canvas, trunk: Lane, plan: Plan, line: int) -> None:
+        """Lanes for the parts of ``plan``; every part gets its planned length and, while the budget lasts, room to outgrow it."""
+        settings, control = self.settings, self.control
+        self.reports[canvas.row].plans.append(plan)
+        before = list(range(canvas.num_spans))
+        if settings.visibility == "dense":
+            self.rounds[canvas.row].append((plan, [self._dense_lane(canvas, trunk, plan, before, line)]))
+            return
+        spare = canvas.budget - canvas.num_new - sum(s.opening + s.length for s in plan.spans) - 2
+        lanes: list[Lane] = []
+        related = plan.depends(settings.visibility)
+        first = canvas.num_spans
+        for number, (span, start) in enumerate(zip(plan.spans, plan.starts(trunk.end), strict=True)):
+            more = max(0, min(math.ceil(span.length * settings.max_span_extension) - span.length, spare))
+            spare -= more
+            lane = Lane("span", canvas.new_span(), start, [control.async_, *span.label])
+            lane.opening, lane.hidden, lane.part, lane.planned = span.opening, [(0, 1)], number, span.length
+            lane.limit = span.opening + span.length + more
+            lane.window, lane.verified = self.window, settings.verify_spans
+            reads = [int(k) for k in related[number].nonzero().flatten() if int(k) != number]
+            lane.depends = tuple(lanes[k] for k in reads)
+            self.runner.relate(line, lane.span, [*before, *(first + k for k in reads)])
+            lanes.append(lane)
+        canvas.lanes += lanes
+        self.rounds[canvas.row].append((plan, lanes))
+
+    def _dense_lane(self, canvas: Canvas, trunk: Lane, plan: Plan, before: list[int], line: int) -> Lane:
+        """The whole round as one block; openings are given, everything else is open."""
+        lane = Lane("canvas", canvas.new_span(), trunk.end, [], verified=False)
+        for span in plan.spans:
+            lane.fills += [*self.grammar.opening(span), *[None] * span.length]
+        lane.window = lane.limit = len(lane.fills)
+        self.runner.relate(line, lane.span, before)
+        canvas.lanes.append(lane)
+        return lane
+
+    def close(self, lane: Lane, fills: list[int | None]) -> list[int | None]:
+        """In a dense round ``<spad>`` closes the rest of its part alone."""
+        if lane.kind != "canvas":
+            return super().close(lane, fills)
+        closed: list[int | None] = []
+        ended = False
+        for token in fills:
+            ended = token == self.control.spad or (ended and token != self.control.async_)
+            closed.append(self.control.spad if ended else token)
+        return closed
+
+    def _split_canvas(self, canvas: Canvas, lane: Lane) -> None:
+        """A filled dense round becomes one finished lane per part, which then ride into the cache as clean rows of one span."""
+        plan, lanes = self.rounds[canvas.row][-1]
+        at = canvas.lanes.index(lane)
+        lanes.clear()
+        for number, (span, start) in enumerate(zip(plan.spans, plan.starts(lane.start), strict=True)):
+            begin = start - lane.start
+            body = lane.tokens[begin + span.opening : begin + span.opening + span.length]
+            body = body[: body.index(self.control.spad)] if self.control.spad in body else body
+            part = Lane("span", lane.span, start, [*self.grammar.opening(span), *body], hidden=[(0, 1)], part=number)
+            part.opening, part.planned, part.passes = span.opening, span.length, lane.passes
+            part.finish("end" if len(body) < span.length else "limit")
+            lanes.append(part)
+        canvas.lanes[at : at + 1] = lanes
+
+    def _span_finished(self, canvas: Canvas, line: int) -> None:
+        """When the whole round stands, report it and open the next trunk segment with ``<sync/>``."""
+        plan, lanes = self.rounds[canvas.row][-1]
+        if not all(lane.done for lane in lanes):
+            return
+        number = len(self.rounds[canvas.row])
+        report = self.reports[canvas.row]
+        for span, lane in zip(plan.spans, lanes, strict=True):
+            text = lane.tokens[lane.opening :]
+            extended = len(text) > span.length
+            report.spans.append(
+                SpanReport(
+                    number, lane.part or 0, span.label, span.depends, span.length, text, lane.passes, extended, lane.reason
+                )
+            )
+            name = f"part {(lane.part or 0) + 1} of round {number}"
+            if extended:
+                report.fallbacks.append(f"{name} was extended from {span.length} to {len(text)} tokens")
+            if lane.reason == "limit":
+                report.fallbacks.append(f"{name} was cut at {len(text)} tokens")
+        if canvas.num_new >= canvas.budget:
+            canvas.finished = True
+            return
+        before = list(range(canvas.num_spans))
+        sync = Lane("trunk", canvas.new_span(), canvas.end, [self.control.sync], hidden=[(0, 1)])
+        sync.limit = canvas.budget - canvas.num_new
+        self.runner.relate(line, sync.span, before)
+        canvas.lanes.append(sync)
+        self._open_segment(canvas, sync, line)
+
+    def stage(self, canvas: Canvas) -> str:
+        """``spans`` while parts run, ``plan`` while the trunk plans, else ``text``."""
+        last = canvas.lanes[-1]
+        if last.kind != "trunk":
+            return "spans"
+        return "text" if self.states[last].stage == "text" and self.rounds[canvas.row] else "plan"
+
+    # Bounds.
+
+    def _rounds_left(self, canvas: Canvas) -> bool:
+        return not self.given and len(self.rounds[canvas.row]) < self.settings.max_rounds
+
+    def _room(self, canvas: Canvas, drafted: int) -> int:
+        return canvas.budget - canvas.num_new - drafted
+
+    def _fresh(self, canvas: Canvas, lane: Lane) -> bool:
+        """True: nothing was written behind the switch or ``<sync/>`` that opened the segment."""
+        return lane.tokens[-1] in (self.control.par, self.control.sync) and self.states[lane].stage == "text"
+
+    def _check_plans(self, plans: Plan | Sequence[Plan] | None) -> tuple[Plan, ...]:
+        if plans is None:
+            return ()
+        given = (plans,) if isinstance(plans, Plan) else tuple(plans)
+        if not given or not all(isinstance(plan, Plan) for plan in given):
+            raise DecodingError("plan= takes a hf_hybrid.Plan, or one per round")
+        if len(given) > self.settings.max_rounds:
+            raise DecodingError(f"{len(given)} plans are more than max_rounds={self.settings.max_rounds}")
+        known = {length for length, _ in self.control.lengths}
+        for plan in given:
+            plan.check(self.settings.limits, self.control)
+            odd = [span.length for span in plan.spans if span.length > max(known)]
+            if odd:
+                raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({max(known)})")
+        return given

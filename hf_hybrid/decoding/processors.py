@@ -1,0 +1,296 @@
+"""Logits processors: the plan grammar as one, and the host's list split for rows that are written in parallel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation import logits_process
+
+from hf_hybrid.core.plan import Plan, PlanError, PlanGrammar, PlanState
+
+
+class ProcessorError(ValueError):
+    """A logits processor that cannot do its work here; the message says what to change."""
+
+
+class _Row(NamedTuple):
+    """What was read of one row. ``then``: what limits its next token, the grammar, ``eos`` alone, or nothing."""
+
+    state: PlanState
+    then: Literal["grammar", "eos", "anything"]
+
+
+_START = _Row(PlanState(), "grammar")
+
+
+class PlanLogitsProcessor(LogitsProcessor):
+    """Makes the host's own ``generate()`` write ``text? plan <async> eos`` or ``text eos``, within the grammar's caps.
+
+    Once the plan is complete only ``eos`` is left, for the host writes no spans in parallel; ``read_plan`` reads the
+    plan back. Needs nothing but the host::
+
+        processor = PlanLogitsProcessor(PlanGrammar(tokens, model.config.vocab_size), ids.shape[1], max_new_tokens=200)
+        out = model.generate(ids, max_new_tokens=200, logits_processor=LogitsProcessorList([processor]))
+        plan = PlanLogitsProcessor.read_plan(out[0], processor.grammar, ids.shape[1])
+
+    ``ids`` end with ``<par>``. Where other processors ban everything that the grammar allows (``min_new_tokens`` bans
+    ``eos``), the grammar wins. A call advances the grammar over the new tokens only, whatever order the rows come in
+    (beams); a prefix that it has not seen is read anew.
+
+    Args:
+        grammar: tags, width of the logits and caps.
+        prompt_length: positions of the prompt, padding included; what stands there is never read as a tag.
+        max_rounds: 0 forbids a plan; more than one means one, the answer ends with its first plan.
+        max_new_tokens: the ``max_new_tokens`` of the call: a plan is opened only if it and its parts fit, and the last
+            token is an ``eos``. None: no bound, and the host may cut a plan off.
+
+    Raises:
+        ProcessorError: a negative ``prompt_length``; when called, ids shorter than the prompt or logits of another
+            width than the grammar's.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(
+        self,
+        grammar: PlanGrammar,
+        prompt_length: int,
+        *,
+        max_rounds: int = 1,
+        max_new_tokens: int | None = None,
+    ):
+        if prompt_length < 0:
+            raise ProcessorError(f"prompt_length={prompt_length} must not be negative; pass input_ids.shape[1]")
+        self.grammar, self.prompt_length = grammar, prompt_length
+        self.max_rounds, self.max_new_tokens = max_rounds, max_new_tokens
+        self._rows: list[_Row] = []
+        self._known: dict[tuple[int, ...], _Row] = {}  # new tokens of a row of the last call -> what was read
+        self._anything = torch.ones(grammar.vocab_size, dtype=torch.bool)  # (vocab,), True: may follow
+        self._end = torch.zeros(grammar.vocab_size, dtype=torch.bool)  # (vocab,), True: may follow
+        self._end[grammar.tokens.eos] = True
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores ``(batch, vocab)`` with ``-inf`` for what may not follow ``input_ids`` ``(batch, length)``."""
+        if input_ids.shape[1] < self.prompt_length:
+            raise ProcessorError(
+                f"{input_ids.shape[1]} ids, fewer than prompt_length={self.prompt_length}; "
+                "make a new PlanLogitsProcessor for every prompt length"
+            )
+        if scores.shape[1] != self.grammar.vocab_size:
+            raise ProcessorError(
+                f"the logits are {scores.shape[1]} wide and the grammar {self.grammar.vocab_size}; "
+                "build PlanGrammar with vocab_size=model.config.vocab_size"
+            )
+        new = [tuple(ids) for ids in input_ids[:, self.prompt_length :].tolist()]
+        self._rows = [self._read(ids) for ids in new]
+        self._known = dict(zip(new, self._rows, strict=True))
+        room = None if self.max_new_tokens is None else self.max_new_tokens - (input_ids.shape[1] - self.prompt_length)
+        allowed = torch.stack([self._allowed(row, room) for row in self._rows]).to(scores.device)  # (batch, vocab)
+        left = scores.masked_fill(~allowed, -torch.inf)
+        barred = (left.amax(dim=-1, keepdim=True) == -torch.inf) & allowed  # True: others banned all that may follow
+        return left.masked_fill(barred, 0.0)
+
+    def state(self, row: int) -> PlanState:
+        """Where ``row`` of the last call stood, one token before the end of what ``generate()`` returned."""
+        return self._rows[row].state
+
+    @staticmethod
+    def read_plan(ids: Sequence[int] | Tensor, grammar: PlanGrammar, prompt_length: int) -> Plan | None:
+        """The first plan in ``ids`` ``(length,)`` behind the prompt; None: no complete plan that the grammar reads."""
+        new = [int(token) for token in ids[prompt_length:]]
+        end = new.index(grammar.tokens.eos) if grammar.tokens.eos in new else len(new)
+        try:
+            state, _ = grammar.parse(new[:end])
+        except PlanError:
+            return None
+        return state.plan if state.stage == "written" else None
+
+    def _read(self, ids: tuple[int, ...]) -> _Row:
+        known = next((n for n in (len(ids), len(ids) - 1) if ids[:n] in self._known), 0)
+        row = self._known[ids[:known]] if known else _START
+        for token in ids[known:]:
+            row = self._advance(row, token)
+        return row
+
+    def _advance(self, row: _Row, token: int) -> _Row:
+        if token == self.grammar.tokens.eos or row.then == "anything":
+            return row._replace(then="anything")
+        if row.then == "eos":
+            return row
+        try:
+            state = self.grammar.advance(row.state, token)
+        except PlanError:
+            # Beams of probability zero hold such tokens, and so does a row in which another processor had its way.
+            return row._replace(then="eos")
+        return _Row(state, "eos" if state.stage == "written" else "grammar")
+
+    def _allowed(self, row: _Row, room: int | None) -> Tensor:
+        """bool ``(vocab,)``, True: may follow."""
+        if row.then == "anything":
+            return self._anything
+        if row.then == "eos" or (row.state.stage == "text" and room is not None and room <= 1):
+            return self._end
+        return self.grammar.allowed(row.state, self.max_rounds > 0, room)
+
+
+_LENGTH_ONLY = ("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor")
+_PREFIX_FREE = (
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "TopHLogitsWarper",
+    "MinPLogitsWarper",
+    "TypicalLogitsWarper",
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
+    "SuppressTokensLogitsProcessor",
+    "InfNanRemoveLogitsProcessor",
+    "LogitNormalization",
+)
+_BIASES = ("SequenceBiasLogitsProcessor", "NoBadWordsLogitsProcessor")
+
+
+def _is(processor: object, *names: str) -> bool:
+    """True: exactly one of these classes of the host; what a subclass reads is not known. Not every version has all."""
+    return any(type(processor) is getattr(logits_process, name, None) for name in names)
+
+
+def _prefix_free(processor: Any) -> bool:
+    """True: reads the scores alone, each row by itself."""
+    if _is(processor, *_BIASES):
+        return all(len(sequence) == 1 for sequence in processor.sequence_bias)
+    return _is(processor, *_PREFIX_FREE)
+
+
+def _lifts_bans(processor: Any) -> bool:
+    """True: may turn ``-inf`` into a large negative number."""
+    if _is(processor, "InfNanRemoveLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor"):
+        return True
+    return _is(processor, *_PREFIX_FREE) and getattr(processor, "filter_value", -torch.inf) != -torch.inf
+
+
+class Processors:
+    """The host's list of logits processors, for rows of which several are written at once.
+
+    Whatever its class, an id that comes in as ``-inf`` is only let in again by a processor that forces a token.
+
+    Args:
+        host: what the host hands to a decoding loop; the order is kept.
+        verified: False: positions are settled without a true prefix (unverified diffusion).
+        prompt_length: positions of the host's prompt, padding included.
+        rows_per_prompt: the call's ``num_return_sequences``.
+
+    Attributes:
+        min_new_tokens: new tokens before ``eos`` may be written. The processors that say so are in neither method below:
+            they need the length alone, so the strategy bans ``eos`` itself.
+        needs_prefix: True: at least one processor reads the tokens before the one it scores. Every class does that is
+            not known to do without.
+        trivial: True: nothing to do, ``min_new_tokens`` included.
+
+    Raises:
+        ProcessorError: a processor that needs a prefix without ``verified``.
+    """
+
+    def __init__(
+        self,
+        host: LogitsProcessorList | None,
+        *,
+        verified: bool,
+        prompt_length: int,
+        rows_per_prompt: int = 1,
+    ):
+        every: list[Any] = list(host or ())
+        self._all = [p for p in every if not _is(p, *_LENGTH_ONLY)]
+        self._free = [p for p in self._all if _prefix_free(p)]
+        self._rows_per_prompt = rows_per_prompt
+        self._lists: dict[tuple[int, int], list[Any]] = {}
+        self.min_new_tokens: int = max(
+            [0, *(_min_new_tokens(p, prompt_length) for p in every if _is(p, *_LENGTH_ONLY))]
+        )
+        self.needs_prefix: bool = len(self._free) < len(self._all)
+        self.trivial: bool = not self._all and self.min_new_tokens == 0
+        if self.needs_prefix and not verified:
+            names = ", ".join(dict.fromkeys(_name(p) for p in self._all if not _prefix_free(p)))
+            raise ProcessorError(
+                f"{names}: needs the text before every token, which unverified diffusion does not have; use "
+                "verify_spans=True (planned_diffusion) or strategy='autoregressive', or drop the processor"
+            )
+
+    def batched(self, scores: Tensor) -> Tensor:
+        """Scores ``(n, vocab)`` behind the processors that read the scores alone; ``n`` rows of any position."""
+        ids = torch.empty((len(scores), 0), dtype=torch.long, device=scores.device)  # (n, 0), nobody reads it
+        return _apply(self._free, ids, scores)
+
+    def in_order(self, prefix: Tensor, scores: Tensor, row: int = 0, lane: int = 0) -> Tensor:
+        """Scores ``(1, vocab)`` behind the whole list, as the host would have them for this row of its batch.
+
+        To be called once per emitted token, from left to right: some processors count their calls.
+
+        Args:
+            prefix: ids ``(1, length)`` as the host holds them, so with the padding on the left: penalties skip it by
+                its length, and forced and suppressed tokens count it.
+            scores: ``(1, vocab)``.
+            row: of the host's batch; processors that know its rows are narrowed to this one.
+            lane: separates texts of one row that grow at the same time, for processors that remember the last call.
+        """
+        key = (row, lane)
+        if key not in self._lists:
+            prompt = row // self._rows_per_prompt
+            self._lists[key] = [_for_row(processor, row, prompt) for processor in self._all]
+        return _apply(self._lists[key], prefix, scores)
+
+
+def _apply(processors: Sequence[Callable[[Any, Any], Tensor]], ids: Tensor, scores: Tensor) -> Tensor:
+    given = scores
+    for processor in processors:
+        before, scores = scores, processor(ids, scores)
+        if _lifts_bans(processor):
+            # Only what is still banned: a token that was forced in between stays.
+            scores = scores.masked_fill((given == -torch.inf) & (before == -torch.inf), -torch.inf)
+    return scores
+
+
+def _min_new_tokens(processor: Any, prompt_length: int) -> int:
+    if _is(processor, "MinLengthLogitsProcessor"):
+        return processor.min_length - prompt_length
+    return processor.prompt_length_to_skip + processor.min_new_tokens - prompt_length
+
+
+def _name(processor: object) -> str:
+    """Class of a processor, or the name of a function that serves as one."""
+    return getattr(processor, "__name__", type(processor).__name__)
+
+
+def _for_row(processor: Any, row: int, prompt: int) -> Any:
+    """``processor`` for one row alone: what the host's classes know about the rows of their batch, or remember of the
+    last call, cut down to ``row`` and its ``prompt``. A class that we do not know is shared."""
+    prompts = slice(prompt, prompt + 1)
+    if _is(processor, "RepetitionPenaltyLogitsProcessor"):
+        ignored = getattr(processor, "prompt_ignore_length", None)  # int, None or the padding of every row (batch,)
+        return _with(processor, prompt_ignore_length=ignored[row : row + 1]) if isinstance(ignored, Tensor) else processor
+    if _is(processor, "EncoderRepetitionPenaltyLogitsProcessor"):
+        return _with(processor, encoder_input_ids=processor.encoder_input_ids[prompts])
+    if _is(processor, "EncoderNoRepeatNGramLogitsProcessor"):
+        return _with(processor, batch_size=1, generated_ngrams=processor.generated_ngrams[prompts])
+    if _is(processor, "PrefixConstrainedLogitsProcessor"):
+        allowed = processor._prefix_allowed_tokens_fn
+        return _with(processor, _prefix_allowed_tokens_fn=lambda _, ids: allowed(row, ids))
+    if _is(processor, "UnbatchedClassifierFreeGuidanceLogitsProcessor"):
+        context = processor.unconditional_context.items()
+        own = {name: value[prompts] if isinstance(value, Tensor) else value for name, value in context}
+        return _with(processor, unconditional_context=own)
+    if _is(processor, "SynthIDTextWatermarkLogitsProcessor"):
+        return _with(processor, state=None)
+    return processor
+
+
+def _with(processor: Any, **attributes: Any) -> Any:
+    changed = copy.copy(processor)
+    for name, value in attributes.items():
+        setattr(changed, name, value)
+    return changed

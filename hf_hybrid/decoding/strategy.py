@@ -1,0 +1,335 @@
+"""Strategy: the one loop under every way of writing. Propose, then settle.
+
+A pass carries clean rows (settled tokens on their way into the cache, and drafts on trial) and noisy rows (open positions).
+The clean rows' logits check the drafts and give the first open position in autoregressive quality; the noisy rows propose the
+rest. What a lane may write, when it ends and what follows is left to the subclass.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_hybrid.config import DiffusionSettings, Settings
+from hf_hybrid.core.acceptance import keyed_noise
+from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.core.plan import ControlTokens, Plan
+from hf_hybrid.decoding.denoise import Window, propose
+from hf_hybrid.decoding.output import GenerationReport
+from hf_hybrid.decoding.passes import LaneRows, Pass, build_pass
+from hf_hybrid.decoding.processors import Processors
+from hf_hybrid.decoding.verify import check_in_order, check_lane
+from hf_hybrid.models.runner import Runner
+
+
+class DecodingError(ValueError):
+    """A call that cannot be decoded; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the host drops on the way to a decoding callable, bound before.
+
+    Attributes:
+        strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
+        plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model has none.
+    """
+
+    strategy: str
+    settings: Settings
+    streamer: Any = None
+    tokenizer: Any = None
+    plan: Plan | Sequence[Plan] | None = None
+    control: ControlTokens | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a strategy works with, for the length of one call.
+
+    Attributes:
+        runner: runs the passes. call: settings and partners. processors: the host's logits processors. sampling: False: greedy.
+        ends: ids that end an answer. min_new_tokens: tokens before ``ends`` are allowed. vocab_size: width of the logits.
+    """
+
+    runner: Runner
+    call: Call
+    processors: Processors
+    sampling: bool
+    ends: frozenset[int]
+    min_new_tokens: int
+    vocab_size: int
+
+
+class Strategy(ABC):
+    """Advances the canvases of a batch pass by pass. Subclasses fill the holes and are never subclassed."""
+
+    def __init__(self, context: Context):
+        self.context, self.runner = context, context.runner
+        self.reports: dict[int, GenerationReport] = {}
+        self._table: Tensor | None = None
+
+    # The holes.
+
+    @abstractmethod
+    def begin(self, canvas: Canvas, line: int) -> None:
+        """Set up the first lanes of ``canvas``, which is batch row ``line`` of the Runner."""
+
+    @abstractmethod
+    def settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
+        """``tokens`` were just appended to ``lane`` (none when it only ended); start what follows."""
+
+    @abstractmethod
+    def stage(self, canvas: Canvas) -> str:
+        """Name of the stage that the canvas is in: ``text``, ``plan`` or ``spans``."""
+
+    def allowed(self, canvas: Canvas, lane: Lane, draft: list[int]) -> list[Tensor | None]:
+        """For each row behind the last settled token and behind each drafted one: bool ``(vocab,)``, True: may follow; None: no
+        constraint beyond ``forbidden``."""
+        return [None] * (1 + len(draft))
+
+    def forbidden(self, lane: Lane) -> tuple[int, ...]:
+        """Ids that no row of ``lane`` may write."""
+        return ()
+
+    def terminators(self, lane: Lane) -> dict[int, bool]:
+        """What ends ``lane``: id -> True: a token of the text."""
+        return dict.fromkeys(self.context.ends, True)
+
+    def draft(self, canvas: Canvas, lane: Lane, proposed: list[int]) -> list[int]:
+        """The part of ``proposed`` (which follows the settled tokens) that is worth a trial."""
+        ends = self.terminators(lane)
+        stop = next((i for i, token in enumerate(proposed) if token in ends), len(proposed))
+        return proposed[: min(stop, max(lane.limit - len(lane.tokens), 0))]
+
+    # The loop.
+
+    @property
+    def window_settings(self) -> DiffusionSettings | None:
+        """The settings of noisy windows, None for a strategy without them."""
+        settings = self.context.call.settings
+        return settings if isinstance(settings, DiffusionSettings) else None
+
+    @property
+    def mask_token(self) -> int:
+        """Id that stands at open positions; 0 for a model without one, which then has no open positions."""
+        control = self.context.call.control
+        return control.mask if control is not None else 0
+
+    def advance(self, canvases: list[Canvas]) -> None:
+        """One pass over all lanes of ``canvases``, which are the active batch rows of the Runner, and what it settles."""
+        started = time.perf_counter()
+        stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
+        batch = build_pass(canvases, self.mask_token, self.runner.device)
+        logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain)  # (active, keep, vocab)
+        flat = logits.reshape(-1, logits.shape[-1])  # (active * keep, vocab)
+        self._constrain(flat, batch)
+        raw = flat.clone() if self.context.processors.needs_prefix else flat
+        flat = self.context.processors.batched(flat)
+        noise = self._noise(flat, batch)
+        chosen, tokens, windows = self._choose(flat, batch, noise)
+        for rows in batch.lanes:
+            if not rows.lane.done:
+                self._settle(rows, batch, raw, noise, tokens, windows)
+            else:
+                rows.lane.cached += rows.fed
+        self._commit(batch)
+        seconds = time.perf_counter() - started
+        for canvas, stage in zip(canvases, stages, strict=True):
+            canvas.num_forwards += 1
+            spent = self.reports[canvas.row].seconds
+            spent[stage] = spent.get(stage, 0.0) + seconds
+
+    def _constrain(self, flat: Tensor, batch: Pass) -> None:
+        """Ban, in place, what a lane may not write."""
+        bans: dict[tuple[int, ...], list[int]] = {}
+        for rows in batch.lanes:
+            lane = rows.lane
+            if lane.done:
+                continue
+            columns = [*rows.checks, *rows.opens]
+            ids = self.forbidden(lane)
+            if ids:
+                bans.setdefault(ids, []).extend(batch.flat(rows.line, c) for c in columns)
+            if rows.checks:
+                for column, mask in zip(rows.checks, self.allowed(rows.canvas, lane, lane.draft), strict=True):
+                    if mask is not None:
+                        flat[batch.flat(rows.line, column)].masked_fill_(~mask.to(flat.device), float("-inf"))
+            short = self.context.min_new_tokens - rows.canvas.num_new
+            if short > 0:
+                early = [batch.flat(rows.line, c) for i, c in enumerate(columns) if i < short]
+                bans.setdefault(tuple(sorted(self.context.ends)), []).extend(early)
+        for ids, places in bans.items():
+            if not ids or not places:
+                continue
+            if len(places) == len(flat):
+                flat[:, list(ids)] = float("-inf")
+            else:
+                where = torch.tensor(places, device=flat.device).unsqueeze(1)  # (places, 1)
+                flat[where, torch.tensor(ids, device=flat.device)] = float("-inf")
+
+    def _noise(self, flat: Tensor, batch: Pass) -> Tensor | None:
+        """Gumbel noise ``(active * keep, vocab)`` keyed by seed, span and the position that a row predicts; None when greedy."""
+        if not self.context.sampling:
+            return None
+        noise = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
+        for rows in batch.lanes:
+            if rows.lane.done:
+                continue
+            lane = rows.lane
+            # A clean row predicts the position behind it, a noisy row its own: checks and window line up.
+            at = [lane.end + i for i in range(len(rows.checks))] + [lane.anchor + i for i in range(len(rows.opens))]
+            columns = [batch.flat(rows.line, c) for c in (*rows.checks, *rows.opens)]
+            if columns:
+                keys = [(lane.span << 32) + position for position in at]
+                noise[columns] = keyed_noise(rows.canvas.seed, keys, flat.shape[-1], flat.device)
+        return noise
+
+    def _choose(
+        self, flat: Tensor, batch: Pass, noise: Tensor | None
+    ) -> tuple[Tensor, list[int], dict[LaneRows, Window]]:
+        """The token of every row, and what the windows propose; one transfer to the host."""
+        value, chosen = (flat if noise is None else flat + noise).max(dim=-1)  # (active * keep,)
+        open_lanes = [rows for rows in batch.lanes if rows.opens]
+        pack = [chosen.double(), value.double()]
+        settings = self.window_settings
+        proposal = None
+        if open_lanes and settings is not None:
+            proposal = propose(flat, chosen, batch, open_lanes, settings)
+            pack += [proposal.score.flatten().double(), proposal.settled.flatten().double()]
+        numbers: list[float] = torch.cat(pack).tolist()
+        count = len(chosen)
+        tokens = [int(number) for number in numbers[:count]]
+        if any(number != number for number in numbers[count : 2 * count]):
+            raise DecodingError(
+                "the model gave NaN logits; check the weights and the dtype (float16 overflows easily: try bfloat16 or float32)"
+            )
+        windows: dict[LaneRows, Window] = {}
+        if proposal is not None:
+            width, rest = proposal.score.shape[1], numbers[2 * count :]
+            half = len(rest) // 2
+            for number, rows in enumerate(open_lanes):
+                size, at = len(rows.opens), number * width
+                places = [batch.flat(rows.line, c) for c in rows.opens]
+                windows[rows] = Window(
+                    [tokens[p] for p in places],
+                    rest[at : at + size],
+                    [bool(x) for x in rest[half + at : half + at + size]],
+                )
+        return chosen, tokens, windows
+
+    def _settle(
+        self,
+        rows: LaneRows,
+        batch: Pass,
+        raw: Tensor,
+        noise: Tensor | None,
+        tokens: list[int],
+        windows: dict[LaneRows, Window],
+    ) -> None:
+        """What the pass settles in one lane."""
+        lane, canvas = rows.lane, rows.canvas
+        ends = self.terminators(lane)
+        checked = [tokens[batch.flat(rows.line, c)] for c in rows.checks]
+        if rows.checks and self.context.processors.needs_prefix:
+            places = [batch.flat(rows.line, c) for c in rows.checks]
+            prefix = prefix_of(canvas, lane)
+            drawn = None if noise is None else noise[places]
+            process = partial(self.context.processors.in_order, row=canvas.row, lane=lane.span)
+            checked = check_in_order(raw[places], drawn, prefix, lane.draft, process)
+        drafted = len(lane.draft)
+        new, stand = check_lane(lane.draft, checked)
+        lane.cached += rows.fed + stand
+        if drafted > stand:
+            batch.rejected += [(rows.line, c) for c in rows.checks[1 + stand :]]
+        report = self.reports[canvas.row]
+        if drafted:
+            report.accepted_per_round.append(stand)
+        window = windows.get(rows)
+        proposed: list[int] = []
+        whole = stand == drafted  # True: the window stands behind a prefix that is right
+        if window is not None and (whole or not rows.checks):
+            self._note_confidence(canvas, lane, window)
+            if lane.verified:
+                proposed = window.draft(new[-1], self.context.call.settings)
+            else:
+                new = self._denoise(lane, new, window, bool(rows.checks))
+        lane.draft = []
+        before = len(lane.tokens)
+        lane.settle(new, ends)
+        written = lane.tokens[before:]
+        self.settled(canvas, lane, written, rows.line)
+        if not lane.done:
+            if len(lane.tokens) >= lane.limit:
+                lane.finish("limit")
+                self.settled(canvas, lane, [], rows.line)
+            else:
+                lane.draft = self.draft(canvas, lane, proposed)
+
+    def _denoise(self, lane: Lane, new: list[int], window: Window, checked: bool) -> list[int]:
+        """Tokens that an unverified window settles behind ``new`` (the autoregressive token, if the pass had one)."""
+        settings = self.window_settings
+        assert settings is not None
+        if settings.commit == "prefix" and lane.kind != "canvas":
+            # Behind a first token that the window did not expect, its other proposals belong to another text.
+            if checked and window.tokens[0] != new[-1]:
+                return new
+            run = next((i for i, settled in enumerate(window.settled) if not settled and i > 0), len(window.tokens))
+            return new[:-1] + new[-1:] + window.tokens[1:run] if checked else window.tokens[:run]
+        fills: list[int | None] = lane.fills or [None] * len(window.tokens)
+        for place, (token, settled) in enumerate(zip(window.tokens, window.settled, strict=True)):
+            if fills[place] is None and settled:
+                fills[place] = token
+        if checked:
+            fills[0] = new[-1]
+        lane.fills = self.close(lane, fills)
+        if any(token is None for token in lane.fills):
+            return []
+        done = [token for token in lane.fills if token is not None]
+        lane.fills = []
+        return done
+
+    def close(self, lane: Lane, fills: list[int | None]) -> list[int | None]:
+        """Positions behind the first terminator need not be filled: they repeat it."""
+        ends = self.terminators(lane)
+        stop = next((i for i, token in enumerate(fills) if token in ends), None)
+        return fills if stop is None else fills[: stop + 1] + [fills[stop]] * (len(fills) - stop - 1)
+
+    def _note_confidence(self, canvas: Canvas, lane: Lane, window: Window) -> None:
+        """Finish token by token what the window is not sure of for two passes in a row."""
+        limit = getattr(self.context.call.settings, "span_fallback_confidence", None)
+        if limit is None or lane.kind != "span" or not window.score:
+            return
+        lane.low = lane.low + 1 if max(window.score) < limit else 0
+        if lane.low >= 2 and not any(token is not None for token in lane.fills):
+            lane.window, lane.fallback = 0, f"token by token: no open position above {limit} for two passes"
+            self.reports[canvas.row].fallbacks.append(f"part {(lane.part or 0) + 1} went on {lane.fallback}")
+
+    def _commit(self, batch: Pass) -> None:
+        if not batch.rejected:
+            self.runner.commit()
+            return
+        kept = torch.ones(batch.tokens.shape, dtype=torch.bool)  # (active, rows), True: stays
+        lines, columns = zip(*batch.rejected, strict=True)
+        kept[list(lines), list(columns)] = False
+        self.runner.commit(kept)
+
+
+def prefix_of(canvas: Canvas, lane: Lane) -> list[int]:
+    """The true prefix of ``lane``: the prompt and every token that it sees, in text order."""
+    seen = list(canvas.padding)
+    if lane.kind == "trunk":
+        return seen + [token for other in canvas.lanes for token in other.tokens]
+    for other in canvas.lanes:
+        if other is lane:
+            return seen + other.tokens
+        if other.kind == "trunk" or other in lane.depends:
+            seen += other.tokens
+    return seen

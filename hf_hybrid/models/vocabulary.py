@@ -1,0 +1,190 @@
+"""The mask token and the control tags in a vocabulary: add them once, record their ids in ``config.json``, read them.
+
+The record is a plain dict in ``model.config.hf_hybrid``, so it travels with ``save_pretrained`` and needs no tokenizer:
+
+    {"mask_token_id": 7, "par": 8, "topic": 9, "async": 10, "sync": 11, "spad": 12,
+     "lengths": [[8, 13], ...], "depends": [29, ...]}
+
+What stands in ``generation_config.hf_hybrid`` (how to decode) is another dict, see ``hf_hybrid.config``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_hybrid.core.plan import ControlTokens
+
+LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+"""Lengths in tokens that a plan can name: steps of at most a third, so that rounding up wastes little."""
+
+_TAGS = {"par": "<par>", "topic": "<topic>", "async": "<async>", "sync": "<sync/>", "spad": "<spad>"}
+_REPAIR = "run hf_hybrid.prepare_vocabulary(model, tokenizer) to write it anew"
+
+
+class VocabularyError(ValueError):
+    """Control tokens that cannot be added, or a record of them that cannot be used; the message names the fix."""
+
+
+def prepare_vocabulary(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    max_depends: int = 8,
+) -> ControlTokens:
+    """Add the mask token and the control tags as special tokens, and record their ids in ``model.config.hf_hybrid``.
+
+    Tokens that exist are reused (``tokenizer.mask_token`` too), and so are rows that the embedding matrix has beyond
+    the tokenizer: it is resized only when it is too small, never shrunk. New rows are drawn around the mean of the old
+    ones with torch's generator (Hewitt, "Initializing new word embeddings for pretrained language models", 2021);
+    reused spare rows keep their weights. Tied embeddings stay tied. A second call changes nothing.
+
+    Args:
+        model: a causal language model; its embeddings and its config change in place.
+        tokenizer: its tokenizer; changes in place, save it with the model.
+        lengths: N of every ``<len:N>``, in tokens, rising.
+        max_depends: how many earlier parts a part can name: ``<dep:1>`` to ``<dep:max_depends>``.
+
+    Raises:
+        VocabularyError: the lengths do not rise, or neither model nor tokenizer has an end-of-sequence token.
+    """
+    lengths = tuple(lengths)
+    if not lengths or lengths[0] < 1 or any(a >= b for a, b in pairwise(lengths)):
+        raise VocabularyError(f"lengths={lengths}: give at least one length, all of them positive and rising")
+    if max_depends < 0:
+        raise VocabularyError(f"max_depends={max_depends}: must be 0 or more")
+    _settle_end_token(model, tokenizer)
+
+    mask = _mask_text(tokenizer)
+    length_tags = [f"<len:{n}>" for n in lengths]
+    depend_tags = [f"<dep:{i}>" for i in range(1, max_depends + 1)]
+    tokenizer.add_special_tokens(
+        {
+            "mask_token": mask,
+            "extra_special_tokens": [*_TAGS.values(), *length_tags, *depend_tags],
+        },
+        replace_extra_special_tokens=False,
+    )
+    ids = {text: int(i) for text, i in tokenizer.get_vocab().items()}
+    # The highest id counts, not the number of tokens: a vocabulary may have holes.
+    needed = 1 + max(ids[text] for text in (mask, *_TAGS.values(), *length_tags, *depend_tags))
+    if needed > _rows(model):
+        model.resize_token_embeddings(needed, mean_resizing=True)
+
+    model.config.hf_hybrid = {
+        **(getattr(model.config, "hf_hybrid", None) or {}),
+        "mask_token_id": ids[mask],
+        **{name: ids[text] for name, text in _TAGS.items()},
+        "lengths": [[n, ids[tag]] for n, tag in zip(lengths, length_tags, strict=True)],
+        "depends": [ids[tag] for tag in depend_tags],
+    }
+    tokens = control_tokens(model)
+    assert tokens is not None  # the record was just written
+    return tokens
+
+
+def control_tokens(model: PreTrainedModel) -> ControlTokens | None:
+    """The ids recorded in ``model.config.hf_hybrid``, checked; None when the model has no such record.
+
+    ``eos`` comes from ``generation_config.eos_token_id``, else from the config; the first one of a list.
+
+    Raises:
+        VocabularyError: a missing entry, a wrong type, an id outside the vocabulary, or one id with two meanings.
+    """
+    record: Any = getattr(model.config, "hf_hybrid", None)
+    if record is None:
+        return None
+    if not isinstance(record, Mapping):
+        raise VocabularyError(f"config.hf_hybrid must be a dict, got {type(record).__name__}; {_REPAIR}")
+    missing = [n for n in ("mask_token_id", *_TAGS, "lengths", "depends") if n not in record]
+    if missing:
+        raise VocabularyError(f"config.hf_hybrid has no {', '.join(missing)}; {_REPAIR}")
+    size = model.config.get_text_config().vocab_size
+    lengths, depends = _pairs(record["lengths"], size), record["depends"]
+    if not isinstance(depends, (list, tuple)):
+        raise VocabularyError(f"config.hf_hybrid['depends'] must be a list of token ids, got {depends!r}; {_REPAIR}")
+    eos = _end_token(model)
+    if eos is None:
+        raise VocabularyError("the model has no end-of-sequence token; set model.generation_config.eos_token_id")
+    tokens = ControlTokens(
+        mask=_token("mask_token_id", record["mask_token_id"], size),
+        eos=_token("eos_token_id", eos, size, "config"),
+        par=_token("par", record["par"], size),
+        topic=_token("topic", record["topic"], size),
+        async_=_token("async", record["async"], size),
+        sync=_token("sync", record["sync"], size),
+        spad=_token("spad", record["spad"], size),
+        lengths=lengths,
+        depends=tuple(_token(f"depends[{i}]", value, size) for i, value in enumerate(depends)),
+    )
+    every = [*tokens.banned, tokens.eos]
+    twice = sorted({i for i in every if every.count(i) > 1})
+    if twice:
+        raise VocabularyError(f"config.hf_hybrid gives token {twice[0]} two meanings (eos counts too); {_REPAIR}")
+    return tokens
+
+
+def _pairs(value: object, size: int) -> tuple[tuple[int, int], ...]:
+    """``lengths`` of the record as ``((tokens, id), ...)``, rising."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
+        raise VocabularyError(f"config.hf_hybrid['lengths'] must be a list of [tokens, id], got {value!r}; {_REPAIR}")
+    pairs: list[tuple[int, int]] = []
+    for tokens, token in value:
+        previous = pairs[-1][0] if pairs else 0
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens <= previous:
+            raise VocabularyError(
+                f"config.hf_hybrid['lengths']: {tokens!r} must be a whole number above {previous}; {_REPAIR}"
+            )
+        pairs.append((tokens, _token(f"lengths[{len(pairs)}]", token, size)))
+    if not pairs:
+        raise VocabularyError(f"config.hf_hybrid['lengths'] is empty; a plan needs at least one length; {_REPAIR}")
+    return tuple(pairs)
+
+
+def _token(name: str, value: object, size: int, place: str = "config.hf_hybrid") -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise VocabularyError(f"{place}: {name} must be a token id, got {value!r}; {_REPAIR}")
+    if not 0 <= value < size:
+        raise VocabularyError(f"{place}: {name}={value} is outside the vocabulary of {size} tokens; {_REPAIR}")
+    return value
+
+
+def _mask_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's own mask token, unless it is an alias of a token with another job."""
+    own = tokenizer.mask_token
+    others = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token)
+    return str(own) if own is not None and own not in others else "<mask>"
+
+
+def _rows(model: PreTrainedModel) -> int:
+    """Tokens that both ends of the model have a row for."""
+    ends: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+    return min(end.weight.shape[0] for end in ends if end is not None)
+
+
+def _end_token(model: PreTrainedModel) -> object:
+    for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
+        eos = getattr(config, "eos_token_id", None)
+        if isinstance(eos, (list, tuple)):
+            eos = eos[0] if eos else None
+        if eos is not None:
+            return eos
+    return None
+
+
+def _settle_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take the tokenizer's end token when the model names none."""
+    if _end_token(model) is not None:
+        return
+    if tokenizer.eos_token_id is None:
+        raise VocabularyError(
+            "neither the model nor the tokenizer has an end-of-sequence token; set tokenizer.eos_token before"
+        )
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    else:
+        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id

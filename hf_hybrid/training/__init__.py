@@ -1,0 +1,1 @@
+"""Examples in, loss out: the joint clean and noisy objective."""

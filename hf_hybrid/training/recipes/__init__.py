@@ -1,0 +1,1 @@
+"""Ready-made training recipes: data, tokenizer and task of a small model each."""

@@ -1,0 +1,138 @@
+"""The fact sheets' tokenizer: byte-level BPE with the marks of parallel generation and one-token headings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from hf_hybrid.training.examples import Example, Part
+from hf_hybrid.training.recipes.factbook import Record, Records, Sheet, SheetSampler, TokenCounter
+
+LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+SPECIAL_TOKENS = (
+    *("<pad>", "<eos>", "<mask>", "<|user|>", "<|assistant|>"),
+    *("<par>", "<topic>", "<async>", "<sync/>", "<spad>"),
+    *(f"<len:{length}>" for length in LENGTHS),
+    *(f"<dep:{number}>" for number in range(1, 9)),
+)
+MAX_VALUE_TOKENS = 18
+
+# A line's "- **" and ":**" are units; digits stand in groups of at most three, with the space before them.
+_WORDS = r"- \*\*|:\*\*| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+CHAT_TEMPLATE = (
+    "{%- set ns = namespace(system='') -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{%- set ns.system = message['content'] + '\n' -%}"
+    "{%- elif message['role'] == 'user' -%}"
+    "{{- '<|user|>' + ns.system + message['content'] -}}{%- set ns.system = '' -%}"
+    "{%- elif message['role'] == 'assistant' -%}{{- '<|assistant|>' + message['content'] + '<eos>' -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+
+def training_texts(sampler: SheetSampler, samples: int = 3000) -> Iterator[str]:
+    """Prompts and answers to train the tokenizer on: `samples` augmented sheets and as many plain ones."""
+    for index in range(samples):
+        for augment in (True, False):
+            sheet = sampler.draw(index, augment)
+            yield sheet.prompt
+            yield sheet.answer
+
+
+def build_tokenizer(
+    texts: Iterable[str], headings: Sequence[str], vocab_size: int = 2048
+) -> PreTrainedTokenizerFast:
+    """Train on `texts`: exactly `vocab_size` tokens, among them each of the `headings`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(headings),
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((_without(text, headings) for text in texts), trainer)
+    tokenizer.add_tokens([AddedToken(heading, special=False, normalized=False) for heading in headings])
+    if tokenizer.get_vocab_size() != vocab_size:
+        size = tokenizer.get_vocab_size()
+        raise ValueError(
+            f"the texts gave {size} tokens, not {vocab_size}: give more texts or another vocab_size"
+        )
+    user, assistant = "<|user|>", "<|assistant|>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{user} $A {assistant}",
+        pair=f"{user} $A $B {assistant}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (user, assistant)],
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        mask_token="<mask>",
+        padding_side="left",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def _without(text: str, headings: Sequence[str]) -> str:
+    for heading in headings:
+        text = text.replace(heading, "\n")
+    return text
+
+
+def token_counter(tokenizer: PreTrainedTokenizerFast) -> TokenCounter:
+    """Counts a text's tokens without the marks around a prompt."""
+    backend = tokenizer.backend_tokenizer
+
+    def count(text: str) -> int:
+        return len(backend.encode(text, add_special_tokens=False).ids)
+
+    return count
+
+
+def filter_values(
+    records: Records, count_tokens: TokenCounter, limit: int = MAX_VALUE_TOKENS
+) -> dict[str, Record]:
+    """The records without the values of more than `limit` tokens."""
+    return {
+        name: {field: value for field, value in record.items() if count_tokens(" " + value) <= limit}
+        for name, record in records.items()
+    }
+
+
+def encode_sheet(sheet: Sheet, tokenizer: PreTrainedTokenizerFast) -> Example:
+    """The sheet in tokens: the prompt with its marks, each text, and each part's heading and lines."""
+    texts = [sheet.prompt]
+    for piece in sheet.pieces:
+        texts += (
+            [piece]
+            if isinstance(piece, str)
+            else [text for part in piece for text in (part.label, part.text)]
+        )
+    backend = tokenizer.backend_tokenizer
+    encoded = iter([tuple(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)])
+    user, assistant = backend.token_to_id("<|user|>"), backend.token_to_id("<|assistant|>")
+    prompt = (user, *next(encoded), assistant)
+    pieces: list[tuple[int, ...] | tuple[Part, ...]] = []
+    for piece in sheet.pieces:
+        if isinstance(piece, str):
+            pieces.append(next(encoded))
+        else:
+            pieces.append(
+                tuple(Part(label=next(encoded), text=next(encoded), depends=part.depends) for part in piece)
+            )
+    return Example(prompt=prompt, pieces=tuple(pieces))

@@ -1,0 +1,325 @@
+"""Plans and their grammar.
+
+Catches: a plan that does not survive being written and read, a grammar that writes more parts, longer labels or more
+    tokens than
+its caps or the room that is left, one that walks into a dead end or refuses what would fit, starts that overlap, an
+unstable sort, and huge plans that cost time or memory before they are refused.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import tracemalloc
+from dataclasses import replace
+from functools import lru_cache
+
+import pytest
+import torch
+
+from hf_hybrid.core.plan import ControlTokens, Plan, PlanError, PlanGrammar, PlanLimits, PlanState, Span
+
+TEXT, VOCAB = range(10), 32
+TOKENS = ControlTokens(
+    mask=10, eos=11, par=12, topic=13, async_=14, sync=15, spad=16,
+    lengths=((2, 17), (4, 18), (8, 19), (16, 20)), depends=(21, 22, 23, 24, 25, 26),
+)  # fmt: skip
+LIMITS = PlanLimits(max_parts=5, max_part_length=16, max_total_length=60, max_label_length=4)
+GRAMMAR = PlanGrammar(TOKENS, VOCAB, LIMITS)
+
+
+def random_plan(rng: random.Random, limits: PlanLimits = LIMITS) -> Plan:
+    """A plan within the part, label and dependency caps; its lengths are values of length tokens."""
+    spans: list[Span] = []
+    for number in range(rng.randint(1, limits.max_parts)):
+        label = tuple(rng.choices(TEXT, k=rng.randint(1, limits.max_label_length)))
+        depends = tuple(d for d in range(number) if rng.random() < 0.4)
+        spans.append(Span(label, rng.choice([2, 4, 8, 16]), depends))
+    return Plan(tuple(spans))
+
+
+def test_parse_inverts_render() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        plan = random_plan(rng)
+        ids = (*rng.choices(TEXT, k=rng.randint(0, 3)), *GRAMMAR.render(plan), TOKENS.async_)
+        state, count = GRAMMAR.parse((*ids, *plan.spans[0].label))
+        assert state.stage == "written" and state.plan == plan
+        assert count == len(ids)
+        assert state.total == sum(len(GRAMMAR.opening(s)) + s.length for s in plan.spans)
+
+
+def test_render_rounds_lengths_up_and_caps_them() -> None:
+    lengths = {1: 2, 2: 2, 3: 4, 8: 8, 9: 16, 16: 16, 99: 16}
+    for asked, written in lengths.items():
+        state, _ = GRAMMAR.parse(GRAMMAR.render(Plan((Span((1,), asked),))))
+        assert state.parts[0].length == written
+    assert TOKENS.length_of(TOKENS.sync) is None
+
+
+def test_parse_keeps_an_unfinished_plan() -> None:
+    ids = (1, 2, TOKENS.topic, 3, 18, TOKENS.topic, 4)
+    state, count = GRAMMAR.parse(ids)
+    assert (state.stage, state.parts, state.label, count) == ("label", (Span((3,), 4),), (4,), len(ids))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        (TOKENS.async_,),
+        (TOKENS.sync,),
+        (TOKENS.par,),
+        (18,),
+        (TOKENS.topic, 18),
+        (TOKENS.topic, TOKENS.topic),
+        (TOKENS.topic, TOKENS.eos),
+        (TOKENS.topic, 1, TOKENS.mask),
+        (TOKENS.topic, 1, TOKENS.async_),
+        (TOKENS.topic, 1, 18, 18),
+        (TOKENS.topic, 1, 18, 1),
+        (TOKENS.topic, 1, 18, TOKENS.depends[0]),
+        (TOKENS.topic, 1, 18, TOKENS.topic, 1, 18, TOKENS.depends[0], TOKENS.depends[0]),
+    ],
+)
+def test_parse_refuses_what_the_grammar_does_not_write(ids: tuple[int, ...]) -> None:
+    with pytest.raises(PlanError, match=r"not allowed in stage"):
+        GRAMMAR.parse(ids)
+
+
+def test_nothing_follows_a_written_plan() -> None:
+    state = PlanState("written", (Span((1,), 4),))
+    assert GRAMMAR.choices(state) == (False, ())
+    assert not GRAMMAR.allowed(state).any()
+    with pytest.raises(PlanError, match="written"):
+        GRAMMAR.advance(state, 1)
+
+
+def walk(grammar: PlanGrammar, rng: random.Random, room: int | None, text: int) -> tuple[list[int], PlanState]:
+    """Random allowed tokens until the plan is written, the answer ends, the room is used up or ``text`` tokens
+    passed without a plan."""
+    state, ids = PlanState(), list[int]()
+    while state.stage != "written" and (room is None or len(ids) < room):
+        mask = grammar.allowed(state, room=None if room is None else room - len(ids))
+        if state.stage == "text" and len(ids) >= text:
+            if not mask[TOKENS.topic]:
+                return ids, state
+            token = TOKENS.topic
+        else:
+            token = rng.choice([i for i in mask.nonzero().flatten().tolist() if i != TOKENS.eos])
+        ids.append(token)
+        state = grammar.advance(state, token)
+    return ids, state
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_every_walk_is_a_plan_within_the_caps(bounded: bool) -> None:
+    rng, written = random.Random(1), 0
+    for _ in range(300):
+        limits = PlanLimits(rng.randint(1, 5), rng.choice([2, 5, 16]), rng.randint(4, 60), rng.randint(1, 4))
+        grammar = PlanGrammar(TOKENS, VOCAB, limits)
+        room = rng.randint(0, 50) if bounded else None
+        ids, state = walk(grammar, rng, room, text=rng.randint(0, 4))
+        again, count = grammar.parse(ids)
+        assert again == state and count == len(ids)
+        # A begun plan always finishes: no dead end, no plan cut by the room.
+        assert state.stage in ("written", "text")
+        if state.stage == "written":
+            written += 1
+            assert state.plan.check(limits, TOKENS) == Plan(state.parts)
+            # A part takes a topic, a label, a length and fewer dependencies than there are parts.
+            assert len(ids) <= 5 + limits.max_parts * (2 + limits.max_label_length + limits.max_parts) + 1
+            if room is not None:
+                assert len(ids) - 1 + state.total <= room  # the async is the first token of the openings
+    assert written > 100
+
+
+def test_the_grammar_offers_exactly_what_can_be_finished() -> None:
+    """Against a search over all continuations: a tag is offered if and only if a plan within caps and room can
+    follow."""
+    tokens = replace(TOKENS, lengths=((2, 17), (3, 18)), depends=(21, 22))
+    everything = (0, tokens.topic, tokens.async_, 17, 18, 21, 22)
+    seen = 0
+    for limits in (PlanLimits(2, 3, 9, 2), PlanLimits(2, 2, 20, 1), PlanLimits(1, 1, 20, 2), PlanLimits(3, 3, 4, 2)):
+        free = PlanGrammar(tokens, VOCAB, PlanLimits(10, 10, 10**6, 10))
+        grammar = PlanGrammar(tokens, VOCAB, limits)
+
+        def after(state: PlanState, token: int, free: PlanGrammar = free) -> PlanState | None:
+            try:
+                return free.advance(state, token)
+            except PlanError:
+                return None
+
+        @lru_cache(None)
+        def finishes(state: PlanState, room: int, limits: PlanLimits = limits) -> bool:
+            if state.parts:
+                try:
+                    state.plan.check(limits, tokens)
+                except PlanError:
+                    return False
+            if room < 0 or len(state.label) > limits.max_label_length or state.total > room:
+                return False
+            if state.stage == "length":
+                return True
+            following = [after(state, token) for token in everything]
+            return any(s is not None and finishes(s, room - 1) for s in following)
+
+        todo = [(PlanState("label"), room) for room in range(20) if finishes(PlanState("label"), room)]
+        for room in range(21):
+            offered = bool(grammar.allowed(PlanState(), room=room)[tokens.topic])
+            assert offered == (room > 0 and finishes(PlanState("label"), room - 1))
+        while todo:
+            state, room = todo.pop()
+            mask = grammar.allowed(state, room=room)
+            for token in everything:
+                following = after(state, token)
+                ends = state.stage == "length" and token == tokens.async_
+                expected = following is not None and (ends or finishes(following, room - 1))
+                assert bool(mask[token]) == expected, (limits, state, room, token)
+                seen += 1
+                if expected and following is not None and not ends:
+                    todo.append((following, room - 1))
+    assert seen > 2000  # rooms up to 19 hold two parts with their dependencies
+
+
+def test_text_may_always_end_and_rounds_may_be_forbidden() -> None:
+    for room in (0, 1, 6, 7, 50, None):
+        mask = GRAMMAR.allowed(PlanState(), room=room)
+        assert mask[TOKENS.eos] and mask[list(TEXT)].all()
+        # A topic, a label, a length, an opening of two and two tokens of text.
+        assert bool(mask[TOKENS.topic]) == (room is None or room >= 7)
+    assert not GRAMMAR.allowed(PlanState(), rounds_left=False)[TOKENS.topic]
+
+
+def test_a_label_ends_even_when_the_room_vanished() -> None:
+    mask = GRAMMAR.allowed(PlanState("label", (), (1, 2)), room=0)
+    assert mask.nonzero().flatten().tolist() == [TOKENS.lengths[0][1]]
+
+
+def test_allowed_is_cached_and_never_names_the_input_switches() -> None:
+    state = PlanState("label", (), (1,))
+    assert GRAMMAR.allowed(state) is GRAMMAR.allowed(state)
+    inert = [TOKENS.mask, TOKENS.par, TOKENS.sync, TOKENS.spad]
+    for stage in ("text", "label", "length"):
+        mask = GRAMMAR.allowed(PlanState(stage, (Span((1,), 4),), (1,)))
+        assert mask.shape == (VOCAB,) and not mask[inert].any()
+
+
+def test_starts_leave_room_for_openings_and_lengths() -> None:
+    rng = random.Random(2)
+    for _ in range(50):
+        plan, end = random_plan(rng), rng.randint(0, 9)
+        taken = [s.opening + s.length for s in plan.spans]
+        assert plan.starts(end) == tuple(end + sum(taken[:i]) for i in range(len(taken)))
+    assert Plan(()).starts(3) == ()
+
+
+def shuffled(plan: Plan, order: list[int]) -> Plan:
+    """The parts in ``order``, still depending on the same parts."""
+    place = {old: new for new, old in enumerate(order)}
+    return Plan(tuple(replace(plan.spans[i], depends=tuple(place[d] for d in plan.spans[i].depends)) for i in order))
+
+
+def test_sorted_is_topological_stable_and_keeps_meaning() -> None:
+    rng = random.Random(3)
+    for _ in range(200):
+        # Labels are unique, so that they name the parts.
+        plan = Plan(tuple(replace(s, label=(i,)) for i, s in enumerate(random_plan(rng).spans)))
+        assert plan.sorted() == plan  # stable
+        order = list(range(len(plan.spans)))
+        rng.shuffle(order)
+        edited = shuffled(plan, order)
+        done = edited.sorted()
+        done.check(PlanLimits(), TOKENS)
+        for before, now in ((edited, done), (plan, done)):
+            named = [{s.label: {p.spans[d].label for d in s.depends} for s in p.spans} for p in (before, now)]
+            assert named[0] == named[1]
+        # Stable: always the first part of the given order whose dependencies stand.
+        left, stand = list(edited.spans), list[Span]()
+        names = {s.label: {edited.spans[d].label for d in s.depends} for s in edited.spans}
+        while left:
+            following = next(s for s in left if names[s.label] <= {x.label for x in stand})
+            left.remove(following)
+            stand.append(following)
+        assert [s.label for s in done.spans] == [s.label for s in stand]
+
+
+def test_sorted_refuses_cycles_and_unknown_parts() -> None:
+    ring = Plan((Span((1,), 2), Span((1,), 2, (2,)), Span((1,), 2, (1,))))
+    with pytest.raises(PlanError, match=r"\[2, 3\] form a cycle"):
+        ring.sorted()
+    with pytest.raises(PlanError, match="cycle"):
+        Plan((Span((1,), 2, (0,)),)).sorted()
+    for d in (-1, 1):
+        with pytest.raises(PlanError, match="part 1 depends on a part that does not exist"):
+            Plan((Span((1,), 2, (d,)),)).sorted()
+
+
+def test_depends_matrix() -> None:
+    plan = Plan((Span((1,), 2), Span((1,), 2, (0,)), Span((1,), 2, (1,)), Span((1,), 2)))
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
+    assert plan.depends("dag").long().tolist() == expected
+    assert torch.equal(plan.depends("sparse"), torch.eye(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    "spans, message",
+    [
+        ((), "at least one part"),
+        ((Span((1,), 2),) * 6, "6 parts, more than max_parts=5"),
+        ((Span((), 2),), "part 1 has no label"),
+        ((Span((1,), 2), Span((1,) * 5, 2)), "part 2 has 5 tokens, more than max_label_length=4"),
+        ((Span((1, TOKENS.eos), 2),), "holds a control token"),
+        ((Span((TOKENS.depends[0],), 2),), "holds a control token"),
+        ((Span((1,), 0),), "length 0, outside 1 to max_part_length=16"),
+        ((Span((1,), 17),), "length 17, outside"),
+        ((Span((1,), 2), Span((1,), 2, (1,))), "part 2 depends on part 2, which is not an earlier part"),
+        ((Span((1,), 2, (-1,)),), "depends on part 0, which is not an earlier part"),
+        ((Span((1,), 2), Span((1,), 2), Span((1,), 2, (1, 0))), "must rise"),
+        ((Span((1,), 2), Span((1,), 2, (0, 0))), "must rise"),
+        ((Span((1,), 16),) * 4, "72 tokens, more than max_total_length=60"),
+    ],
+)
+def test_check_names_what_is_wrong(spans: tuple[Span, ...], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        Plan(spans).check(LIMITS, TOKENS)
+
+
+def test_check_knows_how_many_dependency_tags_there_are() -> None:
+    plan = Plan((Span((1,), 2), Span((1,), 2), Span((1,), 2, (1,))))
+    assert plan.check(LIMITS, TOKENS) is plan
+    with pytest.raises(PlanError, match="only 1 dependency tags"):
+        plan.check(LIMITS, replace(TOKENS, depends=TOKENS.depends[:1]))
+
+
+def test_huge_plans_are_refused_at_once() -> None:
+    million = 10**6
+    part = Span((1,), 2)
+    huge = [
+        Plan((part,) * million),
+        Plan((Span((1,) * million, 2),)),
+        Plan((Span((1,), million),)),
+        Plan((part, Span((1,), 2, tuple(range(million))))),
+    ]
+    written = [
+        (TOKENS.topic, *(1,) * million),
+        (TOKENS.topic, 1, 17) * (million // 3),
+    ]
+    tracemalloc.start()
+    for plan in huge:
+        with pytest.raises(PlanError):
+            plan.check(LIMITS, TOKENS)
+    for ids in written:
+        with pytest.raises(PlanError, match=r"max_parts|max_label_length"):
+            GRAMMAR.parse(ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 1024  # bytes; one copy of a million of anything takes eight million
+
+
+def test_sorted_is_fast_on_long_chains() -> None:
+    count = 20000
+    chain = Plan(tuple(Span((1,), 2, (i + 1,) if i + 1 < count else ()) for i in range(count)))
+    start = time.process_time()
+    assert chain.sorted().spans[-1].depends == (count - 2,)
+    # A quadratic search would make 2 * 10^8 steps, over ten seconds.
+    assert time.process_time() - start < 5

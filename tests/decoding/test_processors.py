@@ -1,0 +1,414 @@
+"""The plan grammar as a logits processor, and the host's processors split for rows written in parallel.
+
+Catches: a plan beyond a cap or the room, or one that is cut off; tags of the prompt read as a plan; a state kept for the
+wrong row after beams changed places; a parse from scratch at every token; rows left without any token; a user's class, or
+one that reads the prefix, run on rows without a prefix; processors out of order; bans that do not survive the list; the
+padding, constraint or memory of one row of a batch applied to another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation import logits_process as host
+
+from hf_hybrid.core.plan import ControlTokens, PlanGrammar, PlanLimits
+from hf_hybrid.decoding.processors import PlanLogitsProcessor, ProcessorError, Processors
+from tests.models_for_tests import VOCAB, tiny
+
+TOKENS = ControlTokens(
+    mask=44, eos=45, par=46, topic=47, async_=48, sync=49, spad=50,
+    lengths=((2, 51), (4, 52), (8, 53)), depends=(54, 55),
+)  # fmt: skip
+LIMITS = PlanLimits(max_parts=3, max_part_length=4, max_total_length=20, max_label_length=2)
+GRAMMAR = PlanGrammar(TOKENS, VOCAB, LIMITS)
+PAD, ROOM = 0, 24
+PROMPT = torch.tensor(
+    [  # the first row is padded; the second holds a plan, opened and half of the next
+        [PAD, PAD, PAD, 5, 6, 7, 8, 46],
+        [47, 3, 51, 48, 3, 47, 4, 46],
+        [9, 8, 7, 6, 5, 4, 3, 46],
+    ]
+)  # (3, 8)
+
+
+class Reparsed(LogitsProcessor):
+    """The oracle: every row parsed from scratch at every call, and every token of the vocabulary asked for alone.
+
+    It checks the processor against itself and hands on the processor's scores."""
+
+    def __init__(self, processor: PlanLogitsProcessor):
+        self.processor, self.room = processor, processor.max_new_tokens
+        self.calls = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        out = self.processor(input_ids, scores)
+        for ids, before, after in zip(input_ids.tolist(), scores, out, strict=True):
+            new = ids[self.processor.prompt_length :]
+            if TOKENS.eos in new:
+                assert torch.equal(before, after)
+                continue
+            allowed = self.allowed(new)
+            assert [score > -torch.inf for score in after.tolist()] == [token in allowed for token in range(VOCAB)]
+        self.calls += 1
+        return out
+
+    def allowed(self, new: list[int]) -> set[int]:
+        left = None if self.room is None else self.room - len(new)
+        try:
+            state, read = GRAMMAR.parse(new)
+        except ValueError:
+            return {TOKENS.eos}
+        if state.stage == "written" or read < len(new) or (state.stage == "text" and left == 1):
+            return {TOKENS.eos}
+        text, control = GRAMMAR.choices(state, room=left)
+        return set(control) | (set(range(VOCAB)) - {*TOKENS.banned, TOKENS.eos} if text else set())
+
+
+def write(**arguments: Any) -> tuple[Tensor, Reparsed]:
+    """The host's ``generate()`` on three prompts, with a bias that makes plans likely."""
+    checked = Reparsed(PlanLogitsProcessor(GRAMMAR, PROMPT.shape[1], max_new_tokens=ROOM))
+    mask = torch.ones_like(PROMPT)
+    mask[0, :3] = 0
+    bias = [[[TOKENS.topic], 4.0], [[TOKENS.lengths[1][1]], 2.0], [[TOKENS.depends[0]], 2.0]]
+    # The largest length is above its cap: the model must want it and not get it.
+    bias += [[[TOKENS.lengths[2][1]], 6.0]]
+    out = tiny("llama").generate(
+        PROMPT, attention_mask=mask, max_new_tokens=ROOM, eos_token_id=TOKENS.eos, pad_token_id=PAD,
+        sequence_bias=bias, logits_processor=LogitsProcessorList([checked]), **arguments,
+    )  # fmt: skip
+    assert checked.calls > 0
+    return out, checked
+
+
+def check_answer(new: list[int]) -> tuple[int, ...]:
+    """Check every rule on the new tokens of one row, and return the label lengths of its plan (none without one)."""
+    assert TOKENS.eos in new
+    end = new.index(TOKENS.eos)
+    assert all(token == PAD for token in new[end + 1 :])
+    answer = new[:end]
+    state, read = GRAMMAR.parse(answer)
+    assert read == len(answer)
+    plan = PlanLogitsProcessor.read_plan(torch.tensor([1, 47, *new]), GRAMMAR, 2)
+    if state.stage == "text":
+        assert plan is None
+        return ()
+    assert state.stage == "written" and answer[-1] == TOKENS.async_
+    assert plan is not None and plan == state.plan
+    plan.check(LIMITS, TOKENS)
+    plan_begin = answer.index(TOKENS.topic)
+    # The opening of the first part begins with the <async> that is written already.
+    assert plan_begin + len(GRAMMAR.render(plan)) + state.total <= ROOM
+    return tuple(len(span.label) for span in plan.spans)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "num_beams": 2, "num_return_sequences": 2},
+        # min_new_tokens bans eos where the grammar allows nothing else.
+        {"do_sample": True, "num_return_sequences": 4, "top_k": 0, "temperature": 1.5, "min_new_tokens": 12},
+        {"do_sample": True, "num_return_sequences": 2, "num_beams": 2, "top_k": 5},
+    ],
+    ids=["greedy", "beams", "sampling", "sampled beams"],
+)
+def test_the_host_writes_plans(arguments: dict[str, Any]) -> None:
+    out, _ = write(**arguments)
+    plans = [check_answer(new) for new in out[:, PROMPT.shape[1] :].tolist()]
+    written = [labels for labels in plans if labels]
+    assert written
+    if "temperature" in arguments:
+        # Twelve rows: the caps are reached, so a grammar without them would have gone further.
+        assert max(map(len, written)) >= 2 and max(map(max, written)) == LIMITS.max_label_length
+
+
+def test_a_text_ends_inside_the_room() -> None:
+    processor = PlanLogitsProcessor(GRAMMAR, 1, max_rounds=0, max_new_tokens=4)
+    for length in range(1, 5):
+        finite = processor(torch.full((1, length), 3), torch.zeros(1, VOCAB))[0] == 0
+        assert bool(finite[TOKENS.eos]) and not finite[TOKENS.topic]
+        assert bool(finite[3]) == (length < 4)
+
+
+def test_tags_of_the_prompt_change_nothing() -> None:
+    plain = torch.tensor([[3, 3, 3, 3, 47, 5]])  # (1, 6)
+    tagged = torch.tensor([[47, 3, 51, 48, 47, 5]])  # (1, 6)
+    scores = torch.randn(1, VOCAB)
+    out = [PlanLogitsProcessor(GRAMMAR, 4)(ids, scores) for ids in (plain, tagged)]
+    assert torch.equal(*out)
+    assert bool(torch.isfinite(out[0][0, 51])) and not torch.isfinite(out[0][0, TOKENS.eos])
+    assert PlanLogitsProcessor.read_plan(tagged[0], GRAMMAR, 4) is None
+
+
+def test_a_call_advances_over_new_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    advance = PlanGrammar.advance
+    monkeypatch.setattr(PlanGrammar, "advance", lambda *args: steps.append(args[2]) or advance(*args))
+    processor = PlanLogitsProcessor(GRAMMAR, 1)
+    scores = torch.zeros(2, VOCAB)
+    first, second = [9, 47, 3, 52], [9, 5, 5, 47]
+    processor(torch.tensor([first, second]), scores)
+    assert len(steps) == 6
+    # Beams: both rows change places and grow by one.
+    processor(torch.tensor([[*second, 4], [*first, 47]]), scores)
+    assert steps[6:] == [4, 47]
+    assert processor.state(0).label == (4,)
+    assert processor.state(1).stage == "label" and processor.state(1).parts[0].length == 4
+    # Both beams go on from the second; the same call again costs nothing.
+    again = torch.tensor([[*first, 47, 7], [*first, 47, 8]])
+    processor(again, scores)
+    processor(again, scores)
+    assert steps[8:] == [7, 8] and processor.state(1).label == (8,)
+    # Another prompt, and a prefix that was never seen: neither inherits anything.
+    processor(torch.tensor([[1], [2]]), scores)
+    assert processor.state(0).stage == "text" and steps[10:] == []
+    processor(torch.tensor([[9, 47, 5], [9, 5, 6]]), scores)
+    assert processor.state(0).label == (5,) and processor.state(1).stage == "text"
+
+
+def test_no_row_is_left_without_a_token() -> None:
+    processor = PlanLogitsProcessor(GRAMMAR, 0)
+    plan = [47, 3, 51, 48]
+    finished, written, off = [*plan, 45, PAD], [5, 5, *plan], [5, 49, 5, 5, 5, 5]
+    scores = torch.randn(3, VOCAB)
+    scores[:, TOKENS.eos] = -torch.inf  # as min_new_tokens does
+    out = processor(torch.tensor([finished, written, off]), scores)
+    assert torch.equal(out[0], scores[0])
+    only_eos = torch.full((VOCAB,), -torch.inf)
+    only_eos[TOKENS.eos] = 0.0
+    assert torch.equal(out[1], only_eos) and torch.equal(out[2], only_eos)
+
+
+def test_misuse_names_the_fix() -> None:
+    with pytest.raises(ProcessorError, match=r"pass input_ids\.shape\[1\]"):
+        PlanLogitsProcessor(GRAMMAR, -1)
+    with pytest.raises(ProcessorError, match="new PlanLogitsProcessor"):
+        PlanLogitsProcessor(GRAMMAR, 3)(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, VOCAB))
+    with pytest.raises(ProcessorError, match="vocab_size=model.config.vocab_size"):
+        PlanLogitsProcessor(GRAMMAR, 1)(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, VOCAB + 3))
+
+
+class Heated(host.TemperatureLogitsWarper):
+    """A user's class, whose base reads the scores alone."""
+
+
+def prefix_free() -> list[Any]:
+    return [
+        host.SequenceBiasLogitsProcessor([[[4], 1.5], [[5], -2.0]]),
+        host.NoBadWordsLogitsProcessor([[3], [7]]),
+        host.SuppressTokensLogitsProcessor([1, 2]),
+        host.TemperatureLogitsWarper(0.7),
+        host.TopHLogitsWarper(0.9),
+        host.TopKLogitsWarper(30),
+        host.TopPLogitsWarper(0.95),
+        host.MinPLogitsWarper(0.02),
+        host.TypicalLogitsWarper(0.95),
+        host.EpsilonLogitsWarper(0.01),
+        host.EtaLogitsWarper(0.01),
+        host.LogitNormalization(),
+    ]
+
+
+def with_prefix() -> list[Any]:
+    ids = torch.tensor([[1, 2, 3]])  # (1, 3)
+    return [
+        host.RepetitionPenaltyLogitsProcessor(1.3),
+        host.EncoderRepetitionPenaltyLogitsProcessor(1.3, ids),
+        host.NoRepeatNGramLogitsProcessor(2),
+        host.EncoderNoRepeatNGramLogitsProcessor(2, ids),
+        host.SequenceBiasLogitsProcessor([[[4], 1.5], [[4, 5], 1.5]]),
+        host.NoBadWordsLogitsProcessor([[3], [3, 4]]),
+        host.PrefixConstrainedLogitsProcessor(lambda _, ids: [1], 1),
+        host.ForcedBOSTokenLogitsProcessor(1),
+        host.ForcedEOSTokenLogitsProcessor(9, 45),
+        host.ExponentialDecayLengthPenalty((1, 1.1), 45, 3),
+        host.SuppressTokensAtBeginLogitsProcessor([1], 3),
+        host.WatermarkLogitsProcessor(VOCAB, "cpu"),
+        host.SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 8, 8, 0, "cpu"),
+        host.UnbatchedClassifierFreeGuidanceLogitsProcessor(2.0, None),
+        PlanLogitsProcessor(GRAMMAR, 1),
+        Heated(0.7),
+        lambda ids, scores: scores,
+    ]
+
+
+def noisy_scores(rows: int) -> Tensor:
+    """Scores ``(rows, VOCAB)``, float64, with the control ids banned."""
+    scores = 3 * torch.randn(rows, VOCAB, dtype=torch.float64)
+    scores[:, list(TOKENS.banned)] = -torch.inf
+    return scores
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_batched_is_the_hosts_list_row_by_row(count: int) -> None:
+    # One processor after the other, and all together: each must see what the one before left.
+    lists = [prefix_free()] if count == 12 else [[p] for p in prefix_free()]
+    for processors in lists:
+        split = Processors(LogitsProcessorList(processors), verified=False, prompt_length=4)
+        assert not split.needs_prefix and not split.trivial and split.min_new_tokens == 0
+        scores = noisy_scores(9)
+        given = scores.clone()
+        out = split.batched(scores)
+        for row, after in zip(scores, out, strict=True):
+            ids = torch.randint(VOCAB, (1, int(torch.randint(1, 9, ()))))  # whatever stands before
+            assert torch.equal(LogitsProcessorList(processors)(ids, row[None])[0], after)
+            assert torch.equal(split.in_order(ids, row[None])[0], after)
+        assert torch.equal(scores, given)
+        assert bool((out[:, list(TOKENS.banned)] == -torch.inf).all())
+        assert not torch.equal(out, scores)
+
+
+def test_the_hosts_order_is_kept() -> None:
+    first = [host.TopPLogitsWarper(0.6), host.TemperatureLogitsWarper(3.0)]
+    scores = noisy_scores(5)
+    outs = [
+        Processors(LogitsProcessorList(p), verified=False, prompt_length=0).batched(scores) for p in (first, first[::-1])
+    ]
+    assert not torch.equal(*outs)
+    assert torch.equal(outs[0], first[1](None, first[0](None, scores)))
+
+
+def test_bans_survive_processors_that_lift_them() -> None:
+    lifting = [host.InfNanRemoveLogitsProcessor(), host.TopKLogitsWarper(4, filter_value=-99.0)]
+    scores = noisy_scores(3)
+    scores[:, 5] = torch.nan
+    split = Processors(LogitsProcessorList(lifting), verified=False, prompt_length=0)
+    expected = LogitsProcessorList(lifting)(None, scores)
+    assert torch.isfinite(expected).all()
+    expected[:, list(TOKENS.banned)] = -torch.inf
+    assert torch.equal(split.batched(scores), expected)
+    # A forced token was let in on purpose.
+    forced = LogitsProcessorList([host.ForcedEOSTokenLogitsProcessor(5, 47), *lifting])
+    split = Processors(forced, verified=True, prompt_length=0)
+    out = split.in_order(torch.ones(1, 4, dtype=torch.long), scores[:1])
+    assert out.argmax() == 47 and out[0, 47] == 0.0
+
+
+def test_every_class_of_the_host_is_classified() -> None:
+    without = {type(p) for p in prefix_free()} | {host.InfNanRemoveLogitsProcessor}
+    length_only = {host.MinLengthLogitsProcessor, host.MinNewTokensLengthLogitsProcessor}
+    for processor in (*prefix_free(), host.InfNanRemoveLogitsProcessor()):
+        assert not Processors(LogitsProcessorList([processor]), verified=True, prompt_length=0).needs_prefix
+    seen: set[type] = set()
+    for processor in with_prefix():
+        assert Processors(LogitsProcessorList([processor]), verified=True, prompt_length=0).needs_prefix
+        seen.add(type(processor))
+    classes = [c for c in vars(host).values() if isinstance(c, type) and issubclass(c, LogitsProcessor)]
+    assert len(classes) > 30
+    for kind in classes:  # also those that need a speech model to be built: their class alone must decide
+        if kind not in without | length_only | seen:
+            bare = LogitsProcessorList([kind.__new__(kind)])
+            assert Processors(bare, verified=True, prompt_length=0).needs_prefix, kind
+
+
+@pytest.mark.parametrize("processor", with_prefix(), ids=lambda p: type(p).__name__)
+def test_unverified_diffusion_refuses_what_reads_a_prefix(processor: Any) -> None:
+    name = "<lambda>" if callable(processor) and not isinstance(processor, LogitsProcessor) else type(processor).__name__
+    mixed = LogitsProcessorList([host.TopKLogitsWarper(5), processor])
+    with pytest.raises(ProcessorError, match="verify_spans=True.*strategy='autoregressive'.*drop") as error:
+        Processors(mixed, verified=False, prompt_length=4)
+    assert str(error.value).startswith(f"{name}:")
+
+
+def test_lengths_are_left_to_the_strategy() -> None:
+    new = host.MinNewTokensLengthLogitsProcessor(4, 3, 45)
+    whole = host.MinLengthLogitsProcessor(9, 45)
+    for processors, expected in (([new], 3), ([whole], 5), ([whole, new], 5), ([], 0)):
+        split = Processors(LogitsProcessorList(processors), verified=False, prompt_length=4)
+        assert split.min_new_tokens == expected
+        assert not split.needs_prefix and split.trivial == (expected == 0)
+        scores = noisy_scores(1)
+        assert torch.equal(split.in_order(torch.ones(1, 5, dtype=torch.long), scores), scores)
+        for length in range(4, 12):  # the host's own answer to the same question
+            banned = LogitsProcessorList(processors)(torch.ones(1, length, dtype=torch.long), scores)[0, 45] == -torch.inf
+            assert bool(banned) == (length - 4 < split.min_new_tokens)
+    assert Processors(LogitsProcessorList([whole]), verified=False, prompt_length=20).trivial
+    assert Processors(None, verified=False, prompt_length=4).trivial
+
+
+def hosts_list(**arguments: Any) -> LogitsProcessorList:
+    """What the host hands to a decoding loop for the left-padded prompts."""
+    caught: list[LogitsProcessorList] = []
+
+    def loop(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Tensor:
+        caught.append(logits_processor)
+        return input_ids
+
+    mask = torch.ones_like(PROMPT)
+    mask[0, :3] = 0
+    tiny("llama").generate(
+        PROMPT, attention_mask=mask, max_new_tokens=6, eos_token_id=45, pad_token_id=PAD, custom_generate=loop, **arguments
+    )
+    return caught[0]
+
+
+def test_in_order_is_the_hosts_batch() -> None:
+    def constraint(row: int, ids: Tensor) -> list[int]:
+        return [token for token in range(VOCAB) if token % 3 != row]
+
+    def last_token(ids: Tensor, scores: Tensor) -> Tensor:
+        return scores - torch.nn.functional.one_hot(ids[:, -1], VOCAB)
+
+    arguments: dict[str, Any] = {
+        "repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.4,
+        "encoder_no_repeat_ngram_size": 2, "bad_words_ids": [[3], [7, 8]], "prefix_allowed_tokens_fn": constraint,
+        "suppress_tokens": [11], "begin_suppress_tokens": [12], "forced_eos_token_id": 45, "do_sample": True,
+        "top_k": 20, "temperature": 0.8, "exponential_decay_length_penalty": (2, 1.5), "min_new_tokens": 2,
+        "logits_processor": LogitsProcessorList([last_token]),
+    }  # fmt: skip
+    whole, processors = hosts_list(**arguments), hosts_list(**arguments)
+    assert len(processors) >= 12
+    split = Processors(processors, verified=True, prompt_length=PROMPT.shape[1])
+    assert split.needs_prefix and split.min_new_tokens == 2
+    ids = PROMPT  # (3, length)
+    differing = 0
+    for step in range(6):
+        scores = noisy_scores(3)
+        if step < split.min_new_tokens:
+            scores[:, 45] = -torch.inf  # the strategy's part
+        expected = whole(ids, scores)
+        for row in range(3):
+            assert torch.equal(split.in_order(ids[row : row + 1], scores[row : row + 1], row)[0], expected[row])
+            differing += int(not torch.equal(split.in_order(ids[row : row + 1], scores[row : row + 1], 0)[0], expected[row]))
+        ids = torch.cat([ids, expected.argmax(-1, keepdim=True)], dim=1)
+    assert differing > 0  # the rows of this batch are not interchangeable
+    assert bool((ids[:, -1] == 45).all())
+
+
+def test_what_a_processor_remembers_stays_in_its_lane() -> None:
+    model = tiny("llama")
+    prompts = torch.tensor([[5, 6], [7, 8], [9, 3]])  # (3, 2)
+
+    def make(prompt: Tensor) -> LogitsProcessorList:
+        guidance = host.UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model, prompt)
+        return LogitsProcessorList([guidance, host.SynthIDTextWatermarkLogitsProcessor(3, [1, 2, 3], 64, 8, 0, "cpu")])
+
+    split = Processors(make(prompts), verified=True, prompt_length=2)
+    lanes = [(row, lane) for row in range(3) for lane in range(2)]
+    alone = {key: make(prompts[key[0] : key[0] + 1]) for key in lanes}
+    ids = {(row, lane): torch.tensor([[10 + row, 20 + lane]]) for row, lane in lanes}
+    with torch.no_grad():
+        for _ in range(4):
+            for key in lanes:
+                scores = torch.randn(1, VOCAB, dtype=torch.float64)
+                expected = alone[key](ids[key], scores)
+                assert torch.equal(split.in_order(ids[key], scores, *key), expected)
+                ids[key] = torch.cat([ids[key], expected.argmax(-1, keepdim=True)], dim=1)
+
+
+def test_several_answers_of_one_prompt_share_it() -> None:
+    arguments: dict[str, Any] = {"encoder_no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.4}
+    arguments |= {"num_return_sequences": 2, "do_sample": True, "top_k": 0}
+    split = Processors(hosts_list(**arguments), verified=True, prompt_length=PROMPT.shape[1], rows_per_prompt=2)
+    ids = torch.cat([PROMPT, torch.tensor([[6], [3], [8]])], dim=1)  # (3, 9)
+    scores = noisy_scores(3)
+    single = hosts_list(encoder_no_repeat_ngram_size=2, encoder_repetition_penalty=1.4, do_sample=False)
+    expected = single(ids, scores)
+    for row in range(6):
+        prompt = row // 2
+        assert torch.equal(split.in_order(ids[prompt : prompt + 1], scores[prompt : prompt + 1], row)[0], expected[prompt])
