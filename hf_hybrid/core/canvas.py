@@ -1,9 +1,9 @@
 """Canvas and Lane: what stands, what is drafted and what is open in one batch row.
 
-A *lane* is a stretch of text that grows on its own: the trunk (the prompt, texts and plans) or a span. A *canvas* holds the
-lanes of one batch row in text order. Lanes are kept as Python lists, not tensors: a pass changes a handful of tokens in each
-of a handful of lanes, and the host needs every token anyway; the tensor work of a pass (masks, scores, selection) is batched
-over all lanes elsewhere.
+A *lane* is a stretch of text that grows on its own: the trunk (the prompt, texts and plans) or a span. A *canvas*
+holds the lanes of one batch row in text order. Lanes are kept as Python lists, not tensors: a pass changes a handful
+of tokens in each of a handful of lanes, and the host needs every token anyway; the tensor work of a pass (masks,
+scores, selection) is batched over all lanes elsewhere.
 
     settled tokens           drafted, on trial     noisy window
     [t t t t t t t | t t]    [d d d]               [m m m m]
@@ -32,8 +32,10 @@ class Lane:
         window: open positions to carry behind settled and drafted tokens; 0: token by token.
         verified: True: what the window proposes is drafted and checked by the clean rows of the next pass.
         limit: most tokens that ``tokens`` may hold. opening: how many leading tokens were given, not written.
-        draft: tokens on trial in the next pass. fills: what stands in the window so far, None: still open; empty: a fresh window.
-        part: index of the part in its round, None for the trunk. depends: lanes that must be finished before this one starts.
+        draft: tokens on trial in the next pass. fills: what stands in the window so far, None: still open; empty: a
+        fresh window.
+        part: index of the part in its round, None for the trunk. depends: lanes that must be finished before this one
+        starts.
         hidden: half-open ranges of ``tokens`` that are no text (control tokens and plan).
         done: no token will be added. reason: why it ended: ``end`` (its terminator), ``limit``, or ``stop``.
         low: passes in a row without a confident open position. passes: passes it took part in.
@@ -131,8 +133,10 @@ class Canvas:
 
     Attributes:
         row: place of the row in the caller's batch. seed: of its sampling noise. prompt: its tokens, padding left out.
-        padding: ids that the host put in front of it. lanes: in text order. budget: most new tokens, control tokens included.
-        finished: nothing more will be written. stop: length of the text at which a stopping criterion ended it, None: none did.
+        padding: ids that the host put in front of it. lanes: in text order. budget: most new tokens, control tokens
+        included.
+        finished: nothing more will be written. stop: length of the text at which a stopping criterion ended it, None:
+        none did.
         num_forwards: passes it took part in.
     """
 
@@ -181,7 +185,8 @@ class Canvas:
         return out[: self.stop]
 
     def draft(self, mask: int) -> list[int]:
-        """The whole answer as it stands, in text order: settled tokens, drafts and fills, ``mask`` at open positions."""
+        """The whole answer as it stands, in text order: settled tokens, drafts and fills, ``mask`` at open
+        positions."""
         out: list[int] = []
         for number, lane in enumerate(self.lanes):
             text = lane.text()

@@ -1,8 +1,9 @@
 """Block diffusion: masks of one block are filled over a few denoising passes, blocks left to right.
 
-Source: Arriola et al., "Block Diffusion: Interpolating Between Autoregressive and Diffusion Language Models", 2025, section 3;
-parallel settling by confidence as in Wu et al., "Fast-dLLM", 2025, section 3.3. Ours differs in one point: the pass that commits
-clean rows also gives the first open position in autoregressive quality. A block as long as the answer is plain masked diffusion.
+Source: Arriola et al., "Block Diffusion: Interpolating Between Autoregressive and Diffusion Language Models", 2025,
+section 3; parallel settling by confidence as in Wu et al., "Fast-dLLM", 2025, section 3.3. Ours differs in one point:
+the pass that commits clean rows also gives the first open position in autoregressive quality. A block as long as the
+answer is plain masked diffusion.
 """
 
 from __future__ import annotations

@@ -24,7 +24,11 @@ class Window:
     settled: list[bool]
 
     def draft(self, first: int, settings: Settings) -> list[int]:
-        """The proposals behind ``first``, the token that the clean rows put at the window's first position, as long as each is sure."""
+        """The proposals behind ``first``, as long as each is sure.
+
+        ``first`` is the token that the clean rows put at the window's first position; if the window expected another
+        one, its other proposals belong to another text.
+        """
         if not self.tokens or self.tokens[0] != first:
             return []
         threshold = float(getattr(settings, "draft_threshold", 0.0))
@@ -34,13 +38,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The windows of a pass, batched: ``score`` float and ``settled`` bool (True: settles now), both ``(lanes, window)``."""
+    """The windows of a pass, batched: ``score`` float, ``settled`` bool (True: settles now), ``(lanes, window)``."""
 
     score: Tensor
     settled: Tensor
 
 
-def propose(flat: Tensor, chosen: Tensor, batch: Pass, lanes: Sequence[LaneRows], settings: DiffusionSettings) -> Proposal:
+def propose(
+    flat: Tensor, chosen: Tensor, batch: Pass, lanes: Sequence[LaneRows], settings: DiffusionSettings
+) -> Proposal:
     """Score the open positions of all lanes and pick those that settle.
 
     Args:
@@ -48,9 +54,7 @@ def propose(flat: Tensor, chosen: Tensor, batch: Pass, lanes: Sequence[LaneRows]
         lanes: those with open positions.
     """
     width = max(len(rows.opens) for rows in lanes)
-    places = [
-        [batch.flat(rows.line, c) for c in rows.opens] + [0] * (width - len(rows.opens)) for rows in lanes
-    ]
+    places = [[batch.flat(rows.line, c) for c in rows.opens] + [0] * (width - len(rows.opens)) for rows in lanes]
     index = torch.tensor(places, device=flat.device)  # (lanes, window)
     still_open = torch.tensor([_open(rows, width) for rows in lanes], device=flat.device)  # True: open
     uniform = _uniform(lanes, width, flat.device) if settings.selection == "random" else None
@@ -71,7 +75,7 @@ def _open(rows: LaneRows, width: int) -> list[bool]:
 
 
 def _count(rows: LaneRows, settings: DiffusionSettings) -> int:
-    """Positions that the schedule settles in this pass, so that a block takes at most ``max_denoising_steps`` passes."""
+    """Positions that the schedule settles in this pass: a block takes at most ``max_denoising_steps`` passes."""
     steps = settings.max_denoising_steps
     assert steps is not None
     fills = rows.lane.fills
@@ -85,7 +89,7 @@ def _count(rows: LaneRows, settings: DiffusionSettings) -> int:
 
 
 def _uniform(lanes: Sequence[LaneRows], width: int, device: torch.device) -> Tensor:
-    """Numbers in (0, 1), ``(lanes, window)``, keyed by seed, span and position: a random order that does not depend on the batch."""
+    """Numbers in (0, 1), ``(lanes, window)``, keyed by seed, span and position: an order that the batch cannot change."""
     rows = []
     for lane_rows in lanes:
         lane = lane_rows.lane

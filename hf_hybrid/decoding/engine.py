@@ -50,7 +50,8 @@ def decode(
         call: strategy, settings and partners.
 
     Returns:
-        int64 ``(batch, length + new)``, padded on the right; a ``HybridGenerateOutput`` with ``return_dict_in_generate``.
+        int64 ``(batch, length + new)``, padded on the right; a ``HybridGenerateOutput`` with
+        ``return_dict_in_generate``.
     """
     config = generation_config if generation_config is not None else model.generation_config
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
@@ -102,7 +103,9 @@ class _Session:
         self.checked = dict.fromkeys(range(len(canvases)), 0)
         self.started = time.perf_counter()
         if self.streamer is not None and len(canvases) > 1:
-            raise DecodingError("a streamer shows one answer; call generate() with a batch of one, or without a streamer")
+            raise DecodingError(
+                "a streamer shows one answer; call generate() with a batch of one, or without a streamer"
+            )
         for canvas in canvases:
             strategy.reports[canvas.row] = GenerationReport(call.strategy)
 
@@ -159,6 +162,8 @@ class _Session:
         if len(text) > self.streamed:
             self.streamer.put(torch.tensor(text[self.streamed :]))
             self.streamed = len(text)
+        if hasattr(self.streamer, "put_canvas"):  # for views: every lane, not only the text order
+            self.streamer.put_canvas(canvas, self.strategy.mask_token)
         if hasattr(self.streamer, "put_draft") and not canvas.finished:
             whole = canvas.draft(self.strategy.mask_token)
             if len(whole) > self.streamed:
@@ -217,7 +222,8 @@ def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]
             raise DecodingError(f"row {number} of the batch is all padding; give it a prompt of at least one token")
         if not mask[-1] or 0 in mask[mask.index(1) :]:
             raise DecodingError(
-                f"row {number} of the batch is not padded on the left; set tokenizer.padding_side = 'left' and tokenize again"
+                f"row {number} of the batch is not padded on the left; "
+                "set tokenizer.padding_side = 'left' and tokenize again"
             )
         prompts.append(kept)
     return prompts
@@ -235,7 +241,9 @@ def _canvases(
         raise DecodingError(f"seed has {len(seeds)} entries for {len(prompts)} rows; give one per row, or one number")
     budget = int(config.max_length) - width
     if budget < 1:
-        raise DecodingError(f"max_length={config.max_length} leaves no room behind a prompt of {width}; use max_new_tokens")
+        raise DecodingError(
+            f"max_length={config.max_length} leaves no room behind a prompt of {width}; use max_new_tokens"
+        )
     held = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if call.strategy != "autoregressive" and held:
         longest = max(len(prompt) for prompt in prompts)

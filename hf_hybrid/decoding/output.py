@@ -13,8 +13,9 @@ from hf_hybrid.core.plan import Plan
 
 @dataclass
 class SpanReport:
-    """How one part was written: planned and written tokens of its text (label left out), its token ids, passes it took part in,
-    whether it was ``extended`` beyond its planned length, and how it ``ended`` (``end``, ``limit`` or ``stop``)."""
+    """How one part was written: planned and written tokens of its text (label left out), its token ids, passes it took
+    part in, whether it was ``extended`` beyond its planned length, and how it ``ended`` (``end``, ``limit`` or
+    ``stop``)."""
 
     round: int
     part: int
@@ -32,9 +33,10 @@ class GenerationReport:
     """How one row of the batch was written.
 
     Attributes:
-        strategy: its name. num_tokens: new tokens of the text. num_forwards: passes the row took part in. num_rows: rows that these
-            passes carried for it. tokens_per_forward: the quotient of the first two.
-        seconds: per stage (``prefill``, ``plan``, ``spans``, ``text``) and ``total``; a pass that several rows shared counts for each.
+        strategy: its name. num_tokens: new tokens of the text. num_forwards: passes the row took part in. num_rows:
+            rows that these passes carried for it. tokens_per_forward: the quotient of the first two.
+        seconds: per stage (``prefill``, ``plan``, ``spans``, ``text``) and ``total``; a pass that several rows shared
+        counts for each.
         seconds_to_first_text: until the first token of the text was confirmed, None if there was none.
         plans: the plan of every round. spans: every part, in text order.
         accepted_per_round: drafted tokens that stood, for every pass that checked some.

@@ -1,7 +1,8 @@
 """From lanes to the rows of one pass, and which column of the logits belongs to what.
 
-The rows of a batch row stand at the right end of the pass: first clean rows whose logits nobody needs, then for every lane its
-last settled token, its draft and its window. So the logits of the last ``keep`` columns are all that the pass computes.
+The rows of a batch row stand at the right end of the pass: first clean rows whose logits nobody needs, then for every
+lane its last settled token, its draft and its window. So the logits of the last ``keep`` columns are all that the pass
+computes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class LaneRows:
 
     Attributes:
         canvas: its canvas. lane: the lane. line: batch row of the pass.
-        checks: columns of the pass that hold the last settled token and the draft: each predicts the next token. Empty when the
-            pass feeds no clean row of the lane. fed: settled tokens that the pass feeds.
+        checks: columns of the pass that hold the last settled token and the draft: each predicts the next token. Empty
+            when the pass feeds no clean row of the lane. fed: settled tokens that the pass feeds.
         opens: columns of the noisy window.
     """
 
@@ -37,7 +38,8 @@ class LaneRows:
 
 @dataclass(eq=False)
 class Pass:
-    """One pass, ready for ``Runner.run``: ``tokens`` ``(active, rows)``, ``rows`` alike, the last ``keep`` columns scored."""
+    """One pass, ready for ``Runner.run``: ``tokens`` ``(active, rows)``, ``rows`` alike, the last ``keep`` columns
+    scored."""
 
     tokens: Tensor
     rows: Rows

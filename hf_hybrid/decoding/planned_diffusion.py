@@ -1,12 +1,12 @@
 """Planned diffusion: an autoregressive plan names the parts and their lengths, then all parts are written at once.
 
-Source: Israel et al., "Planned Diffusion", 2025, section 3; lanes that finish at their own time as in Jin et al., "Learning to
-Keep a Promise" (PASTA), 2025. Ours: lengths are tokens of their own, parts may depend on earlier parts, text may stand before,
-between and behind rounds, a part may outgrow its plan, and by default every drafted token is checked by the clean rows of
-the next pass, so that the text equals ``span_decoding="autoregressive"``.
+Source: Israel et al., "Planned Diffusion", 2025, section 3; lanes that finish at their own time as in Jin et al.,
+"Learning to Keep a Promise" (PASTA), 2025. Ours: lengths are tokens of their own, parts may depend on earlier parts,
+text may stand before, between and behind rounds, a part may outgrow its plan, and by default every drafted token is
+checked by the clean rows of the next pass, so that the text equals ``span_decoding="autoregressive"``.
 
-The trunk is a chain of lanes, one per segment: the prompt with the switch ``<par>``, and each ``<sync/>`` with what follows it.
-Between two segments stand the lanes of a round.
+The trunk is a chain of lanes, one per segment: the prompt with the switch ``<par>``, and each ``<sync/>`` with what
+follows it. Between two segments stand the lanes of a round.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class PlannedDiffusion(Strategy):
             needed = sum(s.opening + s.length for s in plan.spans) + len(self.grammar.render(plan))
             if needed > canvas.budget - canvas.num_new:
                 raise DecodingError(
-                    f"the given plan needs {needed} tokens and max_new_tokens leaves {canvas.budget - canvas.num_new}; raise it"
+                    f"the given plan needs {needed} tokens and max_new_tokens leaves "
+                    f"{canvas.budget - canvas.num_new}; raise it"
                 )
             forced = list(self.grammar.render(plan))
             trunk.hidden.append((len(trunk.tokens), len(trunk.tokens) + len(forced)))
@@ -105,7 +106,7 @@ class PlannedDiffusion(Strategy):
         return self.in_span
 
     def terminators(self, lane: Lane) -> dict[int, bool]:
-        """A span ends with its first ``<spad>``, a plan with ``<async>`` (the opening of the first span), the answer with ``eos``."""
+        """A span ends with its first ``<spad>``, a plan with ``<async>`` (which opens a span), the answer with ``eos``."""
         if lane.kind == "trunk":
             return {**super().terminators(lane), self.control.async_: False}
         return {self.control.spad: False}
@@ -161,7 +162,7 @@ class PlannedDiffusion(Strategy):
     # Rounds.
 
     def _start_round(self, canvas: Canvas, trunk: Lane, plan: Plan, line: int) -> None:
-        """Lanes for the parts of ``plan``; every part gets its planned length and, while the budget lasts, room to outgrow it."""
+        """Lanes for the parts of ``plan``: each gets its planned length and, while the budget lasts, room to outgrow it."""
         settings, control = self.settings, self.control
         self.reports[canvas.row].plans.append(plan)
         before = list(range(canvas.num_spans))
@@ -208,7 +209,7 @@ class PlannedDiffusion(Strategy):
         return closed
 
     def _split_canvas(self, canvas: Canvas, lane: Lane) -> None:
-        """A filled dense round becomes one finished lane per part, which then ride into the cache as clean rows of one span."""
+        """A filled dense round becomes one finished lane per part; they ride into the cache as clean rows of one span."""
         plan, lanes = self.rounds[canvas.row][-1]
         at = canvas.lanes.index(lane)
         lanes.clear()
@@ -234,7 +235,15 @@ class PlannedDiffusion(Strategy):
             extended = len(text) > span.length
             report.spans.append(
                 SpanReport(
-                    number, lane.part or 0, span.label, span.depends, span.length, text, lane.passes, extended, lane.reason
+                    number,
+                    lane.part or 0,
+                    span.label,
+                    span.depends,
+                    span.length,
+                    text,
+                    lane.passes,
+                    extended,
+                    lane.reason,
                 )
             )
             name = f"part {(lane.part or 0) + 1} of round {number}"

@@ -186,8 +186,8 @@ class Processors:
         rows_per_prompt: the call's ``num_return_sequences``.
 
     Attributes:
-        min_new_tokens: new tokens before ``eos`` may be written. The processors that say so are in neither method below:
-            they need the length alone, so the strategy bans ``eos`` itself.
+        min_new_tokens: new tokens before ``eos`` may be written. The processors that say so are in neither method
+            below: they need the length alone, so the strategy bans ``eos`` itself.
         needs_prefix: True: at least one processor reads the tokens before the one it scores. Every class does that is
             not known to do without.
         trivial: True: nothing to do, ``min_new_tokens`` included.
@@ -272,7 +272,9 @@ def _for_row(processor: Any, row: int, prompt: int) -> Any:
     prompts = slice(prompt, prompt + 1)
     if _is(processor, "RepetitionPenaltyLogitsProcessor"):
         ignored = getattr(processor, "prompt_ignore_length", None)  # int, None or the padding of every row (batch,)
-        return _with(processor, prompt_ignore_length=ignored[row : row + 1]) if isinstance(ignored, Tensor) else processor
+        return (
+            _with(processor, prompt_ignore_length=ignored[row : row + 1]) if isinstance(ignored, Tensor) else processor
+        )
     if _is(processor, "EncoderRepetitionPenaltyLogitsProcessor"):
         return _with(processor, encoder_input_ids=processor.encoder_input_ids[prompts])
     if _is(processor, "EncoderNoRepeatNGramLogitsProcessor"):

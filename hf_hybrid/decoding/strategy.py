@@ -1,8 +1,8 @@
 """Strategy: the one loop under every way of writing. Propose, then settle.
 
-A pass carries clean rows (settled tokens on their way into the cache, and drafts on trial) and noisy rows (open positions).
-The clean rows' logits check the drafts and give the first open position in autoregressive quality; the noisy rows propose the
-rest. What a lane may write, when it ends and what follows is left to the subclass.
+A pass carries clean rows (settled tokens on their way into the cache, and drafts on trial) and noisy rows (open
+positions). The clean rows' logits check the drafts and give the first open position in autoregressive quality; the
+noisy rows propose the rest. What a lane may write, when it ends and what follows is left to the subclass.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Call:
 
     Attributes:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
-        plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model has none.
+        plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model
+        has none.
     """
 
     strategy: str
@@ -55,8 +56,10 @@ class Context:
     """What a strategy works with, for the length of one call.
 
     Attributes:
-        runner: runs the passes. call: settings and partners. processors: the host's logits processors. sampling: False: greedy.
-        ends: ids that end an answer. min_new_tokens: tokens before ``ends`` are allowed. vocab_size: width of the logits.
+        runner: runs the passes. call: settings and partners. processors: the host's logits processors. sampling:
+        False: greedy.
+        ends: ids that end an answer. min_new_tokens: tokens before ``ends`` are allowed. vocab_size: width of the
+        logits.
     """
 
     runner: Runner
@@ -91,8 +94,8 @@ class Strategy(ABC):
         """Name of the stage that the canvas is in: ``text``, ``plan`` or ``spans``."""
 
     def allowed(self, canvas: Canvas, lane: Lane, draft: list[int]) -> list[Tensor | None]:
-        """For each row behind the last settled token and behind each drafted one: bool ``(vocab,)``, True: may follow; None: no
-        constraint beyond ``forbidden``."""
+        """For each row behind the last settled token and behind each drafted one: bool ``(vocab,)``, True: may follow;
+        None: no constraint beyond ``forbidden``."""
         return [None] * (1 + len(draft))
 
     def forbidden(self, lane: Lane) -> tuple[int, ...]:
@@ -124,7 +127,7 @@ class Strategy(ABC):
         return control.mask if control is not None else 0
 
     def advance(self, canvases: list[Canvas]) -> None:
-        """One pass over all lanes of ``canvases``, which are the active batch rows of the Runner, and what it settles."""
+        """One pass over all lanes of ``canvases``, the active batch rows of the Runner, and what it settles."""
         started = time.perf_counter()
         stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
         batch = build_pass(canvases, self.mask_token, self.runner.device)
@@ -134,7 +137,7 @@ class Strategy(ABC):
         raw = flat.clone() if self.context.processors.needs_prefix else flat
         flat = self.context.processors.batched(flat)
         noise = self._noise(flat, batch)
-        chosen, tokens, windows = self._choose(flat, batch, noise)
+        _chosen, tokens, windows = self._choose(flat, batch, noise)
         for rows in batch.lanes:
             if not rows.lane.done:
                 self._settle(rows, batch, raw, noise, tokens, windows)
@@ -176,7 +179,10 @@ class Strategy(ABC):
                 flat[where, torch.tensor(ids, device=flat.device)] = float("-inf")
 
     def _noise(self, flat: Tensor, batch: Pass) -> Tensor | None:
-        """Gumbel noise ``(active * keep, vocab)`` keyed by seed, span and the position that a row predicts; None when greedy."""
+        """Gumbel noise ``(active * keep, vocab)`` keyed by seed, span and the position that a row predicts.
+
+        None when greedy.
+        """
         if not self.context.sampling:
             return None
         noise = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
@@ -209,7 +215,8 @@ class Strategy(ABC):
         tokens = [int(number) for number in numbers[:count]]
         if any(number != number for number in numbers[count : 2 * count]):
             raise DecodingError(
-                "the model gave NaN logits; check the weights and the dtype (float16 overflows easily: try bfloat16 or float32)"
+                "the model gave NaN logits; check the weights and the dtype "
+                "(float16 overflows easily: try bfloat16 or float32)"
             )
         windows: dict[LaneRows, Window] = {}
         if proposal is not None:

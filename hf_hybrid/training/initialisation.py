@@ -42,8 +42,16 @@ def start_with_copy_heads(model: PreTrainedModel, seed: int = 0, sharpness: floa
     config = model.config
     dim, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or dim // heads
-    if heads < 4 or head_dim < 64 or config.num_key_value_heads != heads or dim < 4 * head_dim or config.num_hidden_layers < 2:
-        raise ValueError("copy heads need 2 layers, 4 ungrouped heads of 64 dimensions and a hidden size of 4 heads or more")
+    if (
+        heads < 4
+        or head_dim < 64
+        or config.num_key_value_heads != heads
+        or dim < 4 * head_dim
+        or config.num_hidden_layers < 2
+    ):
+        raise ValueError(
+            "copy heads need 2 layers, 4 ungrouped heads of 64 dimensions and a hidden size of 4 heads or more"
+        )
     width = head_dim // 2  # dimensions of a place
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(dim - 1, dim - 1, generator=generator))[0].T

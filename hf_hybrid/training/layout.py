@@ -69,7 +69,9 @@ class Layout:
         return start + len(tokens)
 
 
-def lay_out(example: Example, form: Form, control: ControlTokens, rng: random.Random, longer_plan: float = 0.15) -> Layout:
+def lay_out(
+    example: Example, form: Form, control: ControlTokens, rng: random.Random, longer_plan: float = 0.15
+) -> Layout:
     """Clean rows and lanes of ``example``.
 
     Args:
@@ -130,7 +132,12 @@ class _Planned:
         plan = self._plan(parts)
         ids: list[int] = []
         for span in plan.spans:
-            ids += [control.topic, *span.label, control.length_id(span.length), *(control.depends[d] for d in span.depends)]
+            ids += [
+                control.topic,
+                *span.label,
+                control.length_id(span.length),
+                *(control.depends[d] for d in span.depends),
+            ]
         self._end_segment(tuple(ids), control.async_)
         before = set(range(len(layout.depends)))  # every trunk segment and span so far
         starts = plan.starts(self.at)

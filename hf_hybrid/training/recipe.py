@@ -20,7 +20,13 @@ from hf_hybrid.training.collators import CollatorSettings, HybridCollator
 from hf_hybrid.training.examples import Example
 from hf_hybrid.training.initialisation import start_with_copy_heads
 from hf_hybrid.training.recipes import factbook
-from hf_hybrid.training.recipes.tokenizer import build_tokenizer, encode_sheet, filter_values, token_counter, training_texts
+from hf_hybrid.training.recipes.tokenizer import (
+    build_tokenizer,
+    encode_sheet,
+    filter_values,
+    token_counter,
+    training_texts,
+)
 from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples, last_whole_checkpoint
 
 TEST_SET = "test_set.jsonl"

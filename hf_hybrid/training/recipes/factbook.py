@@ -144,9 +144,7 @@ def _look_up(data: object, path: str) -> str:
 
 
 def _country_name(data: object) -> str:
-    forms = (
-        _look_up(data, f"Government > Country name > conventional {form} form") for form in ("short", "long")
-    )
+    forms = (_look_up(data, f"Government > Country name > conventional {form} form") for form in ("short", "long"))
     return next(filter(None, (clean(re.sub(r"\(.*?\)", "", form).split(";")[0]) for form in forms)), "")
 
 
@@ -267,9 +265,7 @@ class SheetSampler:
             self.redraws += 1
         raise ValueError(f"no sheet of {first} fits into {MAX_SHEET_TOKENS} tokens")
 
-    def _record(
-        self, rng: Random, country: str, kind: str, augment: bool, summary: bool, shrink: int
-    ) -> Sheet:
+    def _record(self, rng: Random, country: str, kind: str, augment: bool, summary: bool, shrink: int) -> Sheet:
         """A sheet of one record."""
         values = self._choose(rng, country, PAIR_SIZES if kind == "two" else SINGLE_SIZES, shrink)
         if augment:
@@ -354,7 +350,7 @@ class TestItem:
     sheet: Sheet
 
 
-def write_test_set(path: Path, records: Records, count: TokenCounter, prompts_per_country: int = 8) -> int:
+def write_test_set(path: Path, records: Records, count: TokenCounter, prompts_per_country: int = 16) -> int:
     """Write the prompts of the held-out ones among all `records` as JSON lines; returns their number."""
     splits = {"dev": dev_countries(records), "test": test_countries(records)}
     rows: list[str] = []

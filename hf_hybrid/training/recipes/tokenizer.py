@@ -44,9 +44,7 @@ def training_texts(sampler: SheetSampler, samples: int = 3000) -> Iterator[str]:
             yield sheet.answer
 
 
-def build_tokenizer(
-    texts: Iterable[str], headings: Sequence[str], vocab_size: int = 2048
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: Iterable[str], headings: Sequence[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """Train on `texts`: exactly `vocab_size` tokens, among them each of the `headings`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -66,9 +64,7 @@ def build_tokenizer(
     tokenizer.add_tokens([AddedToken(heading, special=False, normalized=False) for heading in headings])
     if tokenizer.get_vocab_size() != vocab_size:
         size = tokenizer.get_vocab_size()
-        raise ValueError(
-            f"the texts gave {size} tokens, not {vocab_size}: give more texts or another vocab_size"
-        )
+        raise ValueError(f"the texts gave {size} tokens, not {vocab_size}: give more texts or another vocab_size")
     user, assistant = "<|user|>", "<|assistant|>"
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{user} $A {assistant}",
@@ -104,9 +100,7 @@ def token_counter(tokenizer: PreTrainedTokenizerFast) -> TokenCounter:
     return count
 
 
-def filter_values(
-    records: Records, count_tokens: TokenCounter, limit: int = MAX_VALUE_TOKENS
-) -> dict[str, Record]:
+def filter_values(records: Records, count_tokens: TokenCounter, limit: int = MAX_VALUE_TOKENS) -> dict[str, Record]:
     """The records without the values of more than `limit` tokens."""
     return {
         name: {field: value for field, value in record.items() if count_tokens(" " + value) <= limit}
@@ -118,11 +112,7 @@ def encode_sheet(sheet: Sheet, tokenizer: PreTrainedTokenizerFast) -> Example:
     """The sheet in tokens: the prompt with its marks, each text, and each part's heading and lines."""
     texts = [sheet.prompt]
     for piece in sheet.pieces:
-        texts += (
-            [piece]
-            if isinstance(piece, str)
-            else [text for part in piece for text in (part.label, part.text)]
-        )
+        texts += [piece] if isinstance(piece, str) else [text for part in piece for text in (part.label, part.text)]
     backend = tokenizer.backend_tokenizer
     encoded = iter([tuple(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)])
     user, assistant = backend.token_to_id("<|user|>"), backend.token_to_id("<|assistant|>")
@@ -132,7 +122,5 @@ def encode_sheet(sheet: Sheet, tokenizer: PreTrainedTokenizerFast) -> Example:
         if isinstance(piece, str):
             pieces.append(next(encoded))
         else:
-            pieces.append(
-                tuple(Part(label=next(encoded), text=next(encoded), depends=part.depends) for part in piece)
-            )
+            pieces.append(tuple(Part(label=next(encoded), text=next(encoded), depends=part.depends) for part in piece))
     return Example(prompt=prompt, pieces=tuple(pieces))
