@@ -6,6 +6,10 @@ from hf_hybrid.core.plan import ControlTokens as ControlTokens
 from hf_hybrid.core.plan import Plan as Plan
 from hf_hybrid.core.plan import PlanError as PlanError
 from hf_hybrid.core.plan import Span as Span
+from hf_hybrid.decoding import DecodingError as DecodingError
+from hf_hybrid.decoding import GenerationReport as GenerationReport
+from hf_hybrid.decoding import HybridGenerateOutput as HybridGenerateOutput
+from hf_hybrid.decoding import PlanLogitsProcessor as PlanLogitsProcessor
 from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
 from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
 from hf_hybrid.mixin import UnsupportedCallError as UnsupportedCallError
@@ -22,9 +26,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoHybridModelForCausalLM",
     "ControlTokens",
+    "DecodingError",
+    "GenerationReport",
+    "HybridGenerateOutput",
     "HybridGenerationMixin",
     "Plan",
     "PlanError",
+    "PlanLogitsProcessor",
     "Settings",
     "SettingsError",
     "Span",

@@ -26,6 +26,7 @@ from transformers import (
 
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, settings_for, stored_strategy
 from hf_hybrid.core.plan import Plan
+from hf_hybrid.decoding import Call, decode
 from hf_hybrid.models.vocabulary import control_tokens
 
 if TYPE_CHECKING:
@@ -233,8 +234,6 @@ def _host_arguments(
     if plan is not None and name != "planned_diffusion":
         raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
     _refuse(model, arguments, name)
-
-    from hf_hybrid.decoding import Call, decode
 
     tokenizer = arguments.pop("tokenizer", None)
     _take_stop_strings(model, arguments, tokenizer)

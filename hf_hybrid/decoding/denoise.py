@@ -56,6 +56,9 @@ def propose(
     width = max(len(rows.opens) for rows in lanes)
     places = [[batch.flat(rows.line, c) for c in rows.opens] + [0] * (width - len(rows.opens)) for rows in lanes]
     index = torch.tensor(places, device=flat.device)  # (lanes, window)
+    if all(rows.lane.verified for rows in lanes):  # drafts are checked, not settled: their probability is all they need
+        score, _ = scores(flat[index], "confidence", chosen[index])  # (lanes, window)
+        return Proposal(score, torch.zeros_like(score, dtype=torch.bool))
     still_open = torch.tensor([_open(rows, width) for rows in lanes], device=flat.device)  # True: open
     uniform = _uniform(lanes, width, flat.device) if settings.selection == "random" else None
     score, _ = scores(flat[index], settings.selection, chosen[index], uniform)  # (lanes, window)
@@ -89,7 +92,7 @@ def _count(rows: LaneRows, settings: DiffusionSettings) -> int:
 
 
 def _uniform(lanes: Sequence[LaneRows], width: int, device: torch.device) -> Tensor:
-    """Numbers in (0, 1), ``(lanes, window)``, keyed by seed, span and position: an order that the batch cannot change."""
+    """Numbers in (0, 1), ``(lanes, window)``, keyed by seed, span and position: the batch cannot change it."""
     rows = []
     for lane_rows in lanes:
         lane = lane_rows.lane

@@ -244,17 +244,16 @@ def _canvases(
         raise DecodingError(
             f"max_length={config.max_length} leaves no room behind a prompt of {width}; use max_new_tokens"
         )
-    held = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if call.strategy != "autoregressive" and held:
-        longest = max(len(prompt) for prompt in prompts)
-        if longest >= held:
-            raise DecodingError(f"a prompt of {longest} tokens fills the {held} positions of the model; shorten it")
-        budget = min(budget, held - longest)
+    held = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 40
     padding = input_ids.tolist()
-    return [
-        Canvas(row, s, prompt, budget, padding=padding[row][: width - len(prompt)])
-        for row, (prompt, s) in enumerate(zip(prompts, seeds, strict=True))
-    ]
+    canvases: list[Canvas] = []
+    for row, (prompt, row_seed) in enumerate(zip(prompts, seeds, strict=True)):
+        if len(prompt) >= held:
+            raise DecodingError(f"a prompt of {len(prompt)} tokens fills the {held} positions of the model; shorten it")
+        # The host only warns beyond the trained positions; here an answer ends with them.
+        bound = min(budget, held - len(prompt))
+        canvases.append(Canvas(row, row_seed, prompt, bound, padding=padding[row][: width - len(prompt)]))
+    return canvases
 
 
 def _capacity(prompts: list[list[int]], config: GenerationConfig) -> int:

@@ -106,10 +106,11 @@ class PlannedDiffusion(Strategy):
         return self.in_span
 
     def terminators(self, lane: Lane) -> dict[int, bool]:
-        """A span ends with its first ``<spad>``, a plan with ``<async>`` (which opens a span), the answer with ``eos``."""
+        """A span ends with its first ``<spad>``, a plan with ``<async>``, which opens one, the answer with ``eos``."""
         if lane.kind == "trunk":
             return {**super().terminators(lane), self.control.async_: False}
-        return {self.control.spad: False}
+        # In a dense round <spad> ends its part alone; the lane ends when it is full.
+        return {} if lane.kind == "canvas" else {self.control.spad: False}
 
     def draft(self, canvas: Canvas, lane: Lane, proposed: list[int]) -> list[int]:
         """Proposals as far as the grammar allows them; without any, an optimistic ``<topic>`` where one may follow."""
@@ -162,7 +163,7 @@ class PlannedDiffusion(Strategy):
     # Rounds.
 
     def _start_round(self, canvas: Canvas, trunk: Lane, plan: Plan, line: int) -> None:
-        """Lanes for the parts of ``plan``: each gets its planned length and, while the budget lasts, room to outgrow it."""
+        """Lanes for the parts of ``plan``; each gets its planned length and, as the budget allows, room to grow."""
         settings, control = self.settings, self.control
         self.reports[canvas.row].plans.append(plan)
         before = list(range(canvas.num_spans))
@@ -209,7 +210,7 @@ class PlannedDiffusion(Strategy):
         return closed
 
     def _split_canvas(self, canvas: Canvas, lane: Lane) -> None:
-        """A filled dense round becomes one finished lane per part; they ride into the cache as clean rows of one span."""
+        """A filled dense round becomes one finished lane per part; they go into the cache as clean rows of one span."""
         plan, lanes = self.rounds[canvas.row][-1]
         at = canvas.lanes.index(lane)
         lanes.clear()
