@@ -20,7 +20,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 # The dependencies of torch come with the package, from the usual index and with pinned versions.
 INSTALL_TORCH = $(INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-floor bench train wheel clean
+.PHONY: demo test test-floor bench train card wheel clean
 
 demo: .venv/.stamp-run
 	$(BIN)/hf-hybrid demo $(ARGS)
@@ -30,6 +30,11 @@ bench: .venv/.stamp-run
 
 train: .venv/.stamp-run
 	$(BIN)/hf-hybrid train $(ARGS)
+
+# The card and the README's table, from what `make bench ARGS="--json model_cards/results/hybrid-pocket.json"` measured.
+card: .venv/.stamp-run
+	$(BIN)/python -m hf_hybrid.hub.card model_cards/results/hybrid-pocket.json \
+		--checkpoint hf_hybrid/checkpoints/hybrid-pocket --card model_cards/hybrid-pocket/README.md --readme README.md
 
 test: .venv/.stamp-dev
 	$(BIN)/ruff check .

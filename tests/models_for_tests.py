@@ -1,10 +1,12 @@
-"""Tiny random models of every served class."""
+"""Tiny random models of every served class, prompts for them and a tokenizer."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
@@ -14,11 +16,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+import hf_hybrid
+from hf_hybrid import ControlTokens
 
 VOCAB = 61
 MAX_POSITIONS = 128
@@ -67,9 +73,86 @@ ATTENTION: dict[str, tuple[torch.dtype, float]] = {
 """Attention implementation -> dtype to check it in, and the difference of logits that rounding alone may cause."""
 
 
-def tiny(name: str, attention: str = "sdpa", **changes: Any) -> Any:
-    """A random model of class ``name`` in eval mode, always the same weights."""
+def tiny(name: str, attention: str = "sdpa", *, seed: int = 1, **changes: Any) -> Any:
+    """A random model of class ``name`` in eval mode, always the same weights for a seed."""
     config_class, model_class, sizes = MODELS[name]
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = config_class(**{**sizes, **changes}, attn_implementation=attention)
     return model_class(config).to(ATTENTION.get(attention, (torch.float64, 0.0))[0]).eval()
+
+CONTROL = ControlTokens(
+    mask=60,
+    eos=40,
+    par=41,
+    topic=42,
+    async_=43,
+    sync=44,
+    spad=45,
+    lengths=((2, 46), (3, 47), (4, 48), (6, 49), (8, 50), (12, 51)),
+    depends=(52, 53, 54, 55),
+)
+"""Control tokens of ``hybrid`` models: 0 is padding, 1 to 39 are text."""
+TEXT = range(1, 40)
+"""Ids of ordinary text."""
+
+FAVOURS: dict[int, float] = {
+    CONTROL.topic: 7.5,
+    CONTROL.async_: 4.0,
+    CONTROL.spad: 3.5,
+    CONTROL.eos: 4.5,
+    **dict.fromkeys((token for _, token in CONTROL.lengths), 5.0),
+    **dict.fromkeys(CONTROL.depends, 6.0),
+}
+"""Logits added to control tokens: what an untrained model needs to write rounds of several parts."""
+
+
+def hybrid(name: str = "llama", seed: int = 1, favours: dict[int, float] | None = None, spread: float = 2.0, **changes: Any) -> Any:
+    """An enabled random model with mask and control tokens, float64 and sdpa.
+
+    Args:
+        name: a key of ``MODELS``.
+        seed: of its weights.
+        favours: token id -> logit added to it by a bias of the head, so that control tokens are written at all. Text
+            tokens get random ones on top: a low entropy, so that some drafts are right and some are wrong.
+    """
+    special = {"pad_token_id": 0, "eos_token_id": CONTROL.eos}
+    model = tiny(name, seed=seed, **{**special, **changes})
+    bias = torch.zeros(VOCAB, dtype=model.dtype)
+    bias[list(TEXT)] = spread * torch.randn(len(TEXT), dtype=model.dtype)
+    for token, logit in (FAVOURS if favours is None else favours).items():
+        bias[token] += logit
+    model.get_output_embeddings().bias = torch.nn.Parameter(bias)
+    model.config.hf_hybrid = {
+        "mask_token_id": CONTROL.mask,
+        "par": CONTROL.par,
+        "topic": CONTROL.topic,
+        "async": CONTROL.async_,
+        "sync": CONTROL.sync,
+        "spad": CONTROL.spad,
+        "lengths": [list(pair) for pair in CONTROL.lengths],
+        "depends": list(CONTROL.depends),
+    }
+    return hf_hybrid.enable(model)
+
+
+PROMPTS = ((3, 7, 9, 2, 11), (5,), (8, 1, 1, 20, 33, 4, 9, 30), (12, 12, 6))
+
+
+def left_padded(prompts: tuple[tuple[int, ...], ...] = PROMPTS) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` ``(batch, longest)``."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of ``hybrid`` models: token i is the word ``wNN``, control tokens are special."""
+    tags = {i: f"<{i}>" for i in (0, CONTROL.eos, *CONTROL.banned)}
+    vocab = {tags.get(i, f"w{i:02}"): i for i in range(VOCAB)}
+    vocab["abcdef"] = vocab.pop("w59")  # StopStringCriteria spells every token behind this word
+    raw = Tokenizer(models.WordLevel(vocab, unk_token="<0>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<0>", "unk_token": "<0>", "eos_token": tags[CONTROL.eos], "mask_token": tags[CONTROL.mask]}
+    rest = [tags[i] for i in CONTROL.banned if i != CONTROL.mask]
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **special, extra_special_tokens=rest)

@@ -1,16 +1,23 @@
-"""Slow oracles: the row rule as nested loops, written from its table, and one un-cached forward under it.
+"""Slow oracles: the row rule as nested loops, written from its table, one un-cached forward under it, and plain loops
+over such forwards that write text.
 
-Nothing here knows ``hf_hybrid.core.rows.visible`` or the cache; ``pack`` only lays rows out as tensors.
+Nothing here knows ``hf_hybrid.core.rows.visible``, the cache, the Runner or a strategy; ``pack`` only lays rows out as
+tensors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hf_hybrid.core import selection
+from hf_hybrid.core.acceptance import keyed_noise
+from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanLimits, PlanState
 from hf_hybrid.core.rows import PADDING, Rows
 
 
@@ -43,12 +50,8 @@ def sees(q: Row, k: Row, reads: dict[int, set[int]]) -> bool:
 
 def mask(rows: Sequence[Row], reads: dict[int, set[int]]) -> Tensor:
     """bool ``(rows, rows)``, True: the row sees the column. A padding row sees itself, so that no softmax is empty."""
-    size = len(rows)
-    table = torch.zeros((size, size), dtype=torch.bool)
-    for i in range(size):
-        for j in range(size):
-            table[i, j] = sees(rows[i], rows[j], reads) or i == j
-    return table
+    table = [[i == j or sees(q, k, reads) for j, k in enumerate(rows)] for i, q in enumerate(rows)]
+    return torch.tensor(table)
 
 
 @torch.no_grad()
@@ -86,3 +89,227 @@ def clean(tokens: Sequence[int], start: int = 0, span: int = 0) -> list[Row]:
 def window(start: int, length: int, span: int = 0, block: int = 0, token: int = 60) -> list[Row]:
     """Noisy rows of ``span`` at consecutive positions from ``start``, which is also their anchor."""
     return [Row(token, start + i, span, True, start, block) for i in range(length)]
+
+
+def causal(model: Any, rows: Sequence[Row], reads: dict[int, set[int]]) -> Tensor:
+    """Logits ``(vocab,)`` behind the last of ``rows``."""
+    return forward(model, rows, reads)[-1]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """How plain decoding chooses a token: greedily, or with noise keyed by seed, span and position.
+
+    ``warpers`` read the tokens before (``ids``) and the scores.
+    """
+
+    seed: int | None = None
+    warpers: tuple[Any, ...] = ()
+
+    def scores(self, logits: Tensor, allowed: Tensor, ids: Sequence[int] = ()) -> Tensor:
+        """``(vocab,)``, behind the bans and the processors."""
+        scores = logits.masked_fill(~allowed, -torch.inf).unsqueeze(0)  # (1, vocab)
+        for warper in self.warpers:
+            scores = warper(torch.tensor([ids], dtype=torch.long), scores)
+        return scores[0]
+
+    def token(self, scores: Tensor, span: int, position: int) -> int:
+        """The token at ``position`` of ``span``."""
+        if self.seed is not None:
+            scores = scores + keyed_noise(self.seed, [(span << 32) + position], len(scores))[0]
+        return int(scores.argmax())
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How an unverified lane of noisy windows settles; the fields are those of ``DiffusionSettings``."""
+
+    window_length: int = 8
+    commit: str = "prefix"
+    confidence_threshold: float = 0.95
+    selection: Any = "confidence"
+    max_denoising_steps: int | None = None
+
+
+def write_plain(
+    model: Any,
+    context: Sequence[Row],
+    own: Sequence[Row],
+    reads: dict[int, set[int]],
+    allowed: Tensor,
+    ends: dict[int, bool],
+    limit: int,
+    pick: Pick,
+) -> list[Row]:
+    """``own``, continued token by token with one un-cached forward each: up to ``limit`` more tokens, or to a token of
+    ``ends`` (True: it belongs to the text). ``context``: the rows of other spans that this one reads."""
+    own = list(own)
+    span = own[-1].span
+    for _ in range(limit):
+        rows = [*context, *own]
+        position = own[-1].position + 1
+        scores = pick.scores(causal(model, rows, reads), allowed, [row.token for row in rows])
+        token = pick.token(scores, span, position)
+        if not ends.get(token, True):
+            break
+        own.append(Row(token, position, span))
+        if token in ends:
+            break
+    return own
+
+
+def write_noisy(
+    model: Any,
+    context: Sequence[Row],
+    own: Sequence[Row],
+    reads: dict[int, set[int]],
+    allowed: Tensor,
+    ends: dict[int, bool],
+    limit: int,
+    pick: Pick,
+    how: Denoising,
+    mask_token: int,
+) -> list[Row]:
+    """Like ``write_plain``, with windows of noisy rows that nobody checks."""
+    own, span = list(own), own[-1].span
+    room, fills, fresh = limit, [], True
+    while room > 0:
+        anchor, size = own[-1].position + 1, min(how.window_length, room + 1)
+        fills = fills or [None] * size
+        shown = [mask_token if token is None else token for token in fills]
+        noisy = [Row(token, anchor + i, span, True, anchor, 1) for i, token in enumerate(shown)]
+        logits = forward(model, [*context, *own, *noisy], reads)[-size - 1 :]  # (1 + size, vocab)
+        scores = torch.stack([pick.scores(row, allowed) for row in logits])
+        first = pick.token(scores[0], span, anchor)  # what the clean row in front of the window says
+        tokens = [pick.token(row, span, anchor + i) for i, row in enumerate(scores[1:])]
+        settled = _settled(scores[1:], tokens, fills, how)
+        new: list[int] = []
+        if how.commit == "prefix":
+            new, fills = [first], []
+            if tokens[0] == first:
+                new += [t for i, t in enumerate(tokens) if i > 0 and all(settled[1 : i + 1])]
+        else:
+            fills = [t if old is None and s else old for old, t, s in zip(fills, tokens, settled, strict=True)]
+            if fresh:
+                fills[0] = first
+            stop = next((i for i, t in enumerate(fills) if t in ends), size)
+            fills = fills[: stop + 1] + [fills[stop]] * (size - stop - 1) if stop < size else fills
+            fresh = None not in fills
+            if fresh:
+                new, fills = [t for t in fills if t is not None], []
+        for token in new:
+            if room == 0 or not ends.get(token, True):
+                return own
+            own.append(Row(token, own[-1].position + 1, span))
+            room -= 1
+            if token in ends:
+                return own
+    return own
+
+
+def _settled(scores: Tensor, tokens: Sequence[int], fills: Sequence[int | None], how: Denoising) -> list[bool]:
+    """Which positions of one window settle: ``core.selection`` on the scores, the schedule as a count."""
+    size, filled = len(tokens), sum(token is not None for token in fills)
+    score, _ = selection.scores(scores, how.selection, torch.tensor(tokens))
+    count = None
+    if how.max_denoising_steps is not None:
+        steps = min(how.max_denoising_steps, size)
+        share = math.ceil(size / how.max_denoising_steps)
+        if how.commit == "block":  # the first of the evenly spread goals that is not reached yet
+            goals = [round(size * step / steps) for step in range(1, steps + 1)]
+            share = next(goal for goal in goals if goal > filled) - filled
+        count = torch.tensor([share])
+    open_ = torch.tensor([[token is None for token in fills]])
+    return selection.settle(score[None], open_, how.confidence_threshold, count, how.commit == "prefix")[0].tolist()
+
+
+@dataclass
+class Answer:
+    """An answer in text order: every new row, and per round the plan and the tokens behind each part's opening."""
+
+    rows: list[Row]
+    plans: list[Plan]
+    parts: list[list[list[int]]]
+
+    @property
+    def ids(self) -> list[int]:
+        """New tokens, control tokens included."""
+        return [row.token for row in self.rows]
+
+
+@dataclass
+class SlowPlanned:
+    """Planned decoding, one part after the other, each written alone behind what it reads.
+
+    ``plans``: given ones. ``how``: parts are written in unverified windows. The other fields are those of
+    ``PlannedDiffusionSettings``.
+    """
+
+    model: Any
+    control: ControlTokens
+    plans: Sequence[Plan] = ()
+    visibility: str = "dag"
+    extension: float = 1.5
+    max_parts: int = 16
+    pick: Pick = field(default_factory=Pick)
+    how: Denoising | None = None
+
+    def write(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
+        """The answer to ``prompt`` in at most ``max_new_tokens`` tokens, control tokens included."""
+        self.grammar = PlanGrammar(self.control, self.model.config.vocab_size, PlanLimits(max_parts=self.max_parts))
+        self.rows, self.reads = clean([*prompt, self.control.par]), {0: set[int]()}
+        self.answer, self.budget = Answer([], [], []), len(prompt) + max_new_tokens
+        while (plan := self._trunk()) is not None:
+            self._round(plan)
+            if len(self.rows) >= self.budget:
+                break
+            sync = max(row.span for row in self.rows) + 1
+            self.reads[sync] = set(range(sync))
+            self.rows.append(Row(self.control.sync, max(row.position for row in self.rows) + 1, sync))
+        self.answer.rows = self.rows[len(prompt) :]
+        return self.answer
+
+    def _trunk(self) -> Plan | None:
+        """Text and the next plan behind the last row; None: the answer ended."""
+        number, trunk = len(self.answer.plans), self.rows[-1].span
+        if number < len(self.plans):
+            self.rows += clean(self.grammar.render(self.plans[number]), self.rows[-1].position + 1, trunk)
+            return self.plans[number]
+        state = PlanState()
+        while len(self.rows) < self.budget:
+            allowed = self.grammar.allowed(state, not self.plans and number < 8, self.budget - len(self.rows))
+            scores = causal(self.model, self.rows, self.reads)
+            scores = self.pick.scores(scores, allowed, [row.token for row in self.rows])
+            position = self.rows[-1].position + 1
+            token = self.pick.token(scores, trunk, position)
+            if token == self.control.async_:
+                return state.plan
+            self.rows.append(Row(token, position, trunk))
+            if token == self.control.eos:
+                return None
+            state = self.grammar.advance(state, token)
+        return None
+
+    def _round(self, plan: Plan) -> None:
+        """Every part of ``plan``: the rows of what it reads, its opening, and what follows."""
+        allowed = torch.ones(self.model.config.vocab_size, dtype=torch.bool)  # (vocab,), True: may stand in a part
+        allowed[[*self.control.banned, self.control.eos]] = False
+        allowed[self.control.spad] = True
+        first, ends = max(row.span for row in self.rows) + 1, {self.control.spad: False}
+        spare = self.budget - len(self.rows) - sum(len(part.label) + 1 + part.length for part in plan.spans) - 2
+        start = self.rows[-1].position + 1
+        parts: list[list[int]] = []
+        for number, part in enumerate(plan.spans):
+            span, named = first + number, {first + i for i in part.depends if self.visibility == "dag"}
+            self.reads[span] = set(range(first)).union(named, *(self.reads[s] for s in named))
+            more = max(0, min(math.ceil(part.length * self.extension) - part.length, spare))
+            spare -= more
+            own = clean([self.control.async_, *part.label], start, span)
+            start += len(own) + part.length  # however long the part becomes
+            context = [row for row in self.rows if row.span in self.reads[span]]
+            place = (self.model, context, own, self.reads, allowed, ends, part.length + more, self.pick)
+            written = write_noisy(*place, self.how, self.control.mask) if self.how else write_plain(*place)
+            self.rows += written
+            parts.append([row.token for row in written[len(own) :]])
+        self.answer.plans.append(plan)
+        self.answer.parts.append(parts)

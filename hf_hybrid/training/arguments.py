@@ -11,8 +11,9 @@ from transformers import TrainingArguments
 class HybridTrainingArguments(TrainingArguments):
     """The host's ``TrainingArguments`` and what the joint objective needs.
 
-    Differs from the host's defaults: columns are kept (the collator's are not those of ``forward``), nothing is reported to
-    outside services, the data order is the index order (exact resume), checkpoints are written by the clock.
+    Differs from the host's defaults: columns are kept (the collator's are not those of ``forward``), nothing is
+    reported to outside services, the data order is the index order (exact resume), checkpoints are written by the
+    clock.
     """
 
     remove_unused_columns: bool = field(

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_hybrid.core.noising import draw_times, hide
 from hf_hybrid.core.plan import ControlTokens
 from hf_hybrid.core.rows import PADDING
-from hf_hybrid.training.examples import Example
+from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.layout import IGNORE, Form, Lane, Layout, lay_out
 
 
@@ -27,6 +27,8 @@ class CollatorSettings:
         block_lengths: relative weights of window lengths; every length used in decoding should stand here.
         whole_share: share of the blocks that hold a whole lane at once.
         trunk_share: share of the blocks cut from trunk text and plans of planned examples.
+        structure_weight: weight of clean targets that decide the structure of an answer: control tags, ``eos`` and the
+            first token of a label. length_weight: weight of ``<len:N>`` targets.
         all_masked: share of the blocks with every position hidden. lowest_noise: least noise level of the others.
     """
 
@@ -37,6 +39,8 @@ class CollatorSettings:
     whole_share: float = 0.04
     trunk_share: float = 0.12
     all_masked: float = 0.5
+    structure_weight: float = 1.0
+    length_weight: float = 1.0
     lowest_noise: float = 0.1
 
 
@@ -47,9 +51,10 @@ class TooLong(ValueError):
 class HybridCollator:
     """Lays examples out, cuts noisy blocks, hides tokens.
 
-    Calling it with a list of ``(index, Example)`` gives int64 tensors ``(batch, rows)``: ``input_ids``, ``position``, ``span``,
-    ``noisy`` (bool), ``anchor``, ``block``, ``target`` (``IGNORE`` where there is no term in the loss) and ``depends`` (bool
-    ``(batch, spans, spans)``). Everything is a function of ``seed`` and the indices, so a resumed run sees the same batches.
+    Calling it with a list of ``(index, Example)`` gives int64 tensors ``(batch, rows)``: ``input_ids``, ``position``,
+    ``span``, ``noisy`` (bool), ``anchor``, ``block``, ``target`` (``IGNORE`` where there is no term in the loss) and
+    ``depends`` (bool ``(batch, spans, spans)``). Everything is a function of ``seed`` and the indices, so a resumed
+    run sees the same batches.
     """
 
     def __init__(self, control: ControlTokens, pad_token_id: int, settings: CollatorSettings, seed: int = 0):
@@ -58,6 +63,7 @@ class HybridCollator:
         self.block_lengths = dict(settings.block_lengths or {4: 0.15, 8: 0.5, 16: 0.3, 32: 0.05})
 
     def __call__(self, examples: Sequence[tuple[int, Example]]) -> dict[str, Tensor]:
+        """The batch of ``examples``; one whose clean rows or spans do not fit is ``TooLong``."""
         rows = [self._rows(index, example) for index, example in examples]
         batch = {name: torch.tensor([r[name] for r in rows]) for name in rows[0] if name != "depends"}
         batch["noisy"] = batch["noisy"].bool()
@@ -91,12 +97,24 @@ class HybridCollator:
         }
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         self._noise(blocks, out, generator)
+        out["weight"] = self._weights(example, out["target"], out["noisy"])
         missing = self.settings.num_rows - len(out["input_ids"])
         filler = {"input_ids": self.pad, "span": PADDING, "target": IGNORE}
         for name, values in out.items():
             values += [filler.get(name, 0)] * missing
         out["depends"] = layout.depends
         return out
+
+    def _weights(self, example: Example, target: list[int], noisy: list[int]) -> list[float]:
+        """Weight of every row's loss: what decides the structure of an answer is rare among its tokens."""
+        control, settings = self.control, self.settings
+        lengths = {i for _, i in control.lengths}
+        structure = {*control.banned, control.eos} - lengths - {control.spad}
+        structure |= {part.label[0] for piece in example.pieces for part in piece if isinstance(part, Part)}
+        weights = dict.fromkeys(structure, settings.structure_weight) | dict.fromkeys(lengths, settings.length_weight)
+        return [
+            1.0 if is_noisy else float(weights.get(token, 1.0)) for token, is_noisy in zip(target, noisy, strict=True)
+        ]
 
     def _cut(self, layout: Layout, room: int, rng: random.Random) -> list[tuple[Lane, int, int]]:
         """Blocks ``(lane, offset, length)`` that fill ``room`` rows."""
@@ -128,7 +146,8 @@ class HybridCollator:
         longest = max(length for _, _, length in blocks)
         eligible = torch.zeros(len(blocks), longest, dtype=torch.bool)  # (blocks, length), True: may be hidden
         for b, (lane, offset, length) in enumerate(blocks):
-            eligible[b, :length] = True
+            # Behind a plan nothing has a target: hiding only that would leave the block without a term in the loss.
+            eligible[b, : length if lane.tail else min(length, len(lane.tokens) - offset)] = True
             for fixed in lane.fixed:
                 if 0 <= fixed - offset < length:
                     eligible[b, fixed - offset] = False

@@ -1,15 +1,16 @@
 """A start from which small models learn to copy in minutes instead of hours.
 
-Answers that are read off a prompt need induction heads (Olsson et al., "In-context Learning and Induction Heads", 2022), and a
-small model spends most of a short run finding them. Here the first two layers of a Llama-shaped model begin with them. The
-residual stream is split in two halves, one for the token itself and one for ``places``: what stood 1 to 4 tokens back.
+Answers that are read off a prompt need induction heads (Olsson et al., "In-context Learning and Induction Heads",
+2022), and a small model spends most of a short run finding them. Here the first two layers of a Llama-shaped model
+begin with them. The residual stream is split in two halves, one for the token itself and one for ``places``: what
+stood 1 to 4 tokens back.
 
-* Layer 0, head h attends to the token h + 1 places back, by the phase of the fast rotary dimensions (Su et al., "RoFormer",
-  2021), reads a projection ``R`` of it and writes that into place h.
-* Layer 1 matches contents in the slow rotary dimensions, which hardly turn over a few hundred tokens, and adds the token that
-  it finds to the stream: head 0 looks for a key whose previous token is the current one, head 1 for one whose previous two
-  are the current and the previous one, heads 2 and 3 for one with the same token four or three places back, which is what a
-  masked position can use.
+* Layer 0, head h attends to the token h + 1 places back, by the phase of the fast rotary dimensions (Su et al.,
+  "RoFormer", 2021), reads a projection ``R`` of it and writes that into place h.
+* Layer 1 matches contents in the slow rotary dimensions, which hardly turn over a few hundred tokens, and adds the
+  token that it finds to the stream: head 0 looks for a key whose previous token is the current one, head 1 for one
+  whose previous two are the current and the previous one, heads 2 and 3 for one with the same token four or three
+  places back, which is what a masked position can use.
 
 Everything stays trainable; only the start is set.
 """
@@ -31,27 +32,17 @@ def start_with_copy_heads(model: PreTrainedModel, seed: int = 0, sharpness: floa
     """Set the embedding and the first two attention layers of a Llama-shaped model, in place.
 
     Args:
-        model: a model with ``model.model.layers[i].self_attn.{q,k,v,o}_proj`` without biases, 4 ungrouped heads or more of at
-            least 64 dimensions, hidden size of at least four head sizes (Llama, or Qwen3 without its query and key norms).
+        model: a model with ``model.model.layers[i].self_attn.{q,k,v,o}_proj`` without biases, 4 ungrouped heads or more
+            of at least 64 dimensions, hidden size of at least four head sizes (Llama, or Qwen3 without its query and
+            key norms).
         seed: of the random projections.
         sharpness: logit between the wanted place or content and a wrong one.
 
     Raises:
         ValueError: the model has another shape.
     """
+    dim, head_dim = _shape(model)
     config = model.config
-    dim, heads = config.hidden_size, config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or dim // heads
-    if (
-        heads < 4
-        or head_dim < 64
-        or config.num_key_value_heads != heads
-        or dim < 4 * head_dim
-        or config.num_hidden_layers < 2
-    ):
-        raise ValueError(
-            "copy heads need 2 layers, 4 ungrouped heads of 64 dimensions and a hidden size of 4 heads or more"
-        )
     width = head_dim // 2  # dimensions of a place
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(dim - 1, dim - 1, generator=generator))[0].T
@@ -89,11 +80,32 @@ def start_with_copy_heads(model: PreTrainedModel, seed: int = 0, sharpness: floa
     return model
 
 
+def _shape(model: PreTrainedModel) -> tuple[int, int]:
+    """Hidden size and head size, or ``ValueError`` when the heads below do not fit into the model."""
+    config = model.config
+    dim, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or dim // heads
+    fits = heads >= 4 and head_dim >= 64 and dim >= 4 * head_dim and config.num_hidden_layers >= 2
+    if not fits or getattr(config, "num_key_value_heads", heads) != heads:
+        raise ValueError(
+            "copy heads need 2 layers, 4 ungrouped heads of 64 dimensions and a hidden size of 4 heads or more"
+        )
+    attention = getattr(next(iter(getattr(model.base_model, "layers", ())), None), "self_attn", None)
+    projections = [getattr(attention, f"{name}_proj", None) for name in "qkvo"]
+    if any(p is None or p.bias is not None for p in projections) or hasattr(attention, "q_norm"):
+        raise ValueError(
+            f"copy heads need q, k, v and o without biases and norms, and {type(model).__name__} has others; "
+            "use a Llama, or leave copy heads out"
+        )
+    return dim, head_dim
+
+
 def _look_back(places: int, frequency: Tensor, dim: int, sharpness: float, constant: float) -> tuple[Tensor, Tensor]:
     """Query and key weights ``(head_dim, dim)`` whose score is largest at ``places`` back.
 
-    With the query turned back by ``places`` positions, the score at distance d is the sum of cos(f (d - places)) over the
-    pairs. Only fast pairs are used: slow ones add a large constant that differs with the key's norm and hides the peak.
+    With the query turned back by ``places`` positions, the score at distance d is the sum of cos(f (d - places)) over
+    the pairs. Only fast pairs are used: slow ones add a large constant that differs with the key's norm and hides the
+    peak.
     """
     width = len(frequency)
     fast = frequency > 0.1

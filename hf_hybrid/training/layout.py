@@ -3,11 +3,12 @@
 Two forms of the same answer are trained:
 
 * plain: ``prompt text eos``, one span, consecutive positions;
-* planned: ``prompt <par> (text plan spans <sync/>)* text eos`` (`hf_hybrid.core.plan`), where every span starts at the plan's
-  end plus the planned lengths before it and reads the trunk and, in dag form, the parts that it names. In dense form the
-  whole round is one span.
+* planned: ``prompt <par> (text plan spans <sync/>)* text eos`` (`hf_hybrid.core.plan`), where every span starts at the
+  plan's end plus the planned lengths before it and reads the trunk and, in dag form, the parts that it names. In dense
+  form the whole round is one span.
 
-``<par>`` is an input switch: it is never a target, and nothing is learned about what follows the prompt in planned form.
+``<par>`` is an input switch: it is never a target, and nothing is learned about what follows the prompt in planned
+form.
 """
 
 from __future__ import annotations
@@ -100,7 +101,6 @@ class _Planned:
         self.trunk = self.layout.new_span(set())
         switch = (*example.prompt, control.par)
         self.at = self.layout.write(self.trunk, 0, switch, (IGNORE,) * len(switch))
-        self.lane_start = self.at
         self.segment: list[int] = []  # trunk tokens behind the switch, not laid out yet
         for piece in example.pieces:
             if piece and isinstance(piece[0], Part):
@@ -159,7 +159,9 @@ class _Planned:
         self._next_segment(last)
 
     def _dense_round(self, parts: Round, plan: Plan, starts: tuple[int, ...], before: set[int]) -> int:
-        """The whole round as one span: parts stand at their planned places, gaps hold nothing in clean form and ``<spad>`` when noisy."""
+        """The whole round as one span: parts stand at their planned places, gaps hold nothing in clean form and
+        ``<spad>`` when noisy. What a part has beyond its planned length is cut off.
+        """
         layout, control = self.layout, self.control
         own = layout.new_span(before)
         end = starts[0]
@@ -167,10 +169,11 @@ class _Planned:
         fixed: set[int] = set()
         for part, span, start in zip(parts, plan.spans, starts, strict=True):
             opening = (control.async_, *span.label)
+            body = (*part.text, control.spad)
             text = part.text[: span.length]
             fixed |= set(range(start - starts[0], start - starts[0] + span.opening))
             canvas += [*opening, *text, *[control.spad] * (span.length - len(text))]
-            targets = (IGNORE,) * len(span.label) + (*text, control.spad)
+            targets = (IGNORE,) * len(span.label) + body[: len(text) + 1]  # a cut text has not ended
             end = layout.write(own, start, (*opening, *text), targets)
         layout.lanes.append(Lane(own, starts[0], tuple(canvas), fixed=frozenset(fixed), whole=True))
         return end

@@ -1,8 +1,8 @@
 """The joint objective: next-token loss on clean rows, same-position loss on masked noisy rows, in one forward pass.
 
-One pass over ``[clean rows | noisy rows]`` under the row rule gives both terms (Arriola et al., "Block Diffusion", 2025,
-section 3 and appendix B.6, whose clean copy is block-causal; ours is token-causal, so that the same weights also write
-autoregressively). Each term is a mean over all tokens that contribute to it in the batch.
+One pass over ``[clean rows | noisy rows]`` under the row rule gives both terms (Arriola et al., "Block Diffusion",
+2025, section 3 and appendix B.6, whose clean copy is block-causal; ours is token-causal, so that the same weights also
+write autoregressively). Each term is a mean over all tokens that contribute to it in the batch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ class JointLoss:
     noisy_accuracy: Tensor
 
 
-def joint_loss(logits: Tensor, target: Tensor, noisy: Tensor, noisy_weight: float = 1.0) -> JointLoss:
+def joint_loss(
+    logits: Tensor, target: Tensor, noisy: Tensor, noisy_weight: float = 1.0, weight: Tensor | None = None
+) -> JointLoss:
     """The joint loss from the logits of all rows.
 
     Args:
-        logits: ``(batch, rows, vocab)``. target: int64 ``(batch, rows)``, the next token for clean rows and the token of the
-            position itself for noisy ones; ``IGNORE`` without a term.
+        logits: ``(batch, rows, vocab)``. target: int64 ``(batch, rows)``, the next token for clean rows and the token
+            of the position itself for noisy ones; ``IGNORE`` without a term.
         noisy: bool ``(batch, rows)``, True: a noisy row. noisy_weight: weight of the noisy term.
+        weight: float ``(batch, rows)``, of the clean rows' terms, whose mean is weighted; None: all alike.
     """
     flat = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORE, reduction="none")
     flat = flat.view_as(target)  # (batch, rows), 0 where ignored
@@ -42,7 +45,10 @@ def joint_loss(logits: Tensor, target: Tensor, noisy: Tensor, noisy_weight: floa
     right = (logits.argmax(-1) == target) & scored
     clean, hidden = scored & ~noisy, scored & noisy
     num_clean, num_hidden = clean.sum().clamp(min=1), hidden.sum().clamp(min=1)
-    clean_loss = (flat * clean).sum() / num_clean
+    share = (
+        clean.to(flat.dtype) if weight is None else clean * weight
+    )  # (batch, rows), 0 for a row without a clean term
+    clean_loss = (flat * share).sum() / share.sum().clamp(min=1e-6)
     noisy_loss = (flat * hidden).sum() / num_hidden
     return JointLoss(
         clean_loss + noisy_weight * noisy_loss,
@@ -65,10 +71,17 @@ def attention_mask(batch: dict[str, Tensor]) -> Tensor:
 
 
 class JointObjective(nn.Module):
-    """A causal model and the joint loss as one module, so that mask, model and loss compile together."""
+    """A causal model and the joint loss as one module, so that mask, model and loss compile together.
+
+    Raises:
+        ValueError: the model does not attend with sdpa, the one implementation that reads a boolean mask.
+    """
 
     def __init__(self, model: nn.Module, noisy_weight: float = 1.0):
         super().__init__()
+        attention = getattr(getattr(model, "config", None), "_attn_implementation", "sdpa")
+        if attention != "sdpa":
+            raise ValueError(f"the joint loss needs attn_implementation='sdpa', and the model uses {attention!r}")
         self.model, self.noisy_weight = model, noisy_weight
 
     def forward(self, batch: dict[str, Tensor]) -> JointLoss:
@@ -79,4 +92,4 @@ class JointObjective(nn.Module):
             attention_mask=attention_mask(batch),
             use_cache=False,
         )
-        return joint_loss(output.logits, batch["target"], batch["noisy"], self.noisy_weight)
+        return joint_loss(output.logits, batch["target"], batch["noisy"], self.noisy_weight, batch.get("weight"))

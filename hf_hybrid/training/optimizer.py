@@ -1,7 +1,7 @@
 """Muon for the matrices, AdamW for the rest, behind one optimiser.
 
-Muon orthogonalises the momentum of a weight matrix (Jordan et al., "Muon", 2024), here with the update scaled to AdamW's RMS
-(Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2), so that one schedule serves both.
+Muon orthogonalises the momentum of a weight matrix (Jordan et al., "Muon", 2024), here with the update scaled to
+AdamW's RMS (Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2), so that one schedule serves both.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+from transformers import PreTrainedModel
 
 
 class MuonAdamW(Optimizer):
-    """Muon on 2-D weights inside the layers, AdamW on embeddings, norms and biases.
+    """Muon on 2-D weights inside the layers, AdamW on embeddings, the output head, norms and biases.
 
     The two inner optimisers own the parameter groups; a scheduler that sets ``group["lr"]`` here sets it there.
     """
@@ -30,8 +31,10 @@ class MuonAdamW(Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
     ):
-        tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        matrices = [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in tied]
+        head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        ends = [m for m in model.modules() if isinstance(m, nn.Embedding) or m is head]
+        outside = {id(p) for m in ends for p in m.parameters()}
+        matrices = [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in outside]
         chosen = {id(p) for p in matrices}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
         self.muon = Muon(

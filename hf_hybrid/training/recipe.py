@@ -29,8 +29,21 @@ from hf_hybrid.training.recipes.tokenizer import (
 )
 from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples, last_whole_checkpoint
 
+_SET_HERE = {
+    "model": {"vocab_size", "rope_parameters", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"},
+    "training": {"output_dir", "seed"},
+    "generation": {"eos_token_id", "pad_token_id"},
+}
+"""Fields that the recipe's other entries or its task decide."""
+
 TEST_SET = "test_set.jsonl"
 """Held-out prompts beside the weights."""
+
+
+MODEL_FIELDS: frozenset[str] = frozenset(
+    {f.name for f in fields(LlamaConfig)} - _SET_HERE["model"] | {"copy_heads", "rope_theta"}
+)
+"""Fields of a ``LlamaConfig`` that a recipe may set, ``rope_theta``, and ``copy_heads`` (True: start with them)."""
 
 
 class RecipeError(ValueError):
@@ -42,8 +55,8 @@ class Recipe:
     """A training recipe, as written in its YAML file.
 
     Attributes:
-        name: of the checkpoint. task: a key of ``TASKS``. output_dir: where checkpoints and the result go. seed: of everything.
-        model: fields of a ``LlamaConfig`` and ``copy_heads``. batches: ``CollatorSettings``. training:
+        name: of the checkpoint. task: a key of ``TASKS``. output_dir: where checkpoints and the result go.
+        seed: of everything. model: ``MODEL_FIELDS``. batches: ``CollatorSettings``. training:
             ``HybridTrainingArguments``. generation: what goes into ``generation_config.json``.
     """
 
@@ -90,20 +103,30 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe file; a wrong field is a ``RecipeError`` that lists the choices."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(f.name for f in fields(Recipe))}")
     _check_keys(data, {f.name for f in fields(Recipe)}, f"{path}", required=True)
-    if data["task"] not in TASKS:
+    if str(data["task"]) not in TASKS:
         raise RecipeError(f"{path}: unknown task {data['task']!r}; choose one of {', '.join(TASKS)}")
+    training = {f.name for f in fields(HybridTrainingArguments) if f.init} - _SET_HERE["training"]
+    generation = {n for n in vars(GenerationConfig()) if n[0] != "_"} - _SET_HERE["generation"] | {"hf_hybrid"}
+    _check_keys(data["model"], set(MODEL_FIELDS), f"{path}: model")
     _check_keys(data["batches"], {f.name for f in fields(CollatorSettings)}, f"{path}: batches")
-    _check_keys(data["training"], {f.name for f in fields(HybridTrainingArguments)}, f"{path}: training")
+    _check_keys(data["training"], training, f"{path}: training")
+    _check_keys(data["generation"], generation, f"{path}: generation")
+    if "max_steps" not in data["training"]:
+        raise RecipeError(f"{path}: training: missing field 'max_steps'")
+    if not isinstance(data["seed"], int):
+        raise RecipeError(f"{path}: seed: {data['seed']!r} must be a whole number")
     return Recipe(
         name=str(data["name"]),
         task=data["task"],
         output_dir=Path(data["output_dir"]),
-        seed=int(data["seed"]),
+        seed=data["seed"],
         model=data["model"],
         batches=CollatorSettings(**data["batches"]),
         training=data["training"],
@@ -111,7 +134,10 @@ def read_recipe(path: Path) -> Recipe:
     )
 
 
-def _check_keys(data: Mapping[str, Any], known: set[str], where: str, required: bool = False) -> None:
+def _check_keys(data: Any, known: set[str], where: str, required: bool = False) -> None:
+    """``data`` is a mapping with ``known`` keys alone, all of them when ``required``; else ``RecipeError``."""
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: must be a mapping of fields to values ({{}} for none), got {data!r}")
     for key in data:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -161,10 +187,11 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, max_steps: int | None = N
     if max_steps is not None:
         options["max_steps"] = max_steps
     arguments = HybridTrainingArguments(output_dir=str(output), seed=recipe.seed, **options)
+    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps
     trainer = HybridTrainer(
         model,
         arguments,
-        train_dataset=IndexedExamples(task.draw, arguments.max_steps * arguments.per_device_train_batch_size),
+        train_dataset=IndexedExamples(task.draw, arguments.max_steps * per_step),
         data_collator=HybridCollator(control, int(task.tokenizer.pad_token_id), recipe.batches, recipe.seed),
         processing_class=task.tokenizer,
     )
@@ -181,5 +208,6 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, max_steps: int | None = N
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Weights in bfloat16, config, generation config and tokenizer, as they lie on the Hub."""
+    model.config.use_cache = True  # the host's Trainer switches it off in the config
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_hybrid.training.arguments import HybridTrainingArguments
 from hf_hybrid.training.examples import Example
@@ -41,8 +40,8 @@ class HybridTrainer(Trainer):
     """Trains ``[clean | noisy]`` batches of a ``HybridCollator`` with Muon and AdamW.
 
     Every loss term is logged (nats per token) and shown in the progress bar; a checkpoint is written every
-    ``save_minutes`` and when training is interrupted, and ``train(resume_from_checkpoint=last_whole_checkpoint(dir))``
-    goes on from it as if nothing had happened.
+    ``save_minutes`` and at the end, and ``train(resume_from_checkpoint=last_whole_checkpoint(dir))`` goes on from it as
+    if nothing had happened.
     """
 
     args: HybridTrainingArguments
@@ -98,10 +97,7 @@ def rate_factor(step: int, max_steps: int, warmup: int, decay_from: float) -> fl
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint folder that was written to its end, or None."""
     found = [p for p in output_dir.glob("checkpoint-*") if (p / COMPLETE).exists() and p.name[11:].isdigit()]
-    if not found:
-        last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-        return None if last is None or not (Path(last) / COMPLETE).exists() else Path(last)
-    return max(found, key=lambda p: int(p.name[11:]))
+    return max(found, key=lambda p: int(p.name[11:]), default=None)
 
 
 class CheckpointClock(TrainerCallback):

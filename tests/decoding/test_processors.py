@@ -1,9 +1,9 @@
 """The plan grammar as a logits processor, and the host's processors split for rows written in parallel.
 
-Catches: a plan beyond a cap or the room, or one that is cut off; tags of the prompt read as a plan; a state kept for the
-wrong row after beams changed places; a parse from scratch at every token; rows left without any token; a user's class, or
-one that reads the prefix, run on rows without a prefix; processors out of order; bans that do not survive the list; the
-padding, constraint or memory of one row of a batch applied to another.
+Catches: a plan beyond a cap or the room, or one that is cut off; tags of the prompt read as a plan; a state kept for
+the wrong row after beams changed places; a parse from scratch at every token; rows left without any token; a user's
+class, or one that reads the prefix, run on rows without a prefix; processors out of order; bans that do not survive the
+list; the padding, constraint or memory of one row of a batch applied to another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOKENS = ControlTokens(
 )  # fmt: skip
 LIMITS = PlanLimits(max_parts=3, max_part_length=4, max_total_length=20, max_label_length=2)
 GRAMMAR = PlanGrammar(TOKENS, VOCAB, LIMITS)
-PAD, ROOM = 0, 24
+PAD, ROOM = 1, 24  # the host fills beams up with eos when the padding id is 0
 PROMPT = torch.tensor(
     [  # the first row is padded; the second holds a plan, opened and half of the next
         [PAD, PAD, PAD, 5, 6, 7, 8, 46],
@@ -53,6 +53,8 @@ class Reparsed(LogitsProcessor):
                 assert torch.equal(before, after)
                 continue
             allowed = self.allowed(new)
+            # Bans of other processors stand, unless nothing would be left.
+            allowed = {token for token in allowed if before[token] > -torch.inf} or allowed
             assert [score > -torch.inf for score in after.tolist()] == [token in allowed for token in range(VOCAB)]
         self.calls += 1
         return out
@@ -189,7 +191,7 @@ def test_misuse_names_the_fix() -> None:
         PlanLogitsProcessor(GRAMMAR, -1)
     with pytest.raises(ProcessorError, match="new PlanLogitsProcessor"):
         PlanLogitsProcessor(GRAMMAR, 3)(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, VOCAB))
-    with pytest.raises(ProcessorError, match="vocab_size=model.config.vocab_size"):
+    with pytest.raises(ProcessorError, match=r"vocab_size=model\.config\.vocab_size"):
         PlanLogitsProcessor(GRAMMAR, 1)(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, VOCAB + 3))
 
 
@@ -266,9 +268,8 @@ def test_batched_is_the_hosts_list_row_by_row(count: int) -> None:
 def test_the_hosts_order_is_kept() -> None:
     first = [host.TopPLogitsWarper(0.6), host.TemperatureLogitsWarper(3.0)]
     scores = noisy_scores(5)
-    outs = [
-        Processors(LogitsProcessorList(p), verified=False, prompt_length=0).batched(scores) for p in (first, first[::-1])
-    ]
+    lists = [LogitsProcessorList(first), LogitsProcessorList(first[::-1])]
+    outs = [Processors(processors, verified=False, prompt_length=0).batched(scores) for processors in lists]
     assert not torch.equal(*outs)
     assert torch.equal(outs[0], first[1](None, first[0](None, scores)))
 
@@ -308,9 +309,9 @@ def test_every_class_of_the_host_is_classified() -> None:
 
 @pytest.mark.parametrize("processor", with_prefix(), ids=lambda p: type(p).__name__)
 def test_unverified_diffusion_refuses_what_reads_a_prefix(processor: Any) -> None:
-    name = "<lambda>" if callable(processor) and not isinstance(processor, LogitsProcessor) else type(processor).__name__
+    name = type(processor).__name__ if isinstance(processor, LogitsProcessor) else "<lambda>"
     mixed = LogitsProcessorList([host.TopKLogitsWarper(5), processor])
-    with pytest.raises(ProcessorError, match="verify_spans=True.*strategy='autoregressive'.*drop") as error:
+    with pytest.raises(ProcessorError, match=r"verify_spans=True.*strategy='autoregressive'.*drop") as error:
         Processors(mixed, verified=False, prompt_length=4)
     assert str(error.value).startswith(f"{name}:")
 
@@ -325,8 +326,8 @@ def test_lengths_are_left_to_the_strategy() -> None:
         scores = noisy_scores(1)
         assert torch.equal(split.in_order(torch.ones(1, 5, dtype=torch.long), scores), scores)
         for length in range(4, 12):  # the host's own answer to the same question
-            banned = LogitsProcessorList(processors)(torch.ones(1, length, dtype=torch.long), scores)[0, 45] == -torch.inf
-            assert bool(banned) == (length - 4 < split.min_new_tokens)
+            out = LogitsProcessorList(processors)(torch.ones(1, length, dtype=torch.long), scores)
+            assert (out[0, 45] == -torch.inf).item() == (length - 4 < split.min_new_tokens)
     assert Processors(LogitsProcessorList([whole]), verified=False, prompt_length=20).trivial
     assert Processors(None, verified=False, prompt_length=4).trivial
 
@@ -342,8 +343,9 @@ def hosts_list(**arguments: Any) -> LogitsProcessorList:
     mask = torch.ones_like(PROMPT)
     mask[0, :3] = 0
     tiny("llama").generate(
-        PROMPT, attention_mask=mask, max_new_tokens=6, eos_token_id=45, pad_token_id=PAD, custom_generate=loop, **arguments
-    )
+        PROMPT, attention_mask=mask, max_new_tokens=6, eos_token_id=45, pad_token_id=PAD,
+        custom_generate=loop, **arguments,
+    )  # fmt: skip
     return caught[0]
 
 
@@ -373,8 +375,9 @@ def test_in_order_is_the_hosts_batch() -> None:
             scores[:, 45] = -torch.inf  # the strategy's part
         expected = whole(ids, scores)
         for row in range(3):
-            assert torch.equal(split.in_order(ids[row : row + 1], scores[row : row + 1], row)[0], expected[row])
-            differing += int(not torch.equal(split.in_order(ids[row : row + 1], scores[row : row + 1], 0)[0], expected[row]))
+            own = ids[row : row + 1], scores[row : row + 1]
+            assert torch.equal(split.in_order(*own, row)[0], expected[row])
+            differing += not torch.equal(split.in_order(*own, 0)[0], expected[row])
         ids = torch.cat([ids, expected.argmax(-1, keepdim=True)], dim=1)
     assert differing > 0  # the rows of this batch are not interchangeable
     assert bool((ids[:, -1] == 45).all())
@@ -410,5 +413,5 @@ def test_several_answers_of_one_prompt_share_it() -> None:
     single = hosts_list(encoder_no_repeat_ngram_size=2, encoder_repetition_penalty=1.4, do_sample=False)
     expected = single(ids, scores)
     for row in range(6):
-        prompt = row // 2
-        assert torch.equal(split.in_order(ids[prompt : prompt + 1], scores[prompt : prompt + 1], row)[0], expected[prompt])
+        own = slice(row // 2, row // 2 + 1)
+        assert torch.equal(split.in_order(ids[own], scores[own], row), expected[own])

@@ -1,0 +1,48 @@
+"""``hf-hybrid``: write, watch, measure and train from the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hf_hybrid.cli import bench, demo, generate, train
+from hf_hybrid.cli.command import guarded
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its columns cut the names of long options
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from hf_hybrid import __version__
+
+        typer.echo(f"hf-hybrid {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Text in more ways than one: planned diffusion, block diffusion and autoregression with the same weights.
+
+    Begin with: hf-hybrid demo
+    """
+
+
+for _command in (demo.demo, generate.generate, bench.bench, train.train):
+    app.command()(guarded(_command))
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="hf-hybrid")

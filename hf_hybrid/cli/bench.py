@@ -1,0 +1,178 @@
+"""``hf-hybrid bench``: the strategies against autoregression, on held-out prompts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hf_hybrid.cli.command import (
+    DEFAULT_MODEL,
+    INTERRUPTED,
+    Model,
+    TestSet,
+    Threads,
+    UsageError,
+    console,
+    load,
+    quiet,
+    read_items,
+)
+
+if TYPE_CHECKING:
+    from hf_hybrid.evaluation import Result, Run
+
+CHOOSING_PROMPTS = 39
+"""Prompts of a sweep: three of each development country."""
+
+
+def bench(
+    *,
+    model: Model = DEFAULT_MODEL,
+    split: Annotated[
+        Literal["test", "dev"] | None,
+        typer.Option(help="Countries to report on; settings are chosen on dev. Default: test, with --choose dev."),
+    ] = None,
+    num_prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"An even subset over the countries. Default: all, with --choose {CHOOSING_PROMPTS}."),
+    ] = None,
+    choose: Annotated[
+        bool, typer.Option("--choose", help="Sweep window, thresholds and plan window; changes no checkpoint.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
+    threads: Threads = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call; times are divided by it.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    test_set: TestSet = None,
+) -> None:
+    """Measure the strategies on held-out prompts: speed, exact match, and whether equal texts are equal.
+
+    All candidates use the same weights and prompts in one process, in an order that rotates from prompt to prompt.
+    The speedup is the median over prompts of the baseline's seconds divided by the candidate's, where both answers are
+    right; the baseline is the faster of generate() of transformers and our own autoregression. Intervals are 95 %, by
+    a bootstrap over countries. Ctrl-C prints what was measured.
+    """
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise UsageError(f"--json {json_file}: there is no such folder")
+    with quiet():
+        network, tokenizer, folder = load(model, dtype, device, threads)
+        from hf_hybrid.evaluation import (
+            CANDIDATES,
+            GRID,
+            environment,
+            even_subset,
+            measure,
+            results_of,
+            shape_of,
+            to_json,
+        )
+
+        items = read_items(folder, test_set, split or ("dev" if choose else "test"))
+        if num_prompts is not None and num_prompts > len(items):
+            raise UsageError(f"--num-prompts {num_prompts}: the split has {len(items)}")
+        wanted = min(CHOOSING_PROMPTS, len(items)) if choose and num_prompts is None else num_prompts
+        items = even_subset(items, wanted)
+        candidates = GRID if choose else CANDIDATES
+        errors = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+            task = bar.add_task(f"{len(candidates)} candidates", total=len(items))
+            run = measure(
+                network,
+                tokenizer,
+                items,
+                candidates,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                progress=lambda count: bar.advance(task, count),
+            )
+        results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
+        facts, shape = environment(network), shape_of(run.items, tokenizer)
+    _print(run, results, shape, facts)
+    if choose and results:
+        _print_choice(results)
+    if json_file is not None:
+        command = shlex.join(["hf-hybrid", *sys.argv[1:]])
+        content = to_json(run, results, shape, facts, command)
+        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if run.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _print(run: Run, results: Sequence[Result], shape: dict[str, Any], facts: dict[str, Any]) -> None:
+    out = console()
+    ended = " (interrupted)" if run.interrupted else ""
+    if not results:
+        out.print(f"no prompt was finished{ended}")
+        return
+    device = facts["device"]
+    out.print(
+        f"{len(run.items)} prompts{ended}, {shape['countries']} countries ({', '.join(shape['splits'])}); "
+        f"{device['processor']}, {device['threads']} threads, {device['dtype']}"
+    )
+    out.print(
+        f"medians: {shape['prompt_tokens']:.0f} tokens of prompt, {shape['answer_tokens']:.0f} of answer, "
+        f"{shape['parts'] or 0:.0f} parts, the longest {shape['longest_part'] or 0:.0f} tokens, "
+        f"{shape['longest_to_mean_part'] or 0:.2f} times the mean"
+    )
+    out.print(result_table(results))
+    for result in results:
+        if result.equal_to is not None and result.equal_share is not None:
+            out.print(f"{result.name}: same text as {result.equal_to} on {result.equal_share:.1%} of the prompts")
+        if result.extended or result.cut or result.fallen_back:
+            out.print(
+                f"{result.name}: {result.extended} parts extended, {result.cut} cut, "
+                f"{result.fallen_back} finished token by token"
+            )
+
+
+def result_table(results: Sequence[Result]) -> Table:
+    """One line per candidate; fits into 80 columns."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("candidate", no_wrap=True)
+    for name in ("seconds", "speedup", "95 %", "t/pass", "passes", "lines", "right", "95 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(
+            result.name + ("*" if result.baseline else ""),
+            _number(result.seconds_per_answer, 3),
+            _number(result.speedup, 2),
+            _interval(result.speedup_interval, 1, 2),
+            f"{result.tokens_per_forward:.2f}",
+            f"{result.num_forwards:.0f}",
+            f"{100 * result.field_exact_match:.1f}",
+            f"{100 * result.answer_exact_match:.1f}",
+            _interval(result.answer_exact_match_interval, 100, 0),
+        )
+    table.caption = "* baseline; t/pass: tokens per pass; lines, right: exact match of lines, answers"
+    table.caption_justify = "left"
+    return table
+
+
+def _print_choice(results: Sequence[Result]) -> None:
+    from hf_hybrid.evaluation.report import fastest_right
+
+    out = console()
+    out.print("fastest within one point of the best exact match of its kind:")
+    for result in fastest_right(results).values():
+        if result.settings:
+            out.print(f"  {result.name}: {_number(result.seconds_per_answer, 3)} s, {result.answer_exact_match:.1%}")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(value: tuple[float, float] | None, factor: float, digits: int) -> str:
+    return "-" if value is None else f"{value[0] * factor:.{digits}f}-{value[1] * factor:.{digits}f}"

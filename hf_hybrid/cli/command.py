@@ -1,0 +1,137 @@
+"""What every command shares: errors in one line, quiet libraries, the model, the test set."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hf_hybrid.checkpoints import BUNDLED, bundled
+
+DEFAULT_MODEL = "hybrid-pocket"
+ERROR, USAGE, INTERRUPTED = 1, 2, 130
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help=f"Bundled checkpoint ({', '.join(BUNDLED)}), folder, or Hub id.")
+]
+TestSet = Annotated[
+    Path | None, typer.Option("--test-set", help="Held-out prompts. Default: test_set.jsonl beside the weights.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch. Default: torch's own.")]
+
+
+class UsageError(ValueError):
+    """Options that do not go together; exit code 2."""
+
+
+class LoadingError(ValueError):
+    """A model that cannot be loaded."""
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with ``--debug``: without it an error is one line on stderr and an exit code."""
+    signature = inspect.signature(command, eval_str=True)
+    option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    debugging = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+
+    @functools.wraps(command)
+    def run(*, debug: bool, **options: Any) -> None:
+        try:
+            command(**options)
+        except typer.Exit:  # a RuntimeError too
+            raise
+        except KeyboardInterrupt:
+            _say("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except (ValueError, OSError, RuntimeError) as error:
+            if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has gone
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                raise typer.Exit(ERROR) from None
+            if debug:
+                traceback.print_exc()
+            else:
+                _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+            raise typer.Exit(USAGE if _is_usage(error) else ERROR) from None
+
+    run.__signature__ = signature.replace(parameters=[*parameters, debugging])  # type: ignore[attr-defined]
+    return run
+
+
+def _is_usage(error: Exception) -> bool:
+    from hf_hybrid.config import SettingsError
+
+    return isinstance(error, (UsageError, SettingsError))
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def console() -> Console:
+    """Standard output; plain text when it is no terminal."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and warnings of the libraries."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | None = None) -> tuple[Any, Any, Path]:
+    """Model (enabled, in eval mode), tokenizer, and the folder of the checkpoint (of that name, for one on the Hub)."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from hf_hybrid import AutoHybridModelForCausalLM
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder = bundled(name) if name in BUNDLED and not Path(name).is_dir() else Path(name)
+    place = str(folder) if folder.is_dir() else name
+    try:
+        model = AutoHybridModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
+    except (OSError, TypeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LoadingError(
+            f"cannot load {name!r}: give a bundled checkpoint ({', '.join(BUNDLED)}), "
+            f"a folder with config.json and weights, or a Hub id ({first})"
+        ) from error
+    return model.to(device).eval(), tokenizer, folder
+
+
+def read_items(folder: Path, test_set: Path | None, split: str) -> list[Any]:
+    """The held-out prompts of ``split`` of a checkpoint."""
+    from hf_hybrid.training.recipe import TEST_SET
+    from hf_hybrid.training.recipes.factbook import read_test_set
+
+    path = test_set if test_set is not None else folder / TEST_SET
+    if not path.is_file():
+        raise UsageError(f"there are no held-out prompts at {path}; name a file with --test-set")
+    items = [item for item in read_test_set(path) if item.split == split]
+    if not items:
+        raise UsageError(f"{path} has no prompts of the split {split!r}")
+    return items

@@ -1,0 +1,126 @@
+"""``hf-hybrid generate``: answer one prompt."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, load, quiet
+from hf_hybrid.cli.options import given_settings, setting_parameters
+from hf_hybrid.config import SETTINGS
+
+Strategy = Literal["host", *SETTINGS]  # type: ignore[valid-type]
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads standard input.")] = None,
+    *,
+    source: Annotated[Path | None, typer.Option("--input", "-i", help="Read the prompt from this file.")] = None,
+    strategy: Annotated[
+        Strategy,  # type: ignore[valid-type]
+        typer.Option("--strategy", "-s", help="How to write; host: generate() of transformers."),
+    ] = "planned_diffusion",
+    model: Model = DEFAULT_MODEL,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample instead of taking the best token.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling, above 0; needs --do-sample.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the chat template of the model.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print text, plan and report as JSON.")] = False,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
+    threads: Threads = None,
+    **options: Any,
+) -> None:
+    """Write an answer to PROMPT.
+
+    Without --json the text appears as it is confirmed. What no option names comes from the checkpoint.
+    """
+    text = _prompt(prompt, source)
+    if temperature is not None and not do_sample:
+        raise UsageError("--temperature needs --do-sample")
+    if temperature is not None and not temperature > 0:
+        raise UsageError(f"--temperature {temperature}: must be above 0")
+    settings = given_settings(options)
+    with quiet():
+        import torch
+        from transformers import TextStreamer
+
+        network, tokenizer, _ = load(model, dtype, device, threads)
+        inputs = {name: ids.to(network.device) for name, ids in _encode(tokenizer, text, chat).items()}
+        call: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
+        if temperature is not None:
+            call["temperature"] = temperature
+        if strategy == "host":
+            seed = settings.pop("seed", None)
+            if seed is not None:
+                torch.manual_seed(seed)
+            if settings:
+                raise UsageError(f"--strategy host takes no settings, not {', '.join(sorted(settings))}")
+            call["hf_hybrid"] = {}  # the host, also where the checkpoint names a strategy
+        else:
+            call |= {"strategy": strategy, **settings}
+        if not as_json:
+            call["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        output = network.generate(**inputs, return_dict_in_generate=True, **call)
+        if as_json:
+            new = output.sequences[0, inputs["input_ids"].shape[1] :]  # (new,)
+            written = tokenizer.decode(new, skip_special_tokens=True)
+            report = output.report[0] if strategy != "host" else None
+            typer.echo(json.dumps(_as_json(written, report, tokenizer), ensure_ascii=False, indent=1))
+
+
+generate.__signature__ = (
+    lambda s: s.replace(  # type: ignore[attr-defined]
+        parameters=[*(p for p in s.parameters.values() if p.kind is not p.VAR_KEYWORD), *setting_parameters()]
+    )
+)(inspect.signature(generate, eval_str=True))
+
+
+def _prompt(prompt: str | None, source: Path | None) -> str:
+    if (prompt is None) == (source is None):
+        raise UsageError("give one prompt: PROMPT, - for standard input, or --input FILE")
+    if source is not None:
+        text = source.read_text(encoding="utf-8")
+    else:
+        text = sys.stdin.read() if prompt == "-" else str(prompt)
+    text = text.rstrip("\n")
+    if not text.strip():
+        raise UsageError("the prompt is empty")
+    return text
+
+
+def _encode(tokenizer: Any, text: str, chat: bool) -> dict[str, Any]:
+    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``."""
+    if chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise UsageError("--chat: the tokenizer of this model has no chat template")
+        message = [{"role": "user", "content": text}]
+        encoded = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        encoded = tokenizer(text, return_tensors="pt")
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _as_json(text: str, report: Any, tokenizer: Any) -> dict[str, Any]:
+    if report is None:
+        return {"text": text, "plan": None, "report": None}
+
+    def part(label: tuple[int, ...], depends: tuple[int, ...]) -> dict[str, Any]:
+        return {"label": tokenizer.decode(label).strip(), "depends": [d + 1 for d in depends]}
+
+    plan = [[{**part(s.label, s.depends), "length": s.length} for s in p.spans] for p in report.plans]
+    numbers = asdict(report) | {"tokens_per_forward": report.tokens_per_forward}
+    numbers.pop("plans")
+    numbers["spans"] = [
+        {**asdict(span), **part(span.label, span.depends), "tokens": len(span.tokens), "part": span.part + 1}
+        for span in report.spans
+    ]
+    return {"text": text, "plan": plan, "report": numbers}

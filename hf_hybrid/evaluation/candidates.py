@@ -1,0 +1,73 @@
+"""What is compared: literal tables of strategies with their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of writing.
+
+    Attributes:
+        name: unique in a comparison. strategy: a key of ``hf_hybrid.config.SETTINGS``, None: the host's own
+        ``generate()``. settings: what differs from what the checkpoint stores.
+        equals: name of the candidate whose text it must reproduce, None: it may differ.
+    """
+
+    name: str
+    strategy: str | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    equals: str | None = None
+
+
+_VERIFIED = {"span_decoding": "diffusion", "verify_spans": True}
+_UNVERIFIED = {"span_decoding": "diffusion", "verify_spans": False}
+_PLAIN = (
+    Candidate("host", None),
+    Candidate("autoregressive", "autoregressive", equals="host"),
+)
+
+CANDIDATES: tuple[Candidate, ...] = (
+    *_PLAIN,
+    Candidate("span_autoregressive", "planned_diffusion", {"span_decoding": "autoregressive"}),
+    Candidate("planned_verified", "planned_diffusion", _VERIFIED, equals="span_autoregressive"),
+    Candidate("planned_unverified", "planned_diffusion", _UNVERIFIED),
+    Candidate("block_diffusion", "block_diffusion"),
+)
+"""The default comparison."""
+
+
+def _verified(window: int, draft: int, plan: int = 0) -> Candidate:
+    settings = {**_VERIFIED, "window_length": window, "draft_threshold": draft / 100, "plan_window": plan}
+    return Candidate(f"verified w{window} d{draft}{_plan(plan)}", "planned_diffusion", settings)
+
+
+def _unverified(window: int, threshold: int, plan: int = 0) -> Candidate:
+    settings = {**_UNVERIFIED, "window_length": window, "confidence_threshold": threshold / 100, "plan_window": plan}
+    return Candidate(f"unverified w{window} c{threshold}{_plan(plan)}", "planned_diffusion", settings)
+
+
+def _blocks(window: int, threshold: int) -> Candidate:
+    settings = {"window_length": window, "confidence_threshold": threshold / 100}
+    return Candidate(f"block w{window} c{threshold}", "block_diffusion", settings)
+
+
+def _plan(window: int) -> str:
+    return f" p{window}" if window else ""
+
+
+GRID: tuple[Candidate, ...] = (
+    *_PLAIN,
+    *(_verified(window, 60, plan) for window in (4, 8, 12, 16) for plan in (0, 8)),
+    *(_verified(8, draft) for draft in (30, 45, 75, 90)),
+    *(_unverified(window, 95) for window in (4, 8, 12, 16)),
+    *(_unverified(8, threshold) for threshold in (80, 90, 98)),
+    _unverified(8, 95, plan=8),
+    *(_blocks(window, 95) for window in (4, 8, 12, 16)),
+    *(_blocks(8, threshold) for threshold in (80, 90, 98)),
+)
+"""Settings to choose from on the development split: one axis at a time, around a window of 8 (w: window; d, c: draft
+and confidence threshold in percent; p: plan window)."""

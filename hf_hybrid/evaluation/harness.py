@@ -1,0 +1,247 @@
+"""Runs the candidates on the same prompts, in the same process, prompt by prompt in a rotating order.
+
+Time: wall-clock of the whole ``generate()`` call, prefill included, tokenization left out. Memory: the peak of the
+process while it writes an answer. On Linux the high-water mark of the resident set (``VmHWM``) is reset before every
+call through ``/proc/self/clear_refs`` and read after it; it holds weights, libraries and whatever the allocator kept
+from earlier calls, so differences between candidates are lower bounds. On a CUDA device it is torch's peak of allocated
+memory instead. Elsewhere nothing honest can be read (``getrusage`` never falls), and the value is None.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_hybrid.evaluation.candidates import Candidate
+from hf_hybrid.training.recipes.factbook import TestItem, exact_match, score_fields
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One answer of one candidate.
+
+    Attributes:
+        text: without special tokens. country: the group of the prompt. seconds: of the call, divided by the batch.
+        num_tokens: new tokens, the end token included. num_forwards, num_rows: passes, and rows in them.
+        seconds_to_first_text: None when it was not observed. seconds_per_stage: empty for the host.
+        peak_memory_mb: see the module, in 2**20 bytes. fields_right, fields_total: lines of the answer.
+        right: True: the text is the answer. extended, cut, fallen_back: parts that outgrew their plan, were cut at
+        their limit, or went on token by token.
+    """
+
+    text: str
+    country: str
+    seconds: float
+    num_tokens: int
+    num_forwards: int
+    num_rows: int
+    seconds_to_first_text: float | None
+    seconds_per_stage: dict[str, float]
+    peak_memory_mb: float | None
+    fields_right: int
+    fields_total: int
+    right: bool
+    extended: int = 0
+    cut: int = 0
+    fallen_back: int = 0
+
+
+@dataclass
+class Run:
+    """What was measured: ``measurements[name][i]`` belongs to ``items[i]``; ``interrupted``: True: not all prompts."""
+
+    candidates: tuple[Candidate, ...]
+    items: list[TestItem] = field(default_factory=list)
+    measurements: dict[str, list[Measurement]] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+def country_of(item: TestItem) -> str:
+    """The country that a prompt was drawn for; a second one in it is a random companion."""
+    return item.sheet.countries[0] if item.sheet.countries else ""
+
+
+def even_subset(items: Sequence[TestItem], count: int | None = None) -> list[TestItem]:
+    """``count`` prompts (default: all), one of every country in turn, so that any beginning of them is even too."""
+    if count is not None and not 1 <= count <= len(items):
+        raise ValueError(f"{count} prompts were asked for; the split has 1 to {len(items)}")
+    turns: dict[str, int] = {}
+    keyed: list[tuple[int, int]] = []
+    for number, item in enumerate(items):
+        turn = turns[country_of(item)] = turns.get(country_of(item), -1) + 1
+        keyed.append((turn, number))
+    return [items[number] for _, number in sorted(keyed)][:count]
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[TestItem],
+    candidates: Sequence[Candidate],
+    *,
+    max_new_tokens: int = 512,
+    batch_size: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Run:
+    """Let every candidate answer every prompt, greedily.
+
+    The first prompt is answered once more before, by every candidate, and not counted. Ctrl-C ends the run; what all
+    candidates finished is kept.
+
+    Args:
+        model: an enabled model (``hf_hybrid.enable``). tokenizer: pads on the left.
+        batch_size: prompts per call; times are then divided by it.
+        progress: is told how many prompts just finished.
+    """
+    if not items or not candidates:
+        raise ValueError("nothing to measure: give at least one prompt and one candidate")
+    if len({c.name for c in candidates}) != len(candidates):
+        raise ValueError("two candidates have the same name")
+    run = Run(tuple(candidates), measurements={c.name: [] for c in candidates})
+    try:
+        for candidate in candidates:
+            answer(model, tokenizer, items[:batch_size], candidate, max_new_tokens)
+        for turn, start in enumerate(range(0, len(items), batch_size)):
+            batch = items[start : start + batch_size]
+            first = turn % len(candidates)
+            order = [*candidates[first:], *candidates[:first]]
+            answers = {c.name: answer(model, tokenizer, batch, c, max_new_tokens) for c in order}
+            for name, done in answers.items():
+                run.measurements[name] += done
+            run.items += batch
+            if progress is not None:
+                progress(len(batch))
+    except KeyboardInterrupt:
+        run.interrupted = True
+    # An interrupt between two of the lines above leaves lists of unequal length.
+    finished = min([len(run.items), *map(len, run.measurements.values())])
+    del run.items[finished:]
+    for done in run.measurements.values():
+        del done[finished:]
+    return run
+
+
+def answer(
+    model: Any, tokenizer: Any, items: Sequence[TestItem], candidate: Candidate, max_new_tokens: int
+) -> list[Measurement]:
+    """The answers of one candidate to one batch of prompts."""
+    encoded = tokenizer([item.sheet.prompt for item in items], return_tensors="pt", padding=len(items) > 1)
+    inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}  # (batch, prompt)
+    width = inputs["input_ids"].shape[1]
+    options: dict[str, Any] = {"hf_hybrid": {}}  # the host, also where the checkpoint names a strategy
+    clock = _FirstText() if candidate.strategy is None and len(items) == 1 else None
+    if candidate.strategy is not None:
+        options = {"strategy": candidate.strategy, **candidate.settings}
+    elif clock is not None:
+        options["streamer"] = clock
+    _reset_peak(model.device)
+    started = time.perf_counter()
+    output = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, **options
+    )
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    seconds = time.perf_counter() - started
+    peak = _peak_mb(model.device)
+    done: list[Measurement] = []
+    for row, item in enumerate(items):
+        new = _answer_tokens(output.sequences[row, width:], model, tokenizer)
+        real = int(inputs["attention_mask"][row].sum())
+        first = clock.seconds(started) if clock is not None else None
+        counts = _counts(output.report[row] if candidate.strategy is not None else None, new, real, first)
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        right, total = score_fields(item.sheet, text)
+        done.append(
+            Measurement(
+                text=text,
+                country=country_of(item),
+                seconds=seconds / len(items),
+                num_tokens=len(new),
+                peak_memory_mb=peak,
+                fields_right=right,
+                fields_total=total,
+                right=exact_match(item.sheet, text),
+                **counts,
+            )
+        )
+    return done
+
+
+class _FirstText:
+    """A streamer that notes when the first token behind the prompt came."""
+
+    def __init__(self) -> None:
+        self.calls, self.at = 0, None
+
+    def put(self, value: Tensor) -> None:
+        self.calls += 1
+        if self.calls == 2:  # the first call holds the prompt
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        pass
+
+    def seconds(self, started: float) -> float | None:
+        return self.at - started if self.at is not None else None
+
+
+def _answer_tokens(row: Tensor, model: Any, tokenizer: Any) -> list[int]:
+    """Ids ``(new,)`` up to the first end token, it included; padding behind it left out."""
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    ids: list[int] = row.tolist()
+    stop = next((i + 1 for i, token in enumerate(ids) if token in ends), None)
+    if stop is not None:
+        return ids[:stop]
+    while ids and ids[-1] == tokenizer.pad_token_id:
+        ids.pop()
+    return ids
+
+
+def _counts(report: Any, new: list[int], prompt: int, first: float | None) -> dict[str, Any]:
+    """Passes, rows, stages and what happened to the parts; of the host, which reports nothing, by arithmetic."""
+    if report is None:  # plain greedy search: the prompt in one pass, then one row for every token but the last
+        return {
+            "num_forwards": len(new),
+            "num_rows": prompt + max(len(new) - 1, 0),
+            "seconds_to_first_text": first,
+            "seconds_per_stage": {},
+        }
+    return {
+        "num_forwards": report.num_forwards,
+        "num_rows": report.num_rows,
+        "seconds_to_first_text": report.seconds_to_first_text,
+        "seconds_per_stage": dict(report.seconds),
+        "extended": sum(span.extended for span in report.spans),
+        "cut": sum(span.ended == "limit" for span in report.spans),
+        "fallen_back": sum("token by token" in note for note in report.fallbacks),
+    }
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # not Linux, or forbidden: _peak_mb finds out
+        _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size
+
+
+def _peak_mb(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        with _CLEAR_REFS.open("w"):  # not writable: the mark was never reset and would only rise
+            pass
+        marks = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+    except OSError:
+        return None
+    return int(marks[0]) / 1024 if marks else None

@@ -1,0 +1,249 @@
+"""Numbers of a run: one result per candidate, the shape of the test set, and the JSON that they are published as."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from hf_hybrid.config import settings_for
+from hf_hybrid.evaluation.candidates import Candidate
+from hf_hybrid.evaluation.harness import Measurement, Run, country_of
+from hf_hybrid.evaluation.statistics import bootstrap_interval, median, paired_ratios
+from hf_hybrid.training.recipes.factbook import SheetPart, TestItem
+
+Interval = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One candidate over all prompts.
+
+    Attributes:
+        strategy: its name, ``host`` for the host's ``generate()``. name: of the candidate. settings: all of them, as
+        they were in force. baseline: True: the ratios are to this one.
+        seconds_per_answer: median. speedup: median over prompts of the baseline's seconds divided by its own, where
+        both answers are right, and over how many (``speedup_prompts``). speedup_all: the same over all prompts.
+        tokens_per_second, tokens_per_forward: sums divided by sums. num_forwards, num_rows: mean of an answer.
+        seconds_to_first_text: median. seconds_per_stage: mean. peak_memory_mb: largest, see ``harness``.
+        field_exact_match: share of the lines. answer_exact_match: share of the answers.
+        extended, cut, fallen_back: parts, in all answers.
+        equal_to, equal_share: the candidate whose text it must reproduce, and on what share of the prompts it did.
+        Intervals are 95 %, over countries.
+    """
+
+    strategy: str
+    name: str
+    settings: Mapping[str, Any]
+    baseline: bool
+    seconds_per_answer: float | None
+    speedup: float | None
+    speedup_interval: Interval
+    speedup_prompts: int
+    speedup_all: float | None
+    tokens_per_second: float
+    tokens_per_forward: float
+    num_forwards: float
+    num_rows: float
+    seconds_to_first_text: float | None
+    seconds_per_stage: Mapping[str, float]
+    peak_memory_mb: float | None
+    field_exact_match: float
+    answer_exact_match: float
+    answer_exact_match_interval: Interval
+    extended: int
+    cut: int
+    fallen_back: int
+    equal_to: str | None
+    equal_share: float | None
+
+
+def results_of(run: Run, stored: Mapping[str, Any] | None = None) -> list[Result]:
+    """One result per candidate; empty when no prompt was finished.
+
+    Args:
+        stored: ``generation_config.hf_hybrid`` of the model, for the settings in force.
+    """
+    if not run.items:
+        return []
+    base = baseline_of(run)
+    return [_result(run, candidate, base, stored) for candidate in run.candidates]
+
+
+def baseline_of(run: Run) -> str:
+    """Name of the faster one of the host and our autoregression (median seconds); without either, of the first."""
+    plain = [c.name for c in run.candidates if c.strategy in (None, "autoregressive")]
+    names = plain or [run.candidates[0].name]
+    return min(names, key=lambda name: float(np.median([m.seconds for m in run.measurements[name]])))
+
+
+def _result(run: Run, candidate: Candidate, base: str, stored: Mapping[str, Any] | None) -> Result:
+    own, reference = run.measurements[candidate.name], run.measurements[base]
+    countries = [country_of(item) for item in run.items]
+    seconds, slow = [m.seconds for m in own], [m.seconds for m in reference]
+    both = [m.right and r.right for m, r in zip(own, reference, strict=True)]
+    right = paired_ratios(slow, seconds, countries, both)
+    ratios = [ratio for group in right.values() for ratio in group]
+    every = [ratio for group in paired_ratios(slow, seconds, countries).values() for ratio in group]
+    exact: dict[str, list[float]] = {}
+    for m in own:
+        exact.setdefault(m.country, []).append(float(m.right))
+    first = [m.seconds_to_first_text for m in own if m.seconds_to_first_text is not None]
+    memory = [m.peak_memory_mb for m in own if m.peak_memory_mb is not None]
+    tokens = sum(m.num_tokens for m in own)
+    twin = run.measurements.get(candidate.equals or "")
+    return Result(
+        strategy=candidate.strategy or "host",
+        name=candidate.name,
+        settings=_settings(candidate, stored),
+        baseline=candidate.name == base,
+        seconds_per_answer=median(seconds),
+        speedup=median(ratios),
+        speedup_interval=bootstrap_interval(right, lambda values: float(np.median(values))),
+        speedup_prompts=len(ratios),
+        speedup_all=median(every),
+        tokens_per_second=tokens / sum(seconds),
+        tokens_per_forward=tokens / max(sum(m.num_forwards for m in own), 1),
+        num_forwards=_mean([m.num_forwards for m in own]),
+        num_rows=_mean([m.num_rows for m in own]),
+        seconds_to_first_text=median(first),
+        seconds_per_stage=_stages(own),
+        peak_memory_mb=max(memory, default=None),
+        field_exact_match=sum(m.fields_right for m in own) / max(sum(m.fields_total for m in own), 1),
+        answer_exact_match=_mean([float(m.right) for m in own]),
+        answer_exact_match_interval=bootstrap_interval(exact, lambda values: float(values.mean())),
+        extended=sum(m.extended for m in own),
+        cut=sum(m.cut for m in own),
+        fallen_back=sum(m.fallen_back for m in own),
+        equal_to=candidate.equals if twin is not None else None,
+        equal_share=None if twin is None else _mean([float(m.text == t.text) for m, t in zip(own, twin, strict=True)]),
+    )
+
+
+def _settings(candidate: Candidate, stored: Mapping[str, Any] | None) -> dict[str, Any]:
+    if candidate.strategy is None:
+        return {}
+    return asdict(settings_for(candidate.strategy, candidate.settings, stored))
+
+
+def _stages(own: Sequence[Measurement]) -> dict[str, float]:
+    """Mean seconds per stage over all answers, one without the stage counting as zero."""
+    names = dict.fromkeys(name for m in own for name in m.seconds_per_stage)
+    return {name: _mean([m.seconds_per_stage.get(name, 0.0) for m in own]) for name in names}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def fastest_right(results: Sequence[Result], tolerance: float = 0.01) -> dict[str, Result]:
+    """For every family of candidates (the first word of the name) the fastest one whose exact match is within
+    ``tolerance`` of the best of its family."""
+    families: dict[str, list[Result]] = {}
+    for result in results:
+        families.setdefault(result.name.split()[0], []).append(result)
+    chosen: dict[str, Result] = {}
+    for family, members in families.items():
+        best = max(member.answer_exact_match for member in members)
+        good = [member for member in members if member.answer_exact_match >= best - tolerance]
+        chosen[family] = min(good, key=lambda member: member.seconds_per_answer or 0.0)
+    return chosen
+
+
+def shape_of(items: Sequence[TestItem], tokenizer: Any) -> dict[str, Any]:
+    """Medians over the sheets: prompt and answer tokens, parts, longest and mean part in tokens (headings left out),
+    and the longest part divided by the mean one: what bounds the gain from writing parts at once."""
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompts, answers, parts, longest, means, uneven = ([] for _ in range(6))
+    for item in items:
+        prompts.append(count(item.sheet.prompt))
+        answers.append(count(item.sheet.answer))
+        lengths = [count(part.text) for part in _parts(item)]
+        parts.append(len(lengths))
+        if lengths:
+            longest.append(max(lengths))
+            means.append(_mean(lengths))
+            uneven.append(max(lengths) / max(_mean(lengths), 1e-9))
+    return {
+        "splits": sorted({item.split for item in items}),
+        "countries": len({country_of(item) for item in items}),
+        "prompt_tokens": median(prompts),
+        "answer_tokens": median(answers),
+        "parts": median(parts),
+        "longest_part": median(longest),
+        "mean_part": median(means),
+        "longest_to_mean_part": median(uneven),
+    }
+
+
+def _parts(item: TestItem) -> list[SheetPart]:
+    return [part for piece in item.sheet.pieces if not isinstance(piece, str) for part in piece]
+
+
+def environment(model: Any) -> dict[str, Any]:
+    """``commit``, ``versions`` and ``device``, as they go into the JSON."""
+    from hf_hybrid import __version__
+
+    device: torch.device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "commit": _commit(Path(__file__).resolve().parents[1] / "__init__.py"),
+        "versions": {
+            "hf_hybrid": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "device": {
+            "type": device.type,
+            "processor": name,
+            "threads": torch.get_num_threads(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+    }
+
+
+def to_json(
+    run: Run, results: Sequence[Result], shape: Mapping[str, Any], environment: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """The published form of a run; every number in a model card comes from such a file."""
+    return {
+        "command": command,
+        **environment,
+        "num_prompts": len(run.items),
+        "shape": dict(shape),
+        "results": [asdict(result) for result in results],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit(file: Path) -> str | None:
+    """HEAD of the checkout that tracks ``file``; None when it lies in no checkout, such as an installed wheel."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(file.parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", file.name) is not None else None

@@ -1,0 +1,187 @@
+"""Calls that cannot be carried out are refused before the first forward, in words that name the fix.
+
+Bugs these tests catch: a giant number that is allocated before it is checked; a mask, a cache or a plan that is read
+wrongly without a word; NaN that becomes token 0; tags in a user's text that act; a model that does not work any more
+after a refusal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache, TextStreamer
+
+from hf_hybrid import Plan, Span
+from hf_hybrid.decoding import DecodingError
+from tests.models_for_tests import CONTROL, hybrid, left_padded, words
+from tests.oracles import SlowPlanned
+
+PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
+PLANNED: dict[str, Any] = {"strategy": "planned_diffusion"}
+BLOCKS: dict[str, Any] = {"strategy": "block_diffusion"}
+CYCLE = Plan((Span((5,), 3, (1,)), Span((6,), 3, (0,))))
+
+
+@cache
+def model() -> Any:
+    return hybrid(seed=26)
+
+
+def generate(host: Any, ids: Tensor = PROMPT, **settings: Any) -> Tensor:
+    return host.generate(ids, **{"max_new_tokens": 16, **settings})
+
+
+def refused(message: str, ids: Tensor = PROMPT, host: Any = None, **settings: Any) -> None:
+    """A ``ValueError`` that says ``message``, no forward, and a model that works afterwards."""
+    host, passes = host or model(), 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    before = generate(model(), **PLANNED)
+    hook = host.model.register_forward_pre_hook(count)
+    try:
+        with pytest.raises(ValueError, match=message):
+            generate(host, ids, **settings)
+    finally:
+        hook.remove()
+    assert passes == 0
+    assert torch.equal(generate(model(), **PLANNED), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategy": "diffusion"}, "unknown strategy 'diffusion'; choose one of autoregressive, block_diffusion"),
+        ({**BLOCKS, "window_lenght": 4}, "did you mean 'window_length'"),
+        ({**BLOCKS, "verify_spans": False}, "unknown setting 'verify_spans'"),
+        ({**BLOCKS, "window_length": 0}, "window_length=0 is out of range: 1 to 1024"),
+        ({**BLOCKS, "window_length": 10**9}, "window_length=1000000000 is out of range"),
+        ({**BLOCKS, "window_length": 2.5}, "window_length=2.5: must be a whole number"),
+        ({**BLOCKS, "confidence_threshold": 1.5}, "confidence_threshold=1.5 is out of range"),
+        ({**BLOCKS, "confidence_threshold": math.nan}, "confidence_threshold=nan"),
+        ({**BLOCKS, "max_denoising_steps": 0}, "max_denoising_steps=0 is out of range"),
+        ({**BLOCKS, "commit": "lazily"}, "choose one of prefix, block"),
+        ({**PLANNED, "draft_threshold": -0.1}, "draft_threshold=-0.1 is out of range"),
+        ({**PLANNED, "max_span_extension": 0.5}, "max_span_extension=0.5 is out of range"),
+        ({**PLANNED, "commit": "block"}, "verify_spans=False"),
+        ({**PLANNED, "num_beams": 2}, "num_beams=2 chooses another way"),
+        ({**PLANNED, "seed": [1, 2]}, "seed has 2 entries for 1 rows"),
+        ({**PLANNED, "verify_spans": False, "repetition_penalty": 1.3}, "RepetitionPenalty.*verify_spans=True"),
+        ({**PLANNED, "visibility": "dense", "no_repeat_ngram_size": 2}, "NoRepeatNGram.*drop the processor"),
+        ({**BLOCKS, "repetition_penalty": 1.3}, "RepetitionPenalty.*strategy='autoregressive'"),
+        ({**PLANNED, "output_scores": True, "return_dict_in_generate": True}, "output_scores=True is not available"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_settings(settings: dict[str, Any], message: str) -> None:
+    refused(message, **settings)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (CYCLE, "which is not an earlier part; order the parts"),
+        (Plan((Span((5,), 3, (1,)), Span((6,), 3))), "Plan.sorted does it"),
+        (Plan((Span((5,), 3),) * 10**6), "1000000 parts, more than max_parts=16"),
+        (Plan((Span((5,), 10**6),)), "length 1000000, outside 1 to max_part_length=256"),
+        (Plan((Span((5,) * 10**6, 3),)), "has 1000000 tokens, more than max_label_length=16"),
+        (Plan((Span((5,), 100),)), "longer than the longest length token"),
+        (Plan((Span((5,), 0),)), "length 0, outside 1"),
+        (Plan((Span((), 3),)), "part 1 has no label"),
+        (Plan((Span((CONTROL.topic,), 3),)), "holds a control token"),
+        (Plan(()), "at least one part"),
+        ([], "takes a hf_hybrid.Plan, or one per round"),
+        ([Plan((Span((5,), 3),))] * 9, "9 plans are more than max_rounds=8"),
+        (Plan((Span((5,), 12),)), "needs 17 tokens and max_new_tokens leaves 15; raise it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_plans(plan: Any, message: str) -> None:
+    refused(message, plan=plan, **PLANNED)
+
+
+def test_a_sorted_plan_is_carried_out_and_a_cycle_cannot_be_sorted() -> None:
+    plan = Plan((Span((5,), 3, (1,)), Span((6,), 3)))
+    output = generate(model(), plan=plan.sorted(), return_dict_in_generate=True, max_new_tokens=40, **PLANNED)
+    assert [span.label for span in output.report[0].spans] == [(6,), (5,)]
+    with pytest.raises(ValueError, match=r"parts \[1, 2\] form a cycle; remove one of them"):
+        CYCLE.sorted()
+
+
+def test_models_without_control_tokens() -> None:
+    host = hybrid(seed=26)
+    del host.config.hf_hybrid
+    refused("needs a mask token, and the model has none; add one with", host=host, **BLOCKS)
+    refused("needs control tokens, and the model has none; add them with", host=host, **PLANNED)
+    assert generate(host, strategy="autoregressive").shape[1] > 5
+
+
+ALL: tuple[dict[str, Any], ...] = ({"strategy": "autoregressive"}, BLOCKS, PLANNED)
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
+def test_prompts_and_masks(strategy: dict[str, Any]) -> None:
+    refused("prompt of at least one token", torch.zeros((1, 0), dtype=torch.long), **strategy)
+    ids, mask = torch.tensor([[3, 7, 9], [0, 0, 0]]), torch.tensor([[1, 1, 1], [0, 0, 0]])
+    refused("row 1 of the batch is all padding", ids, attention_mask=mask, **strategy)
+    ids, mask = torch.tensor([[3, 7, 9], [5, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    refused("padding_side = 'left'", ids, attention_mask=mask, **strategy)
+    ids, mask = torch.tensor([[3, 0, 9]]), torch.tensor([[1, 0, 1]])
+    refused("padding_side = 'left'", ids, attention_mask=mask, **strategy)
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
+def test_caches_of_the_caller(strategy: dict[str, Any]) -> None:
+    cache = DynamicCache()
+    model()(torch.tensor([[3, 7, 9, 2, 11]]), past_key_values=cache)
+    refused("hold 5 tokens and input_ids 5; pass the whole text", past_key_values=cache, **strategy)
+    refused("hold 5 tokens and input_ids 2", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
+    static = StaticCache(config=model().config, max_cache_len=64)
+    model()(torch.tensor([[3, 7, 9]]), past_key_values=static)
+    refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=static, **strategy)
+
+
+def test_a_streamer_for_two_rows() -> None:
+    refused("a streamer shows one answer", streamer=TextStreamer(words()), **left_padded(), **PLANNED)
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
+def test_a_giant_budget_is_not_allocated(strategy: dict[str, Any]) -> None:
+    host = hybrid(seed=26, favours={CONTROL.eos: 6.0, CONTROL.spad: 6.0, CONTROL.topic: 6.0, CONTROL.async_: 9.0})
+    # 10**9 slots of two layers would take more than 250 GB.
+    answer = generate(host, max_new_tokens=10**9, **strategy)
+    assert answer[0, -1] == CONTROL.eos and answer.shape[1] < 100
+    assert torch.equal(answer, generate(host, max_new_tokens=100, **strategy))
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
+def test_nan_logits(strategy: dict[str, Any]) -> None:
+    host = hybrid(seed=26)
+    good, weight = generate(host, **strategy), host.model.norm.weight.data
+    saved = weight.clone()
+    weight[3] = math.nan
+    with pytest.raises(DecodingError, match="NaN logits; check the weights and the dtype"):
+        generate(host, **strategy)
+    weight.copy_(saved)
+    assert torch.equal(generate(host, **strategy), good)
+
+
+def test_control_tags_in_a_prompt_are_inert() -> None:
+    length = CONTROL.length_id(3)
+    prompt = [3, CONTROL.par, CONTROL.topic, 5, length, CONTROL.async_, 5, CONTROL.sync, CONTROL.eos, 7, CONTROL.topic]
+    answer = generate(model(), torch.tensor([prompt]), max_new_tokens=40, return_control_tokens=True, **PLANNED)
+    assert answer[0, : len(prompt)].tolist() == prompt
+    assert answer[0, len(prompt) :].tolist() == SlowPlanned(model(), CONTROL).write(prompt, 40).ids
+    for strategy in ALL[:2]:
+        plain = generate(model(), torch.tensor([prompt]), **strategy)
+        assert plain[0, : len(prompt)].tolist() == prompt
+    use: Callable[..., Tensor] = generate
+    assert torch.equal(use(model(), torch.tensor([prompt]), strategy="autoregressive"), use(model(), torch.tensor([prompt])))

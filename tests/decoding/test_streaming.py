@@ -1,0 +1,136 @@
+"""Streamers get the prompt once, then the text in text order, and are ended once, whatever happens.
+
+Bugs these tests catch: text of a later part shown before an earlier one is whole; tokens shown twice, or taken back;
+control tokens on the screen; a streamer that never ends, so that the thread that reads from it hangs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TextIteratorStreamer, TextStreamer
+from transformers.generation.streamers import BaseStreamer
+
+from hf_hybrid import Plan, Span
+from tests.models_for_tests import CONTROL, hybrid, words
+
+PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
+PLAN = Plan((Span((5,), 3), Span((6, 8), 4), Span((5,), 2, (0,))))
+MODES: dict[str, dict[str, Any]] = {
+    "autoregressive": {"strategy": "autoregressive"},
+    "block": {"strategy": "block_diffusion", "confidence_threshold": 0.3, "commit": "block"},
+    "verified": {"strategy": "planned_diffusion", "draft_threshold": 0.0},
+    "given": {"strategy": "planned_diffusion", "plan": PLAN},
+    "unverified": {"strategy": "planned_diffusion", "verify_spans": False, "confidence_threshold": 0.3},
+    "dense": {"strategy": "planned_diffusion", "visibility": "dense", "max_denoising_steps": 4},
+}
+
+
+class Recorder(BaseStreamer):
+    """Keeps what it gets, in order."""
+
+    def __init__(self) -> None:
+        self.put_ids: list[list[int]] = []
+        self.drafts: list[tuple[int, list[int]]] = []  # new tokens put so far, and the draft behind them
+        self.ends = 0
+
+    def put(self, value: Tensor) -> None:
+        assert self.ends == 0, "nothing comes behind the end"
+        first = not self.put_ids
+        assert value.shape == PROMPT.shape if first else value.ndim == 1 and len(value) > 0
+        self.put_ids.append(value.flatten().tolist())
+
+    def put_draft(self, value: Tensor) -> None:
+        assert self.ends == 0 and value.ndim == 1 and len(value) > 0
+        self.drafts.append((sum(map(len, self.put_ids[1:])), value.tolist()))
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+class Plain(Recorder):
+    """A streamer of the host's first kind, without drafts."""
+
+    put_draft = None  # type: ignore[assignment]
+
+
+def generate(streamer: Any, host: Any = None, **settings: Any) -> list[int]:
+    ids = (host or hybrid(seed=26)).generate(PROMPT, streamer=streamer, max_new_tokens=60, **settings)
+    return ids[0, PROMPT.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_prompt_and_then_the_text_in_order(mode: str) -> None:
+    recorder = Recorder()
+    text = generate(recorder, **MODES[mode])
+    assert recorder.put_ids[0] == PROMPT[0].tolist()
+    assert [token for ids in recorder.put_ids[1:] for token in ids] == text
+    assert recorder.ends == 1 and not set(CONTROL.banned) & set(text)
+    assert len(recorder.put_ids) > 2, "in pieces"
+
+
+@pytest.mark.parametrize("mode", ["block", "verified", "given", "dense"])
+def test_drafts_show_open_positions_and_settle_to_the_text(mode: str) -> None:
+    recorder = Recorder()
+    text = generate(recorder, **MODES[mode])
+    assert any(CONTROL.mask in draft for _, draft in recorder.drafts)
+    puts = [sum(map(len, recorder.put_ids[1:n])) for n in range(1, len(recorder.put_ids) + 1)]
+    assert {shown for shown, _ in recorder.drafts} <= set(puts), "a draft follows what was put"
+    if mode == "block":  # what a block settled stays
+        for shown, draft in recorder.drafts:
+            pairs = zip(draft, text[shown:], strict=False)
+            assert all(token in (CONTROL.mask, final) for token, final in pairs)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_text_streamers_of_the_host_show_the_decoded_text(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = words()
+    iterator = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=5)
+    text = generate(iterator, **MODES[mode])
+    expected = tokenizer.decode(text, skip_special_tokens=True)
+    assert "".join(iterator) == expected and len(expected) > 20
+    generate(TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), **MODES[mode])
+    assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "block", "verified"])
+def test_an_error_on_the_way_ends_the_streamer_once(mode: str) -> None:
+    host, recorder, passes = hybrid(seed=26), Recorder(), 0
+
+    def fail(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 4:
+            raise RuntimeError("out of memory")
+
+    hook = host.model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate(recorder, host, **MODES[mode])
+    hook.remove()
+    assert recorder.ends == 1
+    again = Recorder()
+    assert generate(again, host, **MODES[mode]) == [token for ids in again.put_ids[1:] for token in ids]
+
+
+def test_an_error_of_the_streamer_ends_it_once() -> None:
+    class Broken(Recorder):
+        def put(self, value: Tensor) -> None:
+            super().put(value)
+            if len(self.put_ids) == 3:
+                raise OSError("the reader went away")
+
+    broken = Broken()
+    with pytest.raises(OSError, match="went away"):
+        generate(broken, **MODES["verified"])
+    assert broken.ends == 1
+
+
+def test_a_refused_call_ends_the_streamer_too() -> None:
+    """The host has put the prompt by then, and a thread may be reading."""
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="order the parts"):
+        generate(recorder, strategy="planned_diffusion", plan=Plan((Span((5,), 3, (1,)), Span((6,), 3))))
+    assert recorder.ends == 1

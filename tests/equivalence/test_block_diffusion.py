@@ -1,0 +1,131 @@
+"""Block diffusion against a loop of un-cached forwards: prefix, whole block, the same selection.
+
+Bugs these tests catch: a window that sees itself in the cache, or a clean row that a window saw before it changed; a
+block that is shown with masks where tokens were settled; an ``eos`` inside a block after which text goes on, or before
+which text is lost; a schedule that takes more passes than it may; a last block that is too long or too short.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper
+
+from tests.models_for_tests import CONTROL, VOCAB, hybrid
+from tests.oracles import Denoising, Pick, clean, write_noisy
+
+PROMPT = (3, 7, 9, 2, 11)
+GREEDY = Pick()
+
+
+@cache
+def model(eos: float = 0.0, name: str = "llama") -> Any:
+    return hybrid(name, seed=31, favours={CONTROL.eos: eos})
+
+
+def slow(host: Any, new: int, how: Denoising, pick: Pick = GREEDY) -> list[int]:
+    """New tokens of the oracle."""
+    allowed = torch.ones(VOCAB, dtype=torch.bool)  # (vocab,), True: may be written
+    allowed[[i for i in CONTROL.banned if i != CONTROL.spad]] = False
+    ends = {CONTROL.eos: True, CONTROL.spad: False}
+    rows = write_noisy(host, [], clean(PROMPT), {}, allowed, ends, new, pick, how, CONTROL.mask)
+    return [row.token for row in rows[len(PROMPT) :]]
+
+
+def written(host: Any, new: int, how: Denoising, **host_arguments: Any) -> tuple[list[int], Any]:
+    """New tokens of ``generate`` and its report."""
+    output = host.generate(
+        torch.tensor([PROMPT]),
+        strategy="block_diffusion",
+        max_new_tokens=new,
+        return_dict_in_generate=True,
+        **vars(how),
+        **host_arguments,
+    )
+    return output.sequences[0, len(PROMPT) :].tolist(), output.report[0]
+
+
+def masked_diffusion(host: Any, new: int, steps: int) -> list[int]:
+    """Plain masked diffusion of ``new`` positions and one for the end, the surest ``(new + 1) / steps`` in each step.
+
+    As in the strategy, the first position of the first step is the causal token."""
+    tokens, size = [CONTROL.mask] * (new + 1), new + 1
+    for step in range(1, steps + 1):
+        ids = torch.tensor([[*PROMPT, *tokens]])
+        length = ids.shape[1]
+        sees = torch.ones(length, length, dtype=torch.bool).tril()
+        sees[len(PROMPT) :, :] = True
+        logits = host(ids, attention_mask=sees[None, None], position_ids=torch.arange(length)[None]).logits[0]
+        logits[:, list(CONTROL.banned)] = -torch.inf
+        first = int(logits[len(PROMPT) - 1].argmax())
+        probability, best = logits[len(PROMPT) :].softmax(dim=-1).max(dim=-1)  # (size,)
+        still = [i for i, token in enumerate(tokens) if token == CONTROL.mask]
+        still.sort(key=lambda i: -float(probability[i]))
+        for i in still[: len(still) - (size - round(size * step / steps))]:
+            tokens[i] = int(best[i])
+        if step == 1:
+            tokens[0] = first
+    return tokens[:new]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_one_block_is_plain_masked_diffusion(steps: int) -> None:
+    # Never an end, so that nothing but selection matters; a threshold of 1 is reached by nobody.
+    host = model(-99.0)
+    host.get_output_embeddings().bias.data[CONTROL.spad] = -99.0
+    how = Denoising(64, "block", 1.0, max_denoising_steps=steps)
+    with torch.no_grad():
+        assert written(host, 14, how)[0] == masked_diffusion(host, 14, steps)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("commit", ["prefix", "block"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window_length": 4, "confidence_threshold": 0.3},
+        {"window_length": 7, "confidence_threshold": 0.0},
+        {"window_length": 5, "confidence_threshold": 1.0},
+        {"window_length": 1},
+        {"window_length": 8, "confidence_threshold": 1.0, "max_denoising_steps": 3},
+        {"window_length": 6, "confidence_threshold": 0.2, "selection": "margin"},
+        {"window_length": 6, "confidence_threshold": 0.5, "selection": "entropy"},
+    ],
+    ids=str,
+)
+def test_several_blocks_equal_uncached_blocks(name: str, commit: str, settings: dict[str, Any]) -> None:
+    how = Denoising(commit=commit, **settings)
+    assert written(model(name=name), 20, how)[0] == slow(model(name=name), 20, how)
+
+
+@pytest.mark.parametrize("commit", ["prefix", "block"])
+def test_sampled_blocks_equal_uncached_blocks(commit: str) -> None:
+    how, pick = Denoising(5, commit, 0.3), Pick(23, (TemperatureLogitsWarper(1.3),))
+    ids, _ = written(model(), 20, how, do_sample=True, temperature=1.3, top_k=0, seed=23)
+    assert ids == slow(model(), 20, how, pick) != slow(model(), 20, how)
+
+
+@pytest.mark.parametrize("commit", ["prefix", "block"])
+def test_an_end_inside_a_block_ends_the_answer(commit: str) -> None:
+    ends = 0
+    for eos in (3.0, 5.0, 7.0):
+        for threshold in (0.1, 0.9):
+            how = Denoising(8, commit, threshold)
+            ids, _ = written(model(eos), 30, how)
+            assert ids == slow(model(eos), 30, how)
+            assert CONTROL.eos not in ids[:-1] and not set(CONTROL.banned) & set(ids)
+            ends += ids[-1] == CONTROL.eos and len(ids) % 8 > 0
+    assert ends, "an end inside a block really happens"
+
+
+@pytest.mark.parametrize("new", [1, 7, 8, 9, 20])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_a_schedule_bounds_the_passes_of_every_block(new: int, steps: int) -> None:
+    how = Denoising(8, "block", 1.0, max_denoising_steps=steps)
+    host = hybrid(seed=31, favours={CONTROL.eos: -99.0, CONTROL.spad: -99.0})
+    ids, report = written(host, new, how)
+    assert len(ids) == new
+    assert report.num_forwards <= steps * (new // 8 + 1)  # one block more when the end falls behind a full one

@@ -1,0 +1,381 @@
+"""The command line: every command on a tiny checkpoint, its output without a terminal, its exit codes.
+
+Bugs these tests catch: a setting that has no option, or an option that does not reach ``generate()``; colour codes in a
+file; a traceback where a line is due, or none with --debug; 0 after an error; a live view taller than the terminal; a
+race that is timed while it is drawn; numbers lost after Ctrl-C; --choose on the test countries.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_for_tests import read_checkpoint, write_checkpoint
+from rich.console import Console
+from typer.testing import CliRunner
+
+import hf_hybrid
+from hf_hybrid import checkpoints, evaluation
+from hf_hybrid.cli import app
+from hf_hybrid.cli.bench import result_table
+from hf_hybrid.cli.command import load
+from hf_hybrid.cli.options import given_settings
+from hf_hybrid.cli.view import CanvasView
+from hf_hybrid.config import SETTING_NAMES, SETTINGS, SettingsError
+from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.evaluation import Candidate, Measurement, Run, harness, results_of
+from hf_hybrid.training import recipe as recipes
+from hf_hybrid.training.recipes.factbook import Sheet, TestItem
+
+COMMANDS = ("demo", "generate", "bench", "train")
+FEW = (Candidate("host", None), Candidate("planned", "planned_diffusion", {"window_length": 4}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def call(*arguments: object, code: int = 0, stdin: str | None = None) -> Any:
+    """The result of ``hf-hybrid`` with these arguments; it must exit with ``code`` and write no colour codes."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "\x1b" not in result.output
+    return result
+
+
+# Help and errors.
+
+
+def test_help_explains_itself() -> None:
+    text = call("--help").output
+    assert all(command in text for command in COMMANDS) and "130 interrupted" in text
+    for command in COMMANDS:
+        assert "--debug" in call(command, "--help").output
+
+
+def test_every_setting_is_an_option_with_its_help() -> None:
+    text = " ".join(call("generate", "--help").output.split())
+    for cls in SETTINGS.values():
+        for field in fields(cls):
+            assert f"--{field.name.replace('_', '-')}" in text
+            assert field.metadata["help"].split()[0] in text
+
+
+def test_version() -> None:
+    assert call("--version").output == f"hf-hybrid {hf_hybrid.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Usage"),
+        (["paint"], "paint"),
+        (["generate"], "one prompt"),
+        (["generate", "a", "--input", "b"], "one prompt"),
+        (["generate", " "], "empty"),
+        (["generate", "a", "--window-length", "0"], "window-length"),
+        (["generate", "a", "--strategy", "magic"], "planned_diffusion"),
+        (["generate", "a", "--temperature", "0.5"], "--do-sample"),
+        (["generate", "a", "--do-sample", "--temperature", "0"], "above 0"),
+        (["generate", "a", "--span-fallback-confidence", "low"], "none"),
+        (["generate", "a", "--strategy", "autoregressive", "--window-length", "4"], "window_length"),
+        (["generate", "a", "--strategy", "host", "--window-length", "4"], "window_length"),
+        (["demo", "--number", "99"], "held-out records"),
+        (["bench", "--num-prompts", "99"], "the split has 13"),
+        (["bench", "--json", "no/such/folder.json"], "no such folder"),
+        (["bench", "--test-set", "no.jsonl"], "--test-set"),
+        (["train", "no.yaml"], "no recipe"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(folder: Path, arguments: list[str], message: str) -> None:
+    if arguments and arguments[0] in ("generate", "demo", "bench"):
+        arguments = [*arguments, "--model", str(folder)]
+    result = call(*arguments, code=2)
+    assert message in result.output and "Traceback" not in result.output
+
+
+def test_an_error_is_one_line_and_with_debug_a_traceback(tmp_path: Path) -> None:
+    result = call("generate", "a", "--model", tmp_path, code=1)
+    assert result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("error: cannot load") and "hybrid-pocket" in result.stderr
+    assert "Traceback" in call("generate", "a", "--model", tmp_path, "--debug", code=1).output
+
+
+def test_bundled_checkpoints_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(checkpoints.CheckpointError, match="hybrid-pocket"):
+        checkpoints.bundled("nothing")
+    monkeypatch.setitem(checkpoints.BUNDLED, "ghost", "listed, but not there")
+    with pytest.raises(checkpoints.CheckpointError, match="missing from this installation"):
+        checkpoints.bundled("ghost")
+
+
+def test_a_bundled_name_is_loaded_from_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(checkpoints.BUNDLED, folder.name, "a link for this test")
+    monkeypatch.setattr(checkpoints, "__file__", str(folder.parent / "__init__.py"))
+    assert checkpoints.bundled(folder.name) == folder
+    model, _, place = load(folder.name)
+    assert place == folder and model.dtype == torch.float32 and not model.training
+
+
+# generate.
+
+
+def test_generate_writes_the_text_of_the_model(folder: Path) -> None:
+    model, tokenizer, items = read_checkpoint(folder, torch.float32)
+    prompt = items[0].sheet.prompt
+    encoded = tokenizer(prompt, return_tensors="pt")
+    ids, settings = encoded["input_ids"], {"window_length": 4, "verify_spans": False}  # ids (1, prompt)
+    want = model.generate(ids, strategy="planned_diffusion", max_new_tokens=24, do_sample=False, **settings)
+    text = tokenizer.decode(want[0, ids.shape[1] :], skip_special_tokens=True)
+    flags = ["--model", folder, "--max-new-tokens", 24, "--window-length", 4, "--no-verify-spans"]
+    content = json.loads(call("generate", prompt, *flags, "--json").output)
+    assert content["text"] == text and content["report"]["strategy"] == "planned_diffusion"
+    assert [len(content["plan"][0]), content["plan"][0][0].keys()] == [
+        len(content["report"]["spans"]),
+        {"label", "depends", "length"},
+    ]
+    assert call("generate", prompt, *flags).output.rstrip() == text.rstrip()
+
+
+def test_generate_reads_a_prompt_from_anywhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Area: 5\n")
+    flags = ["--model", folder, "--max-new-tokens", 12, "--strategy", "autoregressive"]
+    texts = [
+        call("generate", "Area: 5", *flags).output,
+        call("generate", "-", *flags, stdin="Area: 5\n").output,
+        call("generate", "--input", tmp_path / "prompt.txt", *flags).output,
+    ]
+    assert texts[0] == texts[1] == texts[2] != ""
+    assert call("generate", "Area: 5", "--chat", *flags).output == texts[0]  # the template puts the same marks
+
+
+def test_sampling_is_repeatable_by_its_seed(folder: Path) -> None:
+    def text(seed: int, strategy: str) -> str:
+        flags = ["--model", folder, "--max-new-tokens", 12, "--do-sample", "--temperature", 2.0]
+        return call("generate", "Area: 5", *flags, "--seed", seed, "--strategy", strategy).output
+
+    for strategy in ("autoregressive", "host"):
+        assert text(1, strategy) == text(1, strategy) != text(2, strategy)
+
+
+def test_the_host_has_no_report(folder: Path) -> None:
+    flags = ["--model", folder, "--max-new-tokens", 6, "--strategy", "host", "--json"]
+    content = json.loads(call("generate", "Area: 5", *flags).output)
+    assert content["plan"] is None and content["report"] is None
+    assert content["text"].rstrip() == call("generate", "Area: 5", *flags[:-1]).output.rstrip()
+
+
+def test_none_switches_a_setting_off_and_unset_is_not_passed() -> None:
+    assert given_settings({"span_fallback_confidence": "none", "seed": None, "commit": "block"}) == {
+        "span_fallback_confidence": None,
+        "commit": "block",
+    }
+    assert given_settings({"span_fallback_confidence": "0.5"}) == {"span_fallback_confidence": 0.5}
+    with pytest.raises(SettingsError, match="none"):
+        given_settings({"span_fallback_confidence": "half"})
+    assert set(given_settings(dict.fromkeys(SETTING_NAMES, 1))) == SETTING_NAMES
+
+
+# bench.
+
+
+def test_bench_prints_a_table_and_writes_json(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "CANDIDATES", FEW)
+    file = tmp_path / "numbers.json"
+    flags = ["--model", folder, "--num-prompts", 2, "--max-new-tokens", 8]
+    text = call("bench", *flags, "--json", file).output
+    assert "host*" in text and "planned" in text and "2 prompts, 2 countries (test)" in text
+    content = json.loads(file.read_text())
+    assert content["num_prompts"] == 2 and content["results"][1]["settings"]["window_length"] == 4
+    assert [r["strategy"] for r in content["results"]] == ["host", "planned_diffusion"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_choosing_is_done_on_the_development_countries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "GRID", FEW)
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    text = call("bench", "--choose", "--model", folder, "--num-prompts", 1, "--max-new-tokens", 8).output
+    assert "(dev)" in text and "planned:" in text
+    assert before == {file: file.read_bytes() for file in folder.iterdir()}  # nothing goes into the checkpoint
+
+
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, answers: int) -> None:
+    """Ctrl-C instead of answer number ``answers``."""
+    answer, count = harness.answer, iter(range(answers))
+
+    def limited(*arguments: Any) -> Any:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    monkeypatch.setattr(harness, "answer", limited)
+
+
+@pytest.mark.parametrize(("answers", "finished"), [(1, 0), (7, 2)])  # two candidates, and a warm-up of each
+def test_an_interrupted_bench_keeps_its_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: int, finished: int
+) -> None:
+    monkeypatch.setattr(evaluation, "CANDIDATES", FEW)
+    interrupted_after(monkeypatch, answers)
+    file = tmp_path / "numbers.json"
+    text = call("bench", "--model", folder, "--max-new-tokens", 4, "--json", file, code=130).output
+    assert "(interrupted)" in text and json.loads(file.read_text())["num_prompts"] == finished
+
+
+def test_the_table_of_the_longest_names_fits_into_80_columns() -> None:
+    def one(country: str) -> Measurement:
+        return Measurement("t", country, 12.3456, 500, 456, 9, 0.1, {}, None, 9, 9, True)
+
+    named = sorted({c.name: c for c in (*evaluation.CANDIDATES, *evaluation.GRID)}.values(), key=lambda c: len(c.name))
+    table = tuple(named[:1] + named[-3:])
+    rows = {c.name: [one("A"), one("B")] for c in table}
+    items = [TestItem(c, "test", Sheet("p", ("t",), (c,))) for c in "AB"]
+    out = Console(file=io.StringIO(), width=80)
+    out.print(result_table(results_of(Run(table, items, rows))))
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text and "100-100" in text and "12.346" in text
+    assert all(candidate.name in text for candidate in table)
+
+
+# demo.
+
+
+def test_demo_without_a_terminal_is_plain_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = call("demo", "--model", folder, "--number", 2, "--max-new-tokens", 40).output
+    for part in ("The record (test-001, ", "The plan:", "The answer:", "planned_verified", "same text?", "right?"):
+        assert part in text
+    interrupted_after(monkeypatch, 3)
+    assert "interrupted" in call("demo", "--model", folder, "--max-new-tokens", 4, code=130).output
+
+
+def test_demo_takes_a_record_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Country: Mine\nArea: 5\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    text = call("demo", "--model", folder, "--prompt", tmp_path / "mine.txt", "--max-new-tokens", 16).output
+    assert "Country: Mine" in text and "held out" not in text
+    call("demo", "--model", folder, "--prompt", tmp_path / "empty.txt", code=2)
+    assert "mine.txt" not in call("demo", "--model", folder, "--prompt", tmp_path / "none.txt", code=1).output
+
+
+def canvas_of(parts: int, tokens: int) -> Canvas:
+    """A prompt, a plan, and parts of which the first is done, the second writes and the last waits for the second."""
+    canvas = Canvas(0, 0, [1, 2], 100)
+    canvas.lanes = [Lane("trunk", 0, 0, [1, 2, 3], done=True)]
+    for number in range(parts):
+        lane = Lane("span", number + 1, 3, [4, 50 + number, *[7] * tokens], opening=2, planned=tokens, window=3)
+        lane.draft, lane.part = [8], number
+        canvas.lanes.append(lane)
+    canvas.lanes[1].finish("end")
+    canvas.lanes[-1].depends = (canvas.lanes[2],)
+    return canvas
+
+
+def words(ids: list[int]) -> str:
+    return "".join(f"w{token} " for token in ids)
+
+
+def drawn(canvas: Canvas, width: int, height: int | None, terminal: bool = False) -> str:
+    out = Console(file=io.StringIO(), width=width, height=24, force_terminal=terminal, color_system=None)
+    view = CanvasView(out, words, "title", 1.0, 10, 1.0)
+    out.print(view.frame(canvas, height))
+    return out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_part_shows_what_is_settled_drafted_and_open() -> None:
+    lines = drawn(canvas_of(3, 2), 80, None).splitlines()
+    top = lines[2]  # behind title and border
+    done, writing = top[:40], top[40:]
+    assert done.split() == ["│", "w7", "w7", "│"] and "·" not in done  # finished: nothing open, no draft
+    assert writing.split() == ["│", "w7", "w7", "w8", "···", "│"]
+    text = "\n".join(lines)
+    assert "w50" in text and "2/2" in text and "waits" in text
+
+
+@pytest.mark.parametrize(("parts", "tokens", "height"), [(2, 5, 23), (8, 60, 23), (5, 200, 23), (8, 60, 40)])
+def test_the_view_fits_into_the_terminal(parts: int, tokens: int, height: int) -> None:
+    lines = drawn(canvas_of(parts, tokens), 80, height).splitlines()
+    assert len(lines) <= height and max(map(len, lines)) <= 80
+    assert sum("w5" in line for line in lines) >= parts // 2  # every row of panels is there
+
+
+@pytest.mark.parametrize("strategy", ["planned_diffusion", "autoregressive"])
+def test_the_view_follows_a_real_call(folder: Path, strategy: str) -> None:
+    model, tokenizer, items = read_checkpoint(folder, torch.float32)
+    out = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system="standard")
+    view = CanvasView(out, tokenizer.decode, "title", 0.0, 10, 0.0)
+    inputs = tokenizer(items[0].sheet.prompt, return_tensors="pt")["input_ids"]  # (1, prompt)
+    options: dict[str, Any] = {"max_new_tokens": 40, "return_dict_in_generate": True}
+    with view:
+        output = model.generate(inputs, strategy=strategy, streamer=view, **options)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert view.passes == output.report[0].num_forwards
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor comes back
+
+
+def test_the_cursor_comes_back_after_an_interrupt() -> None:
+    out = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system="standard")
+    with pytest.raises(KeyboardInterrupt), CanvasView(out, words, "title", 0.0, 1, 0.0) as view:
+        view.put_canvas(canvas_of(2, 2), 0)
+        raise KeyboardInterrupt
+    assert out.file.getvalue().rstrip().endswith("\x1b[?25h") or "\x1b[?25h" in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+# train.
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A recipe whose output folder holds one whole checkpoint and one that is not."""
+    output = tmp_path / "out"
+    for step, whole in ((7, True), (9, False)):
+        (output / f"checkpoint-{step}").mkdir(parents=True)
+        if whole:
+            (output / f"checkpoint-{step}" / "complete").touch()
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"name: small\ntask: factbook\noutput_dir: {output}\nseed: 0\n"
+        "model: {}\nbatches: {}\ntraining: {max_steps: 9}\ngeneration: {}\n"
+    )
+    return path
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Path]) -> None:
+    monkeypatch.setattr(recipes, "run_recipe", run)
+
+
+def test_train_passes_its_options_on(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def run(recipe: recipes.Recipe, **options: Any) -> Path:
+        seen.update(options, name=recipe.name)
+        return recipe.output_dir / recipe.name
+
+    trained(monkeypatch, run)
+    assert str(recipe_file.parent / "out" / "small") in call("train", recipe_file).output
+    assert seen == {"name": "small", "resume": True, "max_steps": None}
+    call("train", recipe_file, "--no-resume", "--max-steps", 3)
+    assert seen == {"name": "small", "resume": False, "max_steps": 3}
+
+
+def test_an_interrupted_training_says_how_to_go_on(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(recipe: recipes.Recipe, **options: Any) -> Path:
+        raise KeyboardInterrupt
+
+    trained(monkeypatch, run)
+    text = call("train", recipe_file, "--max-steps", 30, code=130).output
+    assert "checkpoint-7" in text and f"hf-hybrid train {recipe_file} --max-steps 30" in text
+    (recipe_file.parent / "out" / "checkpoint-7" / "complete").unlink()
+    assert "before the first checkpoint" in call("train", recipe_file, code=130).output
+
+
+def test_a_wrong_recipe_is_one_line(recipe_file: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace("seed", "sed"))
+    result = call("train", recipe_file, code=1)
+    assert "did you mean 'seed'" in result.stderr and len(result.stderr.splitlines()) == 1

@@ -1,0 +1,346 @@
+"""The harness: pairing, medians, intervals, order of the candidates, what a result holds.
+
+Bugs these tests catch: a ratio upside down, or a quotient of medians for a median of quotients; prompts drawn in the
+bootstrap where countries should be; a slow baseline chosen; a wrong answer counted into the speedup; the warm-up
+counted; an order that favours one candidate; a half-finished prompt kept after Ctrl-C; tokens counted behind the end;
+a host candidate that runs the checkpoint's strategy; a commit of somebody else's repository.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_for_tests import read_checkpoint, write_checkpoint
+
+from hf_hybrid.config import settings_for
+from hf_hybrid.evaluation import (
+    CANDIDATES,
+    GRID,
+    Candidate,
+    Measurement,
+    Run,
+    bootstrap_interval,
+    environment,
+    even_subset,
+    harness,
+    measure,
+    paired_ratios,
+    report,
+    results_of,
+    shape_of,
+    to_json,
+)
+from hf_hybrid.training.recipes.factbook import Sheet, SheetPart, TestItem
+
+RESULT_KEYS = {"strategy", "settings", "seconds_per_answer", "speedup", "speedup_all", "tokens_per_second"} | {
+    "tokens_per_forward",
+    "num_forwards",
+    "num_rows",
+    "seconds_to_first_text",
+    "peak_memory_mb",
+    "field_exact_match",
+    "answer_exact_match",
+}
+
+
+def item(name: str, country: str, answer: str = "- a\n") -> TestItem:
+    return TestItem(name, "test", Sheet(f"prompt {name}", (answer,), (country,)))
+
+
+def measured(seconds: float, right: bool = True, country: str = "A", text: str = "t", **changes: Any) -> Measurement:
+    values: dict[str, Any] = {
+        "text": text,
+        "country": country,
+        "seconds": seconds,
+        "num_tokens": 10,
+        "num_forwards": 5,
+        "num_rows": 40,
+        "seconds_to_first_text": 0.5,
+        "seconds_per_stage": {"plan": 0.25},
+        "peak_memory_mb": 100.0,
+        "fields_right": 3,
+        "fields_total": 4,
+        "right": right,
+    }
+    return Measurement(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, list[TestItem]]:
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    return read_checkpoint(folder, torch.float64)
+
+
+# Statistics.
+
+
+def test_ratios_are_paired_and_the_baseline_stands_above() -> None:
+    ratios = paired_ratios([2.0, 9.0, 4.0], [1.0, 3.0, 8.0], ["A", "B", "A"])
+    assert ratios == {"A": [2.0, 0.5], "B": [3.0]}
+    assert paired_ratios([2.0, 9.0, 4.0], [1.0, 3.0, 8.0], ["A", "B", "A"], [True, False, False]) == {"A": [2.0]}
+
+
+def test_the_bootstrap_draws_groups_not_values() -> None:
+    # Two groups: a draw is AA, AB, BA or BB. A alone (one draw in four) has median 1, so the lower end is 1;
+    # if values were drawn, 1 of 100 values would never move the median.
+    groups = {"A": [1.0], "B": [3.0] * 99}
+    assert bootstrap_interval(groups, lambda v: float(np.median(v))) == (1.0, 3.0)
+
+
+def test_the_bootstrap_is_the_same_every_time_and_for_every_order_of_groups() -> None:
+    groups = {name: [float(n), n + 0.5] for n, name in enumerate("ABCDE")}
+    mean = lambda values: float(values.mean())  # noqa: E731
+    first = bootstrap_interval(groups, mean)
+    assert first == bootstrap_interval(dict(reversed(groups.items())), mean)
+    few = [bootstrap_interval(groups, mean, samples=9, seed=seed) for seed in (0, 1)]
+    assert few[0] != few[1]
+    assert first is not None and first[0] < 2.25 < first[1]  # the mean of all values
+
+
+def test_one_group_has_no_interval() -> None:
+    assert bootstrap_interval({"A": [1.0, 2.0], "B": []}, lambda v: float(v.mean())) is None
+
+
+# Results.
+
+
+@pytest.fixture
+def run() -> Run:
+    """Three prompts of two countries; the host is the faster baseline by its median, though not by its mean."""
+    candidates = (
+        Candidate("host", None),
+        Candidate("ours", "autoregressive", equals="host"),
+        Candidate("fast", "planned_diffusion", {"window_length": 4}, equals="ours"),
+    )
+    places = ["A", "B", "A"]
+
+    def row(seconds: Sequence[float], right: Sequence[bool], texts: str, **changes: Any) -> list[Measurement]:
+        return [measured(s, r, c, t, **changes) for s, r, c, t in zip(seconds, right, places, texts, strict=True)]
+
+    measurements = {
+        "host": row((4.0, 6.0, 90.0), (True, True, False), "xyz", num_forwards=10, seconds_per_stage={}),
+        "ours": row((7.0, 7.0, 7.0), (True, True, False), "xyz", num_forwards=10),
+        "fast": row((2.0, 2.0, 5.0), (True, False, False), "xyq", extended=1, cut=2, fallen_back=3),
+    }
+    return Run(candidates, [item(str(n), c) for n, c in enumerate(places)], measurements)
+
+
+def test_results_against_numbers_by_hand(run: Run) -> None:
+    host, ours, fast = results_of(run, {"draft_threshold": 0.5})
+    assert (host.strategy, host.baseline, ours.baseline) == ("host", True, False)  # medians 6 and 7
+    assert (host.speedup, host.speedup_all, host.settings) == (1.0, 1.0, {})
+    assert (fast.seconds_per_answer, fast.speedup, fast.speedup_prompts) == (2.0, 2.0, 1)  # only 4/2 is right on both
+    assert fast.speedup_all == 3.0  # median of 2, 3, 18; the quotient of medians is 3, of means 11
+    assert ours.speedup == pytest.approx((4 / 7 + 6 / 7) / 2)
+    assert fast.speedup_interval is None and ours.speedup_interval == pytest.approx((4 / 7, 6 / 7))
+    assert fast.tokens_per_second == pytest.approx(30 / 9) and fast.tokens_per_forward == 2.0
+    assert (fast.num_forwards, fast.num_rows, fast.seconds_to_first_text) == (5.0, 40.0, 0.5)
+    assert fast.seconds_per_stage == {"plan": 0.25} and host.seconds_per_stage == {}
+    assert (fast.field_exact_match, fast.answer_exact_match) == (0.75, pytest.approx(1 / 3))
+    assert (fast.extended, fast.cut, fast.fallen_back, fast.peak_memory_mb) == (3, 6, 9, 100.0)
+    assert (ours.equal_share, fast.equal_to) == (1.0, "ours") and fast.equal_share == pytest.approx(2 / 3)
+    assert fast.settings["window_length"] == 4 and fast.settings["draft_threshold"] == 0.5  # call, then checkpoint
+
+
+def test_without_a_right_pair_there_is_no_speedup(run: Run) -> None:
+    run.measurements["fast"] = [measured(1.0, False) for _ in run.items]
+    fast = results_of(run)[2]
+    assert fast.speedup is None and fast.speedup_interval is None and fast.speedup_all is not None
+
+
+def test_an_empty_run_has_no_results() -> None:
+    assert results_of(Run(CANDIDATES, [], {c.name: [] for c in CANDIDATES})) == []
+
+
+def test_a_choice_is_fast_and_nearly_as_right_as_the_best() -> None:
+    candidates = tuple(Candidate(f"kind {n}", "block_diffusion") for n in range(3))
+    right = ([True] * 4, [True] * 4, [True, True, True, False])
+    seconds = (3.0, 2.0, 1.0)
+    rows = {c.name: [measured(s, r) for r in rs] for c, s, rs in zip(candidates, seconds, right, strict=True)}
+    results = results_of(Run(candidates, [item(str(n), "A") for n in range(4)], rows))
+    assert report.fastest_right(results)["kind"].name == "kind 1"  # the fastest one is 25 points worse
+
+
+def test_shape_of_a_test_set() -> None:
+    def tokenizer(text: str, add_special_tokens: bool = True) -> dict[str, list[str]]:
+        return {"input_ids": text.split() + ["mark"] * add_special_tokens}
+
+    parts = (SheetPart("head ", "a b c "), SheetPart("head ", "a "))
+    sheets = [Sheet("p q", ("t ", parts), ("A",)), Sheet("p q r s", ("t ",), ("B",))]
+    shape = shape_of([TestItem(str(n), "dev", s) for n, s in enumerate(sheets)], tokenizer)
+    assert shape == {
+        "splits": ["dev"],
+        "countries": 2,
+        "prompt_tokens": 3.0,
+        "answer_tokens": 4.0,  # 7 and 1
+        "parts": 1.0,  # 2 and 0
+        "longest_part": 3.0,
+        "mean_part": 2.0,
+        "longest_to_mean_part": 1.5,
+    }
+
+
+def test_the_commit_is_that_of_a_checkout_that_tracks_the_file(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=n", "-c", "user.email=e"]
+        done = subprocess.run(["git", "-C", tmp_path, *who, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    for name in ("tracked.py", "installed.py"):
+        (tmp_path / name).write_text("")
+    assert report._commit(tmp_path / "tracked.py") is None
+    git("init", "-q")
+    git("add", "tracked.py")
+    git("commit", "-q", "-m", "m")
+    assert report._commit(tmp_path / "tracked.py") == git("rev-parse", "HEAD")
+    assert report._commit(tmp_path / "installed.py") is None
+
+
+# Measuring.
+
+
+class Scripted:
+    """A model that notes its calls; the answer is token 7 and the end, and then a token that is none of it."""
+
+    def __init__(self, interrupt_at: int | None = None):
+        self.calls: list[dict[str, Any]] = []
+        self.device, self.interrupt_at = torch.device("cpu"), interrupt_at
+        self.generation_config = SimpleNamespace(eos_token_id=1)
+
+    def generate(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        self.calls.append(options)
+        if len(self.calls) == self.interrupt_at:
+            raise KeyboardInterrupt
+        new = torch.tensor([[7, 1, 9]]).expand(len(input_ids), -1)  # (batch, 3)
+        row = SimpleNamespace(
+            num_forwards=2, num_rows=8, seconds_to_first_text=0.1, seconds={"text": 0.1}, spans=[], fallbacks=[]
+        )
+        return SimpleNamespace(sequences=torch.cat([input_ids, new], 1), report=[row] * len(input_ids))
+
+
+class Digits:
+    """A tokenizer that reads three tokens into every prompt and writes the ids as text."""
+
+    pad_token_id = 0
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
+        return {name: torch.ones(len(texts), 3, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+THREE = (Candidate("a", None), Candidate("b", "autoregressive", {"seed": 1}), Candidate("c", "block_diffusion"))
+
+
+def test_the_order_rotates_and_the_warm_up_is_not_counted() -> None:
+    model, items = Scripted(), [item(str(n), "A", "7 1") for n in range(3)]
+    run = measure(model, Digits(), items, THREE, max_new_tokens=5)
+    names = [call.get("strategy") for call in model.calls]
+    host, plain, block = None, "autoregressive", "block_diffusion"
+    assert names == [host, plain, block, host, plain, block, plain, block, host, block, host, plain]
+    assert [len(m) for m in run.measurements.values()] == [3, 3, 3] and not run.interrupted
+    one = run.measurements["a"][0]
+    assert (one.text, one.num_tokens, one.right) == ("7 1", 2, True)  # nothing behind the end token
+    assert (one.num_forwards, one.num_rows) == (2, 4)  # prompt and one token; the last one is never fed
+
+
+def test_the_host_is_the_host_and_everyone_is_greedy() -> None:
+    model = Scripted()
+    measure(model, Digits(), [item("0", "A")], THREE, max_new_tokens=5)
+    host, plain = model.calls[:2]
+    assert host["hf_hybrid"] == {} and "strategy" not in host
+    assert plain["seed"] == 1 and "streamer" not in plain
+    assert all(not call["do_sample"] and call["max_new_tokens"] == 5 for call in model.calls)
+
+
+@pytest.mark.parametrize(("call", "finished"), [(2, 0), (4, 0), (7, 1), (8, 1), (12, 2)])
+def test_an_interrupt_keeps_whole_prompts(call: int, finished: int) -> None:
+    items = [item(str(n), "A") for n in range(3)]
+    told: list[int] = []
+    run = measure(Scripted(call), Digits(), items, THREE, progress=told.append)
+    assert run.interrupted and [i.id for i in run.items] == [str(n) for n in range(finished)]
+    assert [len(m) for m in run.measurements.values()] == [finished] * 3 and sum(told) == finished
+
+
+def test_a_subset_takes_every_country_in_turn() -> None:
+    items = [item(f"{c}{n}", c) for c in "ABC" for n in range(3)]
+    assert [i.id for i in even_subset(items, 5)] == ["A0", "B0", "C0", "A1", "B1"]
+    assert sorted(i.id for i in even_subset(items)) == [i.id for i in items]
+    for wrong in (0, 10):
+        with pytest.raises(ValueError, match="1 to 9"):
+            even_subset(items, wrong)
+
+
+def test_nothing_to_measure_and_equal_names_are_errors() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        measure(Scripted(), Digits(), [], THREE)
+    with pytest.raises(ValueError, match="same name"):
+        measure(Scripted(), Digits(), [item("0", "A")], (*THREE, THREE[0]))
+
+
+def test_the_peak_of_memory_is_that_of_the_call() -> None:
+    cpu, size = torch.device("cpu"), 64
+    harness._reset_peak(cpu)
+    before = harness._peak_mb(cpu)
+    block = torch.ones(size * 2**18)  # float32: `size` times 2**20 bytes
+    during = harness._peak_mb(cpu)
+    del block
+    harness._reset_peak(cpu)
+    after = harness._peak_mb(cpu)
+    if before is None:  # no honest number on this system, and none invented
+        assert during is None and after is None
+    else:
+        assert during is not None and after is not None
+        assert during > before + size / 2  # half: the allocator may have had room of its own
+        assert after < during - size / 2  # large blocks go back to the system
+
+
+@pytest.mark.parametrize("table", [CANDIDATES, GRID])
+def test_every_candidate_has_settings_that_exist(table: tuple[Candidate, ...]) -> None:
+    assert len({c.name for c in table}) == len(table)
+    for candidate in table:
+        assert candidate.equals is None or candidate.equals in {c.name for c in table}
+        if candidate.strategy is not None:
+            assert settings_for(candidate.strategy, candidate.settings) is not None
+
+
+def test_a_real_run_in_float64(checkpoint: tuple[Any, Any, list[TestItem]], tmp_path: Path) -> None:
+    model, tokenizer, items = checkpoint
+    items = even_subset([i for i in items if i.split == "test"], 2)
+    run = measure(model, tokenizer, items, CANDIDATES, max_new_tokens=24)
+    results = {result.name: result for result in results_of(run)}
+    for name in ("autoregressive", "planned_verified"):
+        assert results[name].equal_share == 1.0, name
+    # Random weights plan too, so the line above is about parts.
+    assert results["planned_verified"].seconds_per_stage.get("spans", 0.0) > 0.0
+    for name in ("host", "autoregressive"):
+        one = run.measurements[name][0]
+        assert one.num_forwards == one.num_tokens and results[name].tokens_per_forward == 1.0
+    assert run.measurements["host"][0].num_rows == run.measurements["autoregressive"][0].num_rows
+    assert all(m.seconds_to_first_text is not None for m in run.measurements["host"])
+    content = to_json(run, list(results.values()), shape_of(items, tokenizer), environment(model), "hf-hybrid bench")
+    assert list(content) == ["command", "commit", "versions", "device", "num_prompts", "shape", "results"]
+    content = json.loads(json.dumps(content))
+    assert content["num_prompts"] == 2 and len(content["results"]) == len(CANDIDATES)
+    assert all(set(result) >= RESULT_KEYS for result in content["results"])
+    assert content["device"]["dtype"] == "float64" and content["versions"]["torch"] == torch.__version__
+
+
+def test_a_batch_gives_the_texts_of_single_calls(checkpoint: tuple[Any, Any, list[TestItem]]) -> None:
+    model, tokenizer, items = checkpoint
+    candidates = [c for c in CANDIDATES if c.name in ("host", "planned_verified")]
+    single, batch = (
+        measure(model, tokenizer, items[:3], candidates, max_new_tokens=24, batch_size=size) for size in (1, 2)
+    )
+    for name in single.measurements:
+        assert [m.text for m in single.measurements[name]] == [m.text for m in batch.measurements[name]]
+        assert [m.num_tokens for m in single.measurements[name]] == [m.num_tokens for m in batch.measurements[name]]

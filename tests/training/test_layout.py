@@ -1,0 +1,221 @@
+"""Layout: where the tokens of an example stand, whose text they are, and what each row should predict.
+
+Catches: a target one row off, ``<par>`` that is learned, a term behind the prompt in planned form, an answer token
+that is learned twice or never, a span that never learns to end, a label or text at the wrong position, ``<sync/>`` on
+top of a span, dependencies that are not closed, a second round that forgets the first, and a cut text that is taught
+as a finished one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from training_examples import BARE, CONTROL, FORMS, OVERRUN, TWO_ROUNDS
+
+from hf_hybrid.core.plan import Plan, PlanGrammar, PlanLimits
+from hf_hybrid.training.examples import Example, Part
+from hf_hybrid.training.layout import IGNORE, Form, Layout, lay_out
+
+EXAMPLES = [TWO_ROUNDS, BARE, OVERRUN]
+C = CONTROL
+L2, L4, L8 = (i for _, i in C.lengths)
+D1, D2, _ = C.depends
+
+
+def laid(example: Example, form: Form, longer_plan: float = 0.0) -> Layout:
+    return lay_out(example, form, CONTROL, random.Random(0), longer_plan)
+
+
+def columns(layout: Layout) -> list[tuple[int, int, int, int]]:
+    """``(token, position, span, target)`` of every row."""
+    return list(zip(layout.tokens, layout.position, layout.span, layout.target, strict=True))
+
+
+def test_plain_form_by_hand() -> None:
+    layout = laid(Example((1, 2, 3), ((4,), (Part((10,), (11,)),), (5,))), "plain")
+    assert columns(layout) == [
+        (1, 0, 0, IGNORE), (2, 1, 0, IGNORE), (3, 2, 0, 4),
+        (4, 3, 0, 10), (10, 4, 0, 11), (11, 5, 0, 5), (5, 6, 0, C.eos),
+    ]  # fmt: skip
+    (lane,) = layout.lanes
+    assert (lane.span, lane.start, lane.tokens, lane.tail) == (0, 3, (4, 10, 11, 5, C.eos), True)
+    assert layout.depends == [{0}]
+
+
+def test_planned_form_by_hand() -> None:
+    """Text, a plan of two dependent parts at their planned places, a gap, ``<sync/>``, text."""
+    parts = (Part((10,), (11, 12, 13)), Part((14, 15), (16,), depends=(0,)))
+    layout = laid(Example((1, 2), ((4,), parts, (5,))), "dag")
+    none = IGNORE
+    assert columns(layout) == [
+        (1, 0, 0, none), (2, 1, 0, none), (C.par, 2, 0, 4),
+        (4, 3, 0, C.topic), (C.topic, 4, 0, 10), (10, 5, 0, L4), (L4, 6, 0, C.topic),
+        (C.topic, 7, 0, 14), (14, 8, 0, 15), (15, 9, 0, L2), (L2, 10, 0, D1), (D1, 11, 0, C.async_),
+        # Part 1 opens at the plan's end and holds 1 + 1 + 4 places, so part 2 opens at 18.
+        (C.async_, 12, 1, none), (10, 13, 1, 11), (11, 14, 1, 12), (12, 15, 1, 13), (13, 16, 1, C.spad),
+        (C.async_, 18, 2, none), (14, 19, 2, none), (15, 20, 2, 16), (16, 21, 2, C.spad),
+        (C.sync, 22, 3, 5), (5, 23, 3, C.eos),
+    ]  # fmt: skip
+    assert layout.depends == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}]
+    lanes = [(lane.span, lane.start, lane.tokens, lane.tail) for lane in layout.lanes]
+    assert lanes == [
+        (0, 3, (4, C.topic, 10, L4, C.topic, 14, 15, L2, D1, C.async_), False),
+        (1, 14, (11, 12, 13, C.spad), True),
+        (2, 21, (16, C.spad), True),
+        (3, 23, (5, C.eos), True),
+    ]
+
+
+def test_dense_form_by_hand() -> None:
+    """One span for the round; the gap behind a short part holds no clean row and ``<spad>`` on the canvas."""
+    parts = (Part((10,), (11, 12, 13)), Part((14,), (15,)))
+    layout = laid(Example((1,), (parts,)), "dense")
+    assert columns(layout)[8:] == [
+        (C.async_, 8, 1, IGNORE), (10, 9, 1, 11), (11, 10, 1, 12), (12, 11, 1, 13), (13, 12, 1, C.spad),
+        (C.async_, 14, 1, IGNORE), (14, 15, 1, 15), (15, 16, 1, C.spad),
+        (C.sync, 17, 2, C.eos),
+    ]  # fmt: skip
+    canvas = layout.lanes[1]
+    assert canvas.tokens == (C.async_, 10, 11, 12, 13, C.spad, C.async_, 14, 15, C.spad)
+    assert canvas.start == 8 and canvas.whole and canvas.fixed == {0, 1, 6, 7}
+    assert layout.depends == [{0}, {0, 1}, {0, 1, 2}]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_lane_continues_its_span(form: Form, example: Example) -> None:
+    """A lane's tokens stand where the clean rows of its span do, and each is the target of the row before it."""
+    layout = laid(example, form)
+    held = {(s, p): token for token, p, s, _ in columns(layout)}
+    targets = {(s, p): target for _, p, s, target in columns(layout)}
+    for lane in layout.lanes:
+        for offset, token in enumerate(lane.tokens[:-1]):
+            place = (lane.span, lane.start + offset)
+            assert held.get(place, C.spad) == token
+            if token != C.spad and offset not in lane.fixed:
+                assert targets[lane.span, place[1] - 1] == token
+        if not lane.whole:
+            assert targets[lane.span, lane.start + len(lane.tokens) - 2] == lane.tokens[-1]
+            assert lane.tokens[-1] in (C.async_, C.spad, C.eos)
+
+
+# What a dense round cuts has its own test below.
+@pytest.mark.parametrize(
+    ("form", "example"), [(f, e) for f in FORMS for e in EXAMPLES if (f, e) != ("dense", OVERRUN)]
+)
+def test_targets(form: Form, example: Example) -> None:
+    layout = laid(example, form)
+    assert not {C.par, C.mask, C.sync} & set(layout.target)
+    counts = Counter(target for target in layout.target if 0 < target < 40)
+    assert counts == Counter(example.answer)  # the texts hold no token twice
+    prompt = layout.target[: len(example.prompt)]
+    first = IGNORE if form != "plain" else example.answer[0]
+    assert prompt == [IGNORE] * (len(prompt) - 1) + [first]
+    parts = sum(len(piece) for piece in example.pieces if isinstance(piece[0], Part))
+    rounds = sum(isinstance(piece[0], Part) for piece in example.pieces)
+    planned = form != "plain"
+    assert layout.target.count(C.spad) == parts * planned
+    assert layout.target.count(C.async_) == rounds * planned and layout.target.count(C.topic) == parts * planned
+    assert layout.target.count(C.eos) == 1 and layout.target[-1] == C.eos
+    if planned:
+        assert layout.tokens[len(prompt)] == C.par
+
+
+def test_openings_are_given_and_their_last_token_predicts_the_text() -> None:
+    layout = laid(TWO_ROUNDS, "sparse")
+    rows = columns(layout)
+    for i, (token, *_) in enumerate(rows):
+        if token == C.async_:
+            assert rows[i][3] == IGNORE
+    span = [row for row in rows if row[2] == 2]
+    assert [row[3] for row in span] == [IGNORE, IGNORE, 15, 16, 17, C.spad]
+
+
+def test_spans_read_what_they_name_and_trunks_read_everything() -> None:
+    """TWO_ROUNDS: trunk 0, parts 1 to 3 (2 reads 1, 3 reads 2), trunk 4, parts 5 and 6, trunk 7."""
+    everything = [set(range(span + 1)) for span in range(8)]
+    sparse = laid(TWO_ROUNDS, "sparse").depends
+    round_two = [{0, 1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 6}, everything[7]]
+    assert sparse == [{0}, {0, 1}, {0, 2}, {0, 3}, everything[4], *round_two]
+    dag = laid(TWO_ROUNDS, "dag").depends
+    assert dag == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, everything[4], *round_two]
+    assert laid(TWO_ROUNDS, "dense").depends == everything[:5]
+
+
+@pytest.mark.parametrize("form", ["sparse", "dag", "dense"])
+@pytest.mark.parametrize("longer_plan", [0.0, 1.0])
+def test_plans_are_what_the_grammar_reads(form: Form, longer_plan: float) -> None:
+    """The plan's tokens parse into a plan whose starts are the spans' and whose lengths are the planned ones."""
+    grammar = PlanGrammar(CONTROL, 61, PlanLimits())
+    layout = laid(TWO_ROUNDS, form, longer_plan)
+    plans = [lane for lane in layout.lanes if lane.tokens[-1] == C.async_]
+    for parts, lane in zip((TWO_ROUNDS.pieces[1], TWO_ROUNDS.pieces[3]), plans, strict=True):
+        state, read = grammar.parse(lane.tokens)
+        assert state.stage == "written" and read == len(lane.tokens)
+        plan: Plan = state.plan
+        assert [s.label for s in plan.spans] == [p.label for p in parts if isinstance(p, Part)]
+        assert [s.depends for s in plan.spans] == [p.depends for p in parts if isinstance(p, Part)]
+        # The smallest of 2, 4, 8 that holds the text, or the one behind it.
+        least = [next(n for n in (2, 4, 8) if n >= len(p.text)) for p in parts if isinstance(p, Part)]
+        longer = [min(2 * n, 8) for n in least]
+        assert [s.length for s in plan.spans] == (longer if longer_plan else least)
+        end = lane.start + len(lane.tokens) - 1
+        opens = [p for token, p, _, _ in columns(layout) if token == C.async_ and p >= end][: len(plan.spans)]
+        assert tuple(opens) == plan.starts(end)
+        assert tuple(lane.tokens[-len(grammar.render(plan)) - 1 : -1]) == grammar.render(plan)
+
+
+def test_longer_plan_is_a_share() -> None:
+    example = Example((1,), (tuple(Part((10,), (11, 12)) for _ in range(20)),))
+    rng = random.Random(4)
+    longer = sum(lay_out(example, "sparse", CONTROL, rng, 0.15).tokens.count(L4) for _ in range(50))
+    assert abs(longer / 1000 - 0.15) < 0.045  # four standard deviations of 1000 draws
+
+
+def test_a_part_longer_than_the_longest_length_keeps_counting() -> None:
+    """It is planned with 8, has 10 tokens, and the next part starts at its planned place all the same."""
+    layout = laid(OVERRUN, "dag")
+    starts = {s: p for token, p, s, _ in columns(layout) if token == C.async_}
+    assert starts[2] - starts[1] == 2 + 8
+    last = [p for _, p, s, _ in columns(layout) if s == 1][-1]
+    assert last == starts[1] + 1 + 10 and last > starts[2]
+    assert layout.target[layout.tokens.index(29)] == C.spad
+    assert layout.lanes[1].tokens == (*range(20, 30), C.spad)
+    largest = max(p for _, p, s, _ in columns(layout) if s in (1, 2, 3))
+    assert [p for token, p, _, _ in columns(layout) if token == C.sync] == [largest + 1]
+
+
+def test_sync_stands_behind_the_largest_position_even_of_an_early_part() -> None:
+    """The first of two parts outgrows the second one's place."""
+    example = Example((1,), ((Part((10,), tuple(range(20, 39))), Part((11,), (12,))),))
+    layout = laid(example, "sparse")
+    first = [p for _, p, s, _ in columns(layout) if s == 1]
+    assert layout.position[layout.tokens.index(C.sync)] == first[-1] + 1 == max(layout.position)
+
+
+def test_a_dense_round_cuts_what_it_has_no_room_for_and_does_not_call_it_finished() -> None:
+    layout = laid(OVERRUN, "dense")
+    rows = [row for row in columns(layout) if row[2] == 1]
+    assert [token for token, *_ in rows[:10]] == [C.async_, 10, *range(20, 28)]
+    assert rows[9][3] == 28  # the next token of the text, not <spad>
+    positions = [p for _, p, _, _ in rows]
+    assert positions == sorted(set(positions))
+    assert layout.lanes[1].tokens[2:10] == tuple(range(20, 28))
+
+
+def test_pieces_without_text_and_an_empty_text() -> None:
+    layout = laid(BARE, "dag")
+    syncs = [i for i, token in enumerate(layout.tokens) if token == C.sync]
+    assert [layout.target[i] for i in syncs] == [C.topic, C.eos]
+    assert layout.target[layout.tokens.index(C.par)] == C.topic
+    assert columns(laid(Example((1,), ((), (5,), (6,))), "sparse"))[1:] == [
+        (C.par, 1, 0, 5), (5, 2, 0, 6), (6, 3, 0, C.eos)
+    ]  # fmt: skip
+    empty = laid(Example((1,), ((Part((10,), ()),),)), "sparse")
+    assert [row[3] for row in columns(empty) if row[2] == 1] == [IGNORE, C.spad]
+
+
+def test_answers() -> None:
+    assert TWO_ROUNDS.answer == (4, 5, *range(10, 20), 6, *range(20, 30), 7, 8)

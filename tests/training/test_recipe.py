@@ -1,0 +1,219 @@
+"""Recipes: what is refused before anything runs, and a whole run on a made-up task.
+
+Catches: a misspelt field that is silently dropped (a model of another size is trained then), an error that does not
+name its field, a result folder that does not load, settings lost on the way into ``generation_config.json``, a config
+left in the state that training needs, and examples that repeat when gradients are accumulated.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import hf_hybrid
+from hf_hybrid.models.vocabulary import control_tokens
+from hf_hybrid.training import recipe as recipes
+from hf_hybrid.training.examples import Example, Part
+from hf_hybrid.training.recipe import RecipeError, Task, build_model, read_recipe, run_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def counting_task(drawn: list[int]) -> Any:
+    """Made-up data: a number in the prompt, two parts in the answer."""
+
+    def draw(index: int) -> Example:
+        drawn.append(index)
+        n = 3 + index % 20
+        return Example((n, n + 1), ((Part((30,), (n,)), Part((31,), (n + 1, n), depends=(0,))), (n,)))
+
+    def write_test_set(path: Path) -> int:
+        path.write_text("{}\n", encoding="utf-8")
+        return 1
+
+    def task(cache_dir: Path, seed: int) -> Task:
+        vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, 40)}
+        raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+        raw.pre_tokenizer = pre_tokenizers.Whitespace()
+        special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+        return Task(PreTrainedTokenizerFast(tokenizer_object=raw, **special), draw, write_test_set)
+
+    return task
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The indices that were drawn; registers the task ``counting``."""
+    indices: list[int] = []
+    monkeypatch.setitem(recipes.TASKS, "counting", counting_task(indices))
+    return indices
+
+
+def fields_of(folder: Path) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "task": "counting",
+        "output_dir": str(folder / "runs"),
+        "seed": 3,
+        "model": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "rope_theta": 5e4,
+        },
+        "batches": {"num_rows": 64, "max_spans": 6, "forms": {"plain": 1, "dag": 1}, "block_lengths": {4: 1}},
+        "training": {
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "autocast_bfloat16": False,
+            "compile_objective": False,
+            "dataloader_pin_memory": False,
+        },
+        "generation": {"do_sample": False, "max_new_tokens": 20, "hf_hybrid": {"strategy": "planned_diffusion"}},
+    }
+
+
+def written(folder: Path, data: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown field": ({"nam": "x"}, r"recipe\.yaml: unknown field 'nam'; did you mean 'name'\?"),
+    "far from any": ({"zzzz": 1}, "unknown field 'zzzz'; choose from batches, generation, model"),
+    "missing field": ({"task": None}, "missing field 'task'"),
+    "unknown task": ({"task": "countin"}, "unknown task 'countin'; choose one of .*factbook.*counting"),
+    "task is a list": ({"task": ["counting"]}, "unknown task"),
+    "model": ({"model": {"hiden_size": 8}}, r"model: unknown field 'hiden_size'; did you mean 'hidden_size'\?"),
+    "vocabulary": ({"model": {"vocab_size": 8}}, "model: unknown field 'vocab_size'"),
+    "batches": ({"batches": {"num_row": 8}}, r"batches: unknown field 'num_row'; did you mean 'num_rows'\?"),
+    "training": ({"training": {"max_step": 8}}, r"training: unknown field 'max_step'; did you mean 'max_steps'\?"),
+    "training seed": ({"training": {"max_steps": 8, "seed": 1}}, "training: unknown field 'seed'"),
+    "no steps": ({"training": {}}, "training: missing field 'max_steps'"),
+    "generation": ({"generation": {"do_sampl": True}}, r"unknown field 'do_sampl'; did you mean 'do_sample'\?"),
+    "empty section": ({"batches": "none"}, r"batches: must be a mapping of fields to values .* got 'none'"),
+    "seed": ({"seed": "x"}, "seed: 'x' must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_recipes_are_refused(drawn: list[int], tmp_path: Path, case: str) -> None:
+    changes, message = REFUSED[case]
+    data = fields_of(tmp_path) | changes
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(written(tmp_path, {k: v for k, v in data.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", r"recipe\.yaml: not valid YAML"),
+        ("- name", r"a recipe is a mapping with the fields name, task"),
+        ("", r"a recipe is a mapping with the fields"),
+    ],
+)
+def test_files_that_are_no_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(written(tmp_path, text))
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"absent\.yaml: cannot be read"):
+        read_recipe(tmp_path / "absent.yaml")
+
+
+def test_the_recipes_of_the_repository_are_valid() -> None:
+    found = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert found
+    for path in found:
+        recipe = read_recipe(path)
+        assert recipe.name and recipe.task in recipes.TASKS and recipe.batches.num_rows > 0
+
+
+def test_a_whole_run(drawn: list[int], tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, fields_of(tmp_path)))
+    folder = run_recipe(recipe)
+    assert folder == tmp_path / "runs" / "tiny"
+    names = {path.name for path in folder.iterdir()}
+    expected = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "test_set.jsonl"}
+    assert names >= {*expected, "training.json", "tokenizer_config.json"}
+
+    summary = json.loads((folder / "training.json").read_text())
+    assert summary["recipe"] == "tiny" and summary["steps"] == 2
+    assert [entry["step"] for entry in summary["history"]] == [1, 2]
+    assert all(entry["clean_loss"] > 0 for entry in summary["history"])
+
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert "_from_model_config" not in generation
+    assert generation["hf_hybrid"] == {"strategy": "planned_diffusion"} and generation["max_new_tokens"] == 20
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"] and config["dtype"] == "bfloat16"
+    assert config["use_cache"] is True  # the host's Trainer switches it off while it trains
+    assert config["rope_parameters"]["rope_theta"] == 5e4 and config["tie_word_embeddings"]
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(model) is LlamaForCausalLM and model.dtype == torch.bfloat16
+    assert model.generation_config.hf_hybrid == {"strategy": "planned_diffusion"}
+    control = control_tokens(model)
+    assert control is not None and control.eos == tokenizer.eos_token_id and control.mask == tokenizer.mask_token_id
+    assert tokenizer.convert_tokens_to_ids("<async>") == control.async_
+    assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
+    ids = torch.tensor([[4, 5]])
+    out = hf_hybrid.enable(model.float()).generate(ids)  # writes with the stored strategy
+    assert out.shape[0] == 1 and 2 < out.shape[1] <= 22
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(drawn: list[int], tmp_path: Path) -> None:
+    """A finished run has nothing left to do; ``resume=False`` begins anew."""
+    recipe = read_recipe(written(tmp_path, fields_of(tmp_path)))
+    run_recipe(recipe)
+    weights = (tmp_path / "runs" / "tiny" / "model.safetensors").read_bytes()
+    assert sorted(drawn) == [0, 1, 2, 3]
+    drawn.clear()
+    run_recipe(recipe)
+    assert drawn == []
+    assert (tmp_path / "runs" / "tiny" / "model.safetensors").read_bytes() == weights
+    run_recipe(recipe, resume=False, max_steps=1)
+    assert sorted(drawn) == [0, 1]
+    assert (tmp_path / "runs" / "tiny" / "model.safetensors").read_bytes() != weights
+
+
+def test_accumulated_batches_do_not_repeat_examples(drawn: list[int], tmp_path: Path) -> None:
+    data = fields_of(tmp_path)
+    data["training"] |= {"gradient_accumulation_steps": 2}
+    run_recipe(read_recipe(written(tmp_path, data)))
+    assert sorted(drawn) == list(range(8))  # 2 steps of 2 batches of 2
+
+
+def test_build_model_is_a_function_of_the_seed(drawn: list[int], tmp_path: Path) -> None:
+    data = fields_of(tmp_path)
+    data["model"] |= {
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 2,
+        "copy_heads": True,
+    }
+    recipe = read_recipe(written(tmp_path, data))
+    tokenizers = [recipes.TASKS["counting"](tmp_path, 0).tokenizer for _ in range(2)]  # each gets its control tokens
+    (one, control), (two, _) = (build_model(recipe, tokenizer) for tokenizer in tokenizers)
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert one.get_input_embeddings().weight is one.get_output_embeddings().weight  # type: ignore[union-attr]
+    embedding = one.get_input_embeddings().weight  # (vocab, 256)
+    assert torch.equal(embedding[:, 0], embedding[:1, 0].expand(len(embedding)))  # copy heads were set, for every token
+    assert control.mask == tokenizers[0].mask_token_id
