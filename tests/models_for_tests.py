@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ def tiny(name: str, attention: str = "sdpa", *, seed: int = 1, **changes: Any) -
     config = config_class(**{**sizes, **changes}, attn_implementation=attention)
     return model_class(config).to(ATTENTION.get(attention, (torch.float64, 0.0))[0]).eval()
 
+
 CONTROL = ControlTokens(
     mask=60,
     eos=40,
@@ -106,7 +108,7 @@ FAVOURS: dict[int, float] = {
 """Logits added to control tokens: what an untrained model needs to write rounds of several parts."""
 
 
-def hybrid(name: str = "llama", seed: int = 1, favours: dict[int, float] | None = None, spread: float = 2.0, **changes: Any) -> Any:
+def hybrid(name: str = "llama", seed: int = 1, favours: dict[int, float] | None = None, **changes: Any) -> Any:
     """An enabled random model with mask and control tokens, float64 and sdpa.
 
     Args:
@@ -118,7 +120,7 @@ def hybrid(name: str = "llama", seed: int = 1, favours: dict[int, float] | None 
     special = {"pad_token_id": 0, "eos_token_id": CONTROL.eos}
     model = tiny(name, seed=seed, **{**special, **changes})
     bias = torch.zeros(VOCAB, dtype=model.dtype)
-    bias[list(TEXT)] = spread * torch.randn(len(TEXT), dtype=model.dtype)
+    bias[list(TEXT)] = 2.0 * torch.randn(len(TEXT), dtype=model.dtype)
     for token, logit in (FAVOURS if favours is None else favours).items():
         bias[token] += logit
     model.get_output_embeddings().bias = torch.nn.Parameter(bias)
@@ -144,6 +146,12 @@ def left_padded(prompts: tuple[tuple[int, ...], ...] = PROMPTS) -> dict[str, Ten
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@cache
+def writer(planned: bool) -> Any:
+    """A model that writes rounds of parts, or one that writes more than 60 tokens of plain text."""
+    return hybrid(seed=26) if planned else hybrid(seed=13, favours={CONTROL.eos: 1.0})
 
 
 def words() -> PreTrainedTokenizerFast:

@@ -266,7 +266,7 @@ class SlowPlanned:
             sync = max(row.span for row in self.rows) + 1
             self.reads[sync] = set(range(sync))
             self.rows.append(Row(self.control.sync, max(row.position for row in self.rows) + 1, sync))
-        self.answer.rows = self.rows[len(prompt) :]
+        self.answer.rows = self.rows[len(prompt) : self.budget]  # cut in text order
         return self.answer
 
     def _trunk(self) -> Plan | None:
@@ -296,20 +296,20 @@ class SlowPlanned:
         allowed[[*self.control.banned, self.control.eos]] = False
         allowed[self.control.spad] = True
         first, ends = max(row.span for row in self.rows) + 1, {self.control.spad: False}
-        spare = self.budget - len(self.rows) - sum(len(part.label) + 1 + part.length for part in plan.spans) - 2
+        room = self.budget - len(self.rows)
         start = self.rows[-1].position + 1
         parts: list[list[int]] = []
         for number, part in enumerate(plan.spans):
             span, named = first + number, {first + i for i in part.depends if self.visibility == "dag"}
             self.reads[span] = set(range(first)).union(named, *(self.reads[s] for s in named))
-            more = max(0, min(math.ceil(part.length * self.extension) - part.length, spare))
-            spare -= more
             own = clean([self.control.async_, *part.label], start, span)
             start += len(own) + part.length  # however long the part becomes
             context = [row for row in self.rows if row.span in self.reads[span]]
-            place = (self.model, context, own, self.reads, allowed, ends, part.length + more, self.pick)
+            limit = min(math.ceil(part.length * self.extension), room - len(own))
+            place = (self.model, context, own, self.reads, allowed, ends, limit, self.pick)
             written = write_noisy(*place, self.how, self.control.mask) if self.how else write_plain(*place)
             self.rows += written
-            parts.append([row.token for row in written[len(own) :]])
+            kept = max(0, self.budget - len(self.rows) + len(written) - len(own))  # inside the budget
+            parts.append([row.token for row in written[len(own) :]][:kept])
         self.answer.plans.append(plan)
         self.answer.parts.append(parts)

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -55,6 +56,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call; times are divided by it.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     test_set: TestSet = None,
+    passes: Annotated[bool, typer.Option("--passes", help="Also time single passes against bare forwards.")] = False,
 ) -> None:
     """Measure the strategies on held-out prompts: speed, exact match, and whether equal texts are equal.
 
@@ -73,6 +75,7 @@ def bench(
             environment,
             even_subset,
             measure,
+            pass_costs,
             results_of,
             shape_of,
             to_json,
@@ -98,13 +101,20 @@ def bench(
                 progress=lambda count: bar.advance(task, count),
             )
         results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
+        costs = pass_costs(network) if passes and not run.interrupted else []
         facts, shape = environment(network), shape_of(run.items, tokenizer)
     _print(run, results, shape, facts)
     if choose and results:
         _print_choice(results)
+    for cost in costs:
+        console().print(
+            f"a pass of {cost.rows} rows behind {cost.written} tokens: {cost.runner_ms:.2f} ms, "
+            f"{cost.ratio:.2f} times a bare forward"
+        )
     if json_file is not None:
         command = shlex.join(["hf-hybrid", *sys.argv[1:]])
         content = to_json(run, results, shape, facts, command)
+        content["pass_costs"] = [asdict(cost) for cost in costs]
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -174,6 +174,26 @@ class Canvas:
         """Finished lanes whose last tokens are not in the cache; they ride with whatever comes next."""
         return [lane for lane in self.lanes if lane.done and lane.cached < len(lane.tokens)]
 
+    def clip(self) -> bool:
+        """Cut the answer at ``budget`` new tokens, in text order, once everything before the cut is settled.
+
+        Returns:
+            True: it was cut, and the canvas is finished.
+        """
+        left = self.budget + len(self.prompt)
+        for number, lane in enumerate(self.lanes):
+            if len(lane.tokens) >= left and self.num_new > self.budget:
+                for cut, keep in [(lane, left), *((later, 0) for later in self.lanes[number + 1 :])]:
+                    del cut.tokens[keep:]
+                    cut.cached = min(cut.cached, keep)
+                    cut.finish("limit")
+                self.finished = True
+                return True
+            left -= len(lane.tokens)
+            if not lane.done:
+                return False
+        return False
+
     def confirmed(self, control: bool = False) -> list[int]:
         """New tokens in text order, up to the first place where something is still open. The prompt is left out."""
         out: list[int] = []

@@ -53,6 +53,22 @@ def decode(
         int64 ``(batch, length + new)``, padded on the right; a ``HybridGenerateOutput`` with
         ``return_dict_in_generate``.
     """
+    try:
+        return _decode(model, input_ids, logits_processor, stopping_criteria, generation_config, call, model_kwargs)
+    finally:  # a thread may be reading; the host has put the prompt by now
+        if call.streamer is not None:
+            call.streamer.end()
+
+
+def _decode(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList | None,
+    stopping_criteria: StoppingCriteriaList | None,
+    generation_config: GenerationConfig | None,
+    call: Call,
+    model_kwargs: dict[str, Any],
+) -> Tensor | HybridGenerateOutput:
     config = generation_config if generation_config is not None else model.generation_config
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
@@ -127,20 +143,17 @@ class _Session:
     def run(self) -> None:
         """Advance until every canvas is finished; finished ones leave the batch."""
         active = list(self.canvases)
-        try:
-            while active:
-                self.strategy.advance(active)
-                for canvas in active:
-                    self._progress(canvas)
-                for line in range(len(active) - 1, -1, -1):
-                    if active[line].finished:
-                        self._leave(active, line)
-        finally:
-            if self.streamer is not None:
-                self.streamer.end()
+        while active:
+            self.strategy.advance(active)
+            for canvas in active:
+                self._progress(canvas)
+            for line in range(len(active) - 1, -1, -1):
+                if active[line].finished:
+                    self._leave(active, line)
 
     def _leave(self, active: list[Canvas], line: int) -> None:
         canvas = active[line]
+        self.strategy.finished(canvas)
         moved = self.runner.leave(line)
         report = self.strategy.reports[canvas.row]
         report.num_rows = int(self.runner.num_rows[moved])
@@ -150,8 +163,10 @@ class _Session:
 
     def _progress(self, canvas: Canvas) -> None:
         """Stop where a criterion says so, and stream what was confirmed."""
-        text = canvas.confirmed(self.control)
         report = self.strategy.reports[canvas.row]
+        if canvas.clip():
+            report.fallbacks.append(f"the answer was cut at {canvas.budget} tokens")
+        text = canvas.confirmed(self.control)
         if self.criteria and len(text) > self.checked[canvas.row]:
             self._check_criteria(canvas, text)
             text = canvas.confirmed(self.control)

@@ -163,23 +163,21 @@ class PlannedDiffusion(Strategy):
     # Rounds.
 
     def _start_round(self, canvas: Canvas, trunk: Lane, plan: Plan, line: int) -> None:
-        """Lanes for the parts of ``plan``; each gets its planned length and, as the budget allows, room to grow."""
+        """Lanes for the parts of ``plan``. Each may outgrow its plan; the sum is cut in text order, if it must be."""
         settings, control = self.settings, self.control
         self.reports[canvas.row].plans.append(plan)
         before = list(range(canvas.num_spans))
         if settings.visibility == "dense":
             self.rounds[canvas.row].append((plan, [self._dense_lane(canvas, trunk, plan, before, line)]))
             return
-        spare = canvas.budget - canvas.num_new - sum(s.opening + s.length for s in plan.spans) - 2
+        room = canvas.budget - canvas.num_new
         lanes: list[Lane] = []
         related = plan.depends(settings.visibility)
         first = canvas.num_spans
         for number, (span, start) in enumerate(zip(plan.spans, plan.starts(trunk.end), strict=True)):
-            more = max(0, min(math.ceil(span.length * settings.max_span_extension) - span.length, spare))
-            spare -= more
             lane = Lane("span", canvas.new_span(), start, [control.async_, *span.label])
             lane.opening, lane.hidden, lane.part, lane.planned = span.opening, [(0, 1)], number, span.length
-            lane.limit = span.opening + span.length + more
+            lane.limit = min(span.opening + math.ceil(span.length * settings.max_span_extension), room)
             lane.window, lane.verified = self.window, settings.verify_spans
             reads = [int(k) for k in related[number].nonzero().flatten() if int(k) != number]
             lane.depends = tuple(lanes[k] for k in reads)
@@ -225,33 +223,9 @@ class PlannedDiffusion(Strategy):
         canvas.lanes[at : at + 1] = lanes
 
     def _span_finished(self, canvas: Canvas, line: int) -> None:
-        """When the whole round stands, report it and open the next trunk segment with ``<sync/>``."""
-        plan, lanes = self.rounds[canvas.row][-1]
-        if not all(lane.done for lane in lanes):
+        """When the whole round stands, open the next trunk segment with ``<sync/>``."""
+        if not all(lane.done for lane in self.rounds[canvas.row][-1][1]):
             return
-        number = len(self.rounds[canvas.row])
-        report = self.reports[canvas.row]
-        for span, lane in zip(plan.spans, lanes, strict=True):
-            text = lane.tokens[lane.opening :]
-            extended = len(text) > span.length
-            report.spans.append(
-                SpanReport(
-                    number,
-                    lane.part or 0,
-                    span.label,
-                    span.depends,
-                    span.length,
-                    text,
-                    lane.passes,
-                    extended,
-                    lane.reason,
-                )
-            )
-            name = f"part {(lane.part or 0) + 1} of round {number}"
-            if extended:
-                report.fallbacks.append(f"{name} was extended from {span.length} to {len(text)} tokens")
-            if lane.reason == "limit":
-                report.fallbacks.append(f"{name} was cut at {len(text)} tokens")
         if canvas.num_new >= canvas.budget:
             canvas.finished = True
             return
@@ -261,6 +235,26 @@ class PlannedDiffusion(Strategy):
         self.runner.relate(line, sync.span, before)
         canvas.lanes.append(sync)
         self._open_segment(canvas, sync, line)
+
+    def finished(self, canvas: Canvas) -> None:
+        """Report every part as it stands in the answer."""
+        report = self.reports[canvas.row]
+        for number, (plan, lanes) in enumerate(self.rounds[canvas.row], 1):
+            if len(lanes) < len(plan.spans):  # a dense round that was never filled
+                continue
+            for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):
+                text = lane.tokens[lane.opening :]
+                extended = len(text) > span.length
+                report.spans.append(
+                    SpanReport(
+                        number, part, span.label, span.depends, span.length, text, lane.passes, extended, lane.reason
+                    )
+                )
+                name = f"part {part + 1} of round {number}"
+                if extended:
+                    report.fallbacks.append(f"{name} was extended from {span.length} to {len(text)} tokens")
+                if lane.reason == "limit":
+                    report.fallbacks.append(f"{name} was cut at {len(text)} tokens")
 
     def stage(self, canvas: Canvas) -> str:
         """``spans`` while parts run, ``plan`` while the trunk plans, else ``text``."""
@@ -272,7 +266,8 @@ class PlannedDiffusion(Strategy):
     # Bounds.
 
     def _rounds_left(self, canvas: Canvas) -> bool:
-        return not self.given and len(self.rounds[canvas.row]) < self.settings.max_rounds
+        switched = bool(canvas.lanes[0].hidden)  # True: <par> was put behind the prompt
+        return switched and not self.given and len(self.rounds[canvas.row]) < self.settings.max_rounds
 
     def _room(self, canvas: Canvas, drafted: int) -> int:
         return canvas.budget - canvas.num_new - drafted

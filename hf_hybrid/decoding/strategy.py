@@ -112,6 +112,10 @@ class Strategy(ABC):
         stop = next((i for i, token in enumerate(proposed) if token in ends), len(proposed))
         return proposed[: min(stop, max(lane.limit - len(lane.tokens), 0))]
 
+    def finished(self, canvas: Canvas) -> None:
+        """``canvas`` leaves the batch: complete its report."""
+        return
+
     # The loop.
 
     @property
@@ -263,11 +267,11 @@ class Strategy(ABC):
         proposed: list[int] = []
         whole = stand == drafted  # True: the window stands behind a prefix that is right
         if window is not None and (whole or not rows.checks):
-            self._note_confidence(canvas, lane, window)
             if lane.verified:
                 proposed = window.draft(new[-1], self.context.call.settings)
             else:
                 new = self._denoise(lane, new, window, bool(rows.checks))
+            self._note_confidence(canvas, lane, window)
         lane.draft = []
         before = len(lane.tokens)
         lane.settle(new, ends)
@@ -312,12 +316,19 @@ class Strategy(ABC):
     def _note_confidence(self, canvas: Canvas, lane: Lane, window: Window) -> None:
         """Finish token by token what the window is not sure of for two passes in a row."""
         limit = getattr(self.context.call.settings, "span_fallback_confidence", None)
-        if limit is None or lane.kind != "span" or not window.score:
+        if limit is None or lane.kind != "span" or not window.score or lane.fallback:
             return
         lane.low = lane.low + 1 if max(window.score) < limit else 0
         if lane.low >= 2 and not any(token is not None for token in lane.fills):
-            lane.window, lane.fallback = 0, f"token by token: no open position above {limit} for two passes"
+            # A block whose clean rows are all in the cache has nothing to feed but an open position: blocks of one.
+            lane.window = 1 if not lane.verified and self._keeps_blocks() else 0
+            lane.fills = []
+            lane.fallback = f"token by token: no open position above {limit} for two passes"
             self.reports[canvas.row].fallbacks.append(f"part {(lane.part or 0) + 1} went on {lane.fallback}")
+
+    def _keeps_blocks(self) -> bool:
+        settings = self.window_settings
+        return settings is not None and settings.commit == "block"
 
     def _commit(self, batch: Pass) -> None:
         if not batch.rejected:

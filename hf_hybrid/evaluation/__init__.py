@@ -2,6 +2,7 @@
 
 from hf_hybrid.evaluation.candidates import CANDIDATES, GRID, Candidate
 from hf_hybrid.evaluation.harness import Measurement, Run, even_subset, measure
+from hf_hybrid.evaluation.passes import PassCost, pass_costs
 from hf_hybrid.evaluation.report import Result, environment, results_of, shape_of, to_json
 from hf_hybrid.evaluation.statistics import bootstrap_interval, paired_ratios
 
@@ -10,6 +11,7 @@ __all__ = [
     "GRID",
     "Candidate",
     "Measurement",
+    "PassCost",
     "Result",
     "Run",
     "bootstrap_interval",
@@ -17,6 +19,7 @@ __all__ = [
     "even_subset",
     "measure",
     "paired_ratios",
+    "pass_costs",
     "results_of",
     "shape_of",
     "to_json",

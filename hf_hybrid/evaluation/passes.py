@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,11 +52,6 @@ def pass_costs(model: Any, written: tuple[int, ...] = (256, 2048), rows: tuple[i
             first, second = statistics.median(ours[6:]), statistics.median(bare[6:])
             costs.append(PassCost(length, count, 1e3 * first, 1e3 * second, first / second))
     return costs
-
-
-def as_json(costs: list[PassCost]) -> list[dict[str, float]]:
-    """The costs as plain data."""
-    return [asdict(cost) for cost in costs]
 
 
 def _timed_pass(runner: Runner, tokens: Tensor, length: int) -> float:

@@ -39,11 +39,15 @@ def read_results(path: Path) -> dict[str, Any]:
 def render_table(data: Mapping[str, Any]) -> str:
     """The results of one bench run as Markdown: a line on the run, a table, and what was checked."""
     device, shape = data["device"], data["shape"]
+    where = device["processor"]
+    if device["type"] == "cpu":
+        where = f"{device['threads']} CPU threads ({where})"
+    uneven = shape["longest_to_mean_part"]  # None: no sheet has parts
+    parts = "" if uneven is None else f" in {shape['parts']:g} parts, the longest part {uneven:.2f} times the mean"
     lines = [
-        f"{data['num_prompts']} prompts from {shape['countries']} countries never seen, batch 1, {device['dtype']}, "
-        f"{device['threads']} CPU threads ({device['processor']}), one interleaved run (`{data['command']}`). Medians: "
-        f"prompt {shape['prompt_tokens']:g} tokens, answer {shape['answer_tokens']:g} tokens in "
-        f"{shape['parts']:g} parts, the longest part {shape['longest_to_mean_part']:.2f} times the mean.",
+        f"{data['num_prompts']} prompts from {shape['countries']} countries never seen, {device['dtype']}, {where}, "
+        f"one interleaved run (`{data['command']}`). Medians: prompt {shape['prompt_tokens']:g} tokens, "
+        f"answer {shape['answer_tokens']:g} tokens{parts}.",
         "",
         "| | seconds | speedup | over all | tokens per pass | passes | first text, s | lines right | answers right |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -52,7 +56,7 @@ def render_table(data: Mapping[str, Any]) -> str:
         name = f"`{result['name']}`" + (" (baseline)" if result["baseline"] else "")
         lines.append(
             f"| {name} | {_number(result['seconds_per_answer'], 3)} | {_times(result)} "
-            f"| {_number(result['speedup_all'], 2)}x | {_number(result['tokens_per_forward'], 1)} "
+            f"| {_number(result['speedup_all'], 2, 'x')} | {_number(result['tokens_per_forward'], 1)} "
             f"| {_number(result['num_forwards'], 1)} | {_number(result['seconds_to_first_text'], 3)} "
             f"| {result['field_exact_match']:.1%} | {_share(result)} |"
         )
@@ -119,14 +123,14 @@ def _num_parameters(checkpoint: Path) -> int:
     return sizes
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
 def _times(result: Mapping[str, Any]) -> str:
     interval = result["speedup_interval"]
     bounds = f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else ""
-    return "-" if result["speedup"] is None else f"{result['speedup']:.2f}x{bounds}"
+    return _number(result["speedup"], 2, f"x{bounds}")
 
 
 def _share(result: Mapping[str, Any]) -> str:

@@ -30,6 +30,15 @@ def test_the_card_is_the_measured_one(tmp_path: Path) -> None:
     assert card.read_text(encoding="utf-8") == (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_snippet_of_the_card_runs() -> None:
+    template = (ROOT / "hf_hybrid" / "hub" / "card_template.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", template, re.S)
+    assert block.count("model.generate(") == 4
+    scope: dict[str, object] = {"folder": bundled("hybrid-pocket")}
+    exec(compile(block, "card_template.md", "exec"), scope)
+    assert "model" in scope
+
+
 def test_the_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     assert len(blocks) == 3

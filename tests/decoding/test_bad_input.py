@@ -8,18 +8,17 @@ after a refusal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache, TextStreamer
+from transformers import DynamicCache, StaticCache
+from transformers.generation.streamers import BaseStreamer
 
 from hf_hybrid import Plan, Span
 from hf_hybrid.decoding import DecodingError
-from tests.models_for_tests import CONTROL, hybrid, left_padded, words
+from tests.models_for_tests import CONTROL, hybrid, left_padded, writer
 from tests.oracles import SlowPlanned
 
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
@@ -28,9 +27,8 @@ BLOCKS: dict[str, Any] = {"strategy": "block_diffusion"}
 CYCLE = Plan((Span((5,), 3, (1,)), Span((6,), 3, (0,))))
 
 
-@cache
 def model() -> Any:
-    return hybrid(seed=26)
+    return writer(True)
 
 
 def generate(host: Any, ids: Tensor = PROMPT, **settings: Any) -> Tensor:
@@ -150,12 +148,19 @@ def test_caches_of_the_caller(strategy: dict[str, Any]) -> None:
 
 
 def test_a_streamer_for_two_rows() -> None:
-    refused("a streamer shows one answer", streamer=TextStreamer(words()), **left_padded(), **PLANNED)
+    class Wide(BaseStreamer):  # those of the host refuse a batch themselves
+        def put(self, value: Tensor) -> None: ...
+        def end(self) -> None: ...
+
+    batch = left_padded()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    refused("a streamer shows one answer", ids, attention_mask=mask, streamer=Wide(), **PLANNED)
 
 
 @pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
 def test_a_giant_budget_is_not_allocated(strategy: dict[str, Any]) -> None:
-    host = hybrid(seed=26, favours={CONTROL.eos: 6.0, CONTROL.spad: 6.0, CONTROL.topic: 6.0, CONTROL.async_: 9.0})
+    planning = {CONTROL.topic: 6.0, CONTROL.async_: 9.0, CONTROL.spad: 6.0} if strategy == PLANNED else {}
+    host = hybrid(seed=26, favours={CONTROL.eos: 6.0, **planning})
     # 10**9 slots of two layers would take more than 250 GB.
     answer = generate(host, max_new_tokens=10**9, **strategy)
     assert answer[0, -1] == CONTROL.eos and answer.shape[1] < 100
@@ -180,8 +185,6 @@ def test_control_tags_in_a_prompt_are_inert() -> None:
     answer = generate(model(), torch.tensor([prompt]), max_new_tokens=40, return_control_tokens=True, **PLANNED)
     assert answer[0, : len(prompt)].tolist() == prompt
     assert answer[0, len(prompt) :].tolist() == SlowPlanned(model(), CONTROL).write(prompt, 40).ids
-    for strategy in ALL[:2]:
-        plain = generate(model(), torch.tensor([prompt]), **strategy)
-        assert plain[0, : len(prompt)].tolist() == prompt
-    use: Callable[..., Tensor] = generate
-    assert torch.equal(use(model(), torch.tensor([prompt]), strategy="autoregressive"), use(model(), torch.tensor([prompt])))
+    blocks = generate(writer(False), torch.tensor([prompt]), **BLOCKS)
+    assert blocks[0, : len(prompt)].tolist() == prompt
+    assert not set(CONTROL.banned) & set(blocks[0, len(prompt) :].tolist())

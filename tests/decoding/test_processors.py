@@ -34,12 +34,11 @@ PROMPT = torch.tensor(
         [9, 8, 7, 6, 5, 4, 3, 46],
     ]
 )  # (3, 8)
+MASK = (PROMPT != PAD).long()  # (3, 8)
 
 
 class Reparsed(LogitsProcessor):
-    """The oracle: every row parsed from scratch at every call, and every token of the vocabulary asked for alone.
-
-    It checks the processor against itself and hands on the processor's scores."""
+    """The oracle: parses every row from scratch at every call, checks the processor by it and hands on its scores."""
 
     def __init__(self, processor: PlanLogitsProcessor):
         self.processor, self.room = processor, processor.max_new_tokens
@@ -74,13 +73,10 @@ class Reparsed(LogitsProcessor):
 def write(**arguments: Any) -> tuple[Tensor, Reparsed]:
     """The host's ``generate()`` on three prompts, with a bias that makes plans likely."""
     checked = Reparsed(PlanLogitsProcessor(GRAMMAR, PROMPT.shape[1], max_new_tokens=ROOM))
-    mask = torch.ones_like(PROMPT)
-    mask[0, :3] = 0
-    bias = [[[TOKENS.topic], 4.0], [[TOKENS.lengths[1][1]], 2.0], [[TOKENS.depends[0]], 2.0]]
-    # The largest length is above its cap: the model must want it and not get it.
-    bias += [[[TOKENS.lengths[2][1]], 6.0]]
+    # 53 is the length above its cap: the model must want it and not get it.
+    bias = [[[TOKENS.topic], 4.0], [[52], 2.0], [[53], 6.0], [[TOKENS.depends[0]], 2.0]]
     out = tiny("llama").generate(
-        PROMPT, attention_mask=mask, max_new_tokens=ROOM, eos_token_id=TOKENS.eos, pad_token_id=PAD,
+        PROMPT, attention_mask=MASK, max_new_tokens=ROOM, eos_token_id=TOKENS.eos, pad_token_id=PAD,
         sequence_bias=bias, logits_processor=LogitsProcessorList([checked]), **arguments,
     )  # fmt: skip
     assert checked.calls > 0
@@ -89,8 +85,7 @@ def write(**arguments: Any) -> tuple[Tensor, Reparsed]:
 
 def check_answer(new: list[int]) -> tuple[int, ...]:
     """Check every rule on the new tokens of one row, and return the label lengths of its plan (none without one)."""
-    assert TOKENS.eos in new
-    end = new.index(TOKENS.eos)
+    end = new.index(TOKENS.eos)  # every answer ends with one
     assert all(token == PAD for token in new[end + 1 :])
     answer = new[:end]
     state, read = GRAMMAR.parse(answer)
@@ -102,9 +97,7 @@ def check_answer(new: list[int]) -> tuple[int, ...]:
     assert state.stage == "written" and answer[-1] == TOKENS.async_
     assert plan is not None and plan == state.plan
     plan.check(LIMITS, TOKENS)
-    plan_begin = answer.index(TOKENS.topic)
-    # The opening of the first part begins with the <async> that is written already.
-    assert plan_begin + len(GRAMMAR.render(plan)) + state.total <= ROOM
+    assert answer.index(TOKENS.topic) + len(GRAMMAR.render(plan)) + state.total <= ROOM
     return tuple(len(span.label) for span in plan.spans)
 
 
@@ -123,7 +116,7 @@ def test_the_host_writes_plans(arguments: dict[str, Any]) -> None:
     out, _ = write(**arguments)
     plans = [check_answer(new) for new in out[:, PROMPT.shape[1] :].tolist()]
     written = [labels for labels in plans if labels]
-    assert written
+    assert len(written) > 0
     if "temperature" in arguments:
         # Twelve rows: the caps are reached, so a grammar without them would have gone further.
         assert max(map(len, written)) >= 2 and max(map(max, written)) == LIMITS.max_label_length
@@ -141,9 +134,8 @@ def test_tags_of_the_prompt_change_nothing() -> None:
     plain = torch.tensor([[3, 3, 3, 3, 47, 5]])  # (1, 6)
     tagged = torch.tensor([[47, 3, 51, 48, 47, 5]])  # (1, 6)
     scores = torch.randn(1, VOCAB)
-    out = [PlanLogitsProcessor(GRAMMAR, 4)(ids, scores) for ids in (plain, tagged)]
-    assert torch.equal(*out)
-    assert bool(torch.isfinite(out[0][0, 51])) and not torch.isfinite(out[0][0, TOKENS.eos])
+    out, same = (PlanLogitsProcessor(GRAMMAR, 4)(ids, scores) for ids in (plain, tagged))
+    assert torch.equal(out, same) and out[0, 51].isfinite() and not out[0, TOKENS.eos].isfinite()
     assert PlanLogitsProcessor.read_plan(tagged[0], GRAMMAR, 4) is None
 
 
@@ -159,8 +151,7 @@ def test_a_call_advances_over_new_tokens_only(monkeypatch: pytest.MonkeyPatch) -
     # Beams: both rows change places and grow by one.
     processor(torch.tensor([[*second, 4], [*first, 47]]), scores)
     assert steps[6:] == [4, 47]
-    assert processor.state(0).label == (4,)
-    assert processor.state(1).stage == "label" and processor.state(1).parts[0].length == 4
+    assert processor.state(0).label == (4,) and processor.state(1).parts[0].length == 4
     # Both beams go on from the second; the same call again costs nothing.
     again = torch.tensor([[*first, 47, 7], [*first, 47, 8]])
     processor(again, scores)
@@ -176,23 +167,27 @@ def test_a_call_advances_over_new_tokens_only(monkeypatch: pytest.MonkeyPatch) -
 def test_no_row_is_left_without_a_token() -> None:
     processor = PlanLogitsProcessor(GRAMMAR, 0)
     plan = [47, 3, 51, 48]
-    finished, written, off = [*plan, 45, PAD], [5, 5, *plan], [5, 49, 5, 5, 5, 5]
     scores = torch.randn(3, VOCAB)
     scores[:, TOKENS.eos] = -torch.inf  # as min_new_tokens does
-    out = processor(torch.tensor([finished, written, off]), scores)
+    # Finished and padded, written, off the grammar.
+    out = processor(torch.tensor([[*plan, 45, PAD], [5, 5, *plan], [5, 49, 5, 5, 5, 5]]), scores)
     assert torch.equal(out[0], scores[0])
-    only_eos = torch.full((VOCAB,), -torch.inf)
-    only_eos[TOKENS.eos] = 0.0
+    only_eos = torch.full((VOCAB,), -torch.inf).index_fill(0, torch.tensor(TOKENS.eos), 0.0)  # (VOCAB,)
     assert torch.equal(out[1], only_eos) and torch.equal(out[2], only_eos)
 
 
 def test_misuse_names_the_fix() -> None:
     with pytest.raises(ProcessorError, match=r"pass input_ids\.shape\[1\]"):
         PlanLogitsProcessor(GRAMMAR, -1)
+    ids = torch.zeros(1, 2, dtype=torch.long)  # (1, 2)
     with pytest.raises(ProcessorError, match="new PlanLogitsProcessor"):
-        PlanLogitsProcessor(GRAMMAR, 3)(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, VOCAB))
+        PlanLogitsProcessor(GRAMMAR, 3)(ids, torch.zeros(1, VOCAB))
     with pytest.raises(ProcessorError, match=r"vocab_size=model\.config\.vocab_size"):
-        PlanLogitsProcessor(GRAMMAR, 1)(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, VOCAB + 3))
+        PlanLogitsProcessor(GRAMMAR, 1)(ids, torch.zeros(1, VOCAB + 3))
+
+
+def split(*processors: Any, verified: bool = False, prompt_length: int = 4) -> Processors:
+    return Processors(LogitsProcessorList(processors), verified=verified, prompt_length=prompt_length)
 
 
 class Heated(host.TemperatureLogitsWarper):
@@ -246,20 +241,18 @@ def noisy_scores(rows: int) -> Tensor:
     return scores
 
 
-@pytest.mark.parametrize("count", [1, 12])
-def test_batched_is_the_hosts_list_row_by_row(count: int) -> None:
-    # One processor after the other, and all together: each must see what the one before left.
-    lists = [prefix_free()] if count == 12 else [[p] for p in prefix_free()]
-    for processors in lists:
-        split = Processors(LogitsProcessorList(processors), verified=False, prompt_length=4)
-        assert not split.needs_prefix and not split.trivial and split.min_new_tokens == 0
+def test_batched_is_the_hosts_list_row_by_row() -> None:
+    # Each processor alone, and all together: each must see what the one before left.
+    for processors in (*([p] for p in prefix_free()), prefix_free()):
+        ours = split(*processors)
+        assert not ours.needs_prefix and not ours.trivial and ours.min_new_tokens == 0
         scores = noisy_scores(9)
         given = scores.clone()
-        out = split.batched(scores)
+        out = ours.batched(scores)
         for row, after in zip(scores, out, strict=True):
             ids = torch.randint(VOCAB, (1, int(torch.randint(1, 9, ()))))  # whatever stands before
             assert torch.equal(LogitsProcessorList(processors)(ids, row[None])[0], after)
-            assert torch.equal(split.in_order(ids, row[None])[0], after)
+            assert torch.equal(ours.in_order(ids, row[None])[0], after)
         assert torch.equal(scores, given)
         assert bool((out[:, list(TOKENS.banned)] == -torch.inf).all())
         assert not torch.equal(out, scores)
@@ -268,8 +261,7 @@ def test_batched_is_the_hosts_list_row_by_row(count: int) -> None:
 def test_the_hosts_order_is_kept() -> None:
     first = [host.TopPLogitsWarper(0.6), host.TemperatureLogitsWarper(3.0)]
     scores = noisy_scores(5)
-    lists = [LogitsProcessorList(first), LogitsProcessorList(first[::-1])]
-    outs = [Processors(processors, verified=False, prompt_length=0).batched(scores) for processors in lists]
+    outs = [split(*processors).batched(scores) for processors in (first, first[::-1])]
     assert not torch.equal(*outs)
     assert torch.equal(outs[0], first[1](None, first[0](None, scores)))
 
@@ -278,15 +270,13 @@ def test_bans_survive_processors_that_lift_them() -> None:
     lifting = [host.InfNanRemoveLogitsProcessor(), host.TopKLogitsWarper(4, filter_value=-99.0)]
     scores = noisy_scores(3)
     scores[:, 5] = torch.nan
-    split = Processors(LogitsProcessorList(lifting), verified=False, prompt_length=0)
     expected = LogitsProcessorList(lifting)(None, scores)
     assert torch.isfinite(expected).all()
     expected[:, list(TOKENS.banned)] = -torch.inf
-    assert torch.equal(split.batched(scores), expected)
+    assert torch.equal(split(*lifting).batched(scores), expected)
     # A forced token was let in on purpose.
-    forced = LogitsProcessorList([host.ForcedEOSTokenLogitsProcessor(5, 47), *lifting])
-    split = Processors(forced, verified=True, prompt_length=0)
-    out = split.in_order(torch.ones(1, 4, dtype=torch.long), scores[:1])
+    ours = split(host.ForcedEOSTokenLogitsProcessor(5, 47), *lifting, verified=True)
+    out = ours.in_order(torch.ones(1, 4, dtype=torch.long), scores[:1])
     assert out.argmax() == 47 and out[0, 47] == 0.0
 
 
@@ -294,25 +284,22 @@ def test_every_class_of_the_host_is_classified() -> None:
     without = {type(p) for p in prefix_free()} | {host.InfNanRemoveLogitsProcessor}
     length_only = {host.MinLengthLogitsProcessor, host.MinNewTokensLengthLogitsProcessor}
     for processor in (*prefix_free(), host.InfNanRemoveLogitsProcessor()):
-        assert not Processors(LogitsProcessorList([processor]), verified=True, prompt_length=0).needs_prefix
-    seen: set[type] = set()
+        assert not split(processor, verified=True).needs_prefix
     for processor in with_prefix():
-        assert Processors(LogitsProcessorList([processor]), verified=True, prompt_length=0).needs_prefix
-        seen.add(type(processor))
+        assert split(processor, verified=True).needs_prefix
+    seen = {type(processor) for processor in with_prefix()}
     classes = [c for c in vars(host).values() if isinstance(c, type) and issubclass(c, LogitsProcessor)]
     assert len(classes) > 30
     for kind in classes:  # also those that need a speech model to be built: their class alone must decide
         if kind not in without | length_only | seen:
-            bare = LogitsProcessorList([kind.__new__(kind)])
-            assert Processors(bare, verified=True, prompt_length=0).needs_prefix, kind
+            assert split(kind.__new__(kind), verified=True).needs_prefix, kind
 
 
 @pytest.mark.parametrize("processor", with_prefix(), ids=lambda p: type(p).__name__)
 def test_unverified_diffusion_refuses_what_reads_a_prefix(processor: Any) -> None:
     name = type(processor).__name__ if isinstance(processor, LogitsProcessor) else "<lambda>"
-    mixed = LogitsProcessorList([host.TopKLogitsWarper(5), processor])
     with pytest.raises(ProcessorError, match=r"verify_spans=True.*strategy='autoregressive'.*drop") as error:
-        Processors(mixed, verified=False, prompt_length=4)
+        split(host.TopKLogitsWarper(5), processor)
     assert str(error.value).startswith(f"{name}:")
 
 
@@ -320,16 +307,15 @@ def test_lengths_are_left_to_the_strategy() -> None:
     new = host.MinNewTokensLengthLogitsProcessor(4, 3, 45)
     whole = host.MinLengthLogitsProcessor(9, 45)
     for processors, expected in (([new], 3), ([whole], 5), ([whole, new], 5), ([], 0)):
-        split = Processors(LogitsProcessorList(processors), verified=False, prompt_length=4)
-        assert split.min_new_tokens == expected
-        assert not split.needs_prefix and split.trivial == (expected == 0)
+        ours = split(*processors)
+        assert ours.min_new_tokens == expected
+        assert not ours.needs_prefix and ours.trivial == (expected == 0)
         scores = noisy_scores(1)
-        assert torch.equal(split.in_order(torch.ones(1, 5, dtype=torch.long), scores), scores)
+        assert torch.equal(ours.in_order(torch.ones(1, 5, dtype=torch.long), scores), scores)
         for length in range(4, 12):  # the host's own answer to the same question
             out = LogitsProcessorList(processors)(torch.ones(1, length, dtype=torch.long), scores)
-            assert (out[0, 45] == -torch.inf).item() == (length - 4 < split.min_new_tokens)
-    assert Processors(LogitsProcessorList([whole]), verified=False, prompt_length=20).trivial
-    assert Processors(None, verified=False, prompt_length=4).trivial
+            assert (out[0, 45] == -torch.inf).item() == (length - 4 < ours.min_new_tokens)
+    assert split(whole, prompt_length=20).trivial and Processors(None, verified=False, prompt_length=4).trivial
 
 
 def hosts_list(**arguments: Any) -> LogitsProcessorList:
@@ -340,10 +326,8 @@ def hosts_list(**arguments: Any) -> LogitsProcessorList:
         caught.append(logits_processor)
         return input_ids
 
-    mask = torch.ones_like(PROMPT)
-    mask[0, :3] = 0
     tiny("llama").generate(
-        PROMPT, attention_mask=mask, max_new_tokens=6, eos_token_id=45, pad_token_id=PAD,
+        PROMPT, attention_mask=MASK, max_new_tokens=6, eos_token_id=45, pad_token_id=PAD,
         custom_generate=loop, **arguments,
     )  # fmt: skip
     return caught[0]
@@ -365,19 +349,19 @@ def test_in_order_is_the_hosts_batch() -> None:
     }  # fmt: skip
     whole, processors = hosts_list(**arguments), hosts_list(**arguments)
     assert len(processors) >= 12
-    split = Processors(processors, verified=True, prompt_length=PROMPT.shape[1])
-    assert split.needs_prefix and split.min_new_tokens == 2
+    ours = split(*processors, verified=True, prompt_length=PROMPT.shape[1])
+    assert ours.needs_prefix and ours.min_new_tokens == 2
     ids = PROMPT  # (3, length)
     differing = 0
     for step in range(6):
         scores = noisy_scores(3)
-        if step < split.min_new_tokens:
+        if step < ours.min_new_tokens:
             scores[:, 45] = -torch.inf  # the strategy's part
         expected = whole(ids, scores)
         for row in range(3):
             own = ids[row : row + 1], scores[row : row + 1]
-            assert torch.equal(split.in_order(*own, row)[0], expected[row])
-            differing += not torch.equal(split.in_order(*own, 0)[0], expected[row])
+            assert torch.equal(ours.in_order(*own, row)[0], expected[row])
+            differing += not torch.equal(ours.in_order(*own, 0)[0], expected[row])
         ids = torch.cat([ids, expected.argmax(-1, keepdim=True)], dim=1)
     assert differing > 0  # the rows of this batch are not interchangeable
     assert bool((ids[:, -1] == 45).all())
@@ -391,7 +375,7 @@ def test_what_a_processor_remembers_stays_in_its_lane() -> None:
         guidance = host.UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model, prompt)
         return LogitsProcessorList([guidance, host.SynthIDTextWatermarkLogitsProcessor(3, [1, 2, 3], 64, 8, 0, "cpu")])
 
-    split = Processors(make(prompts), verified=True, prompt_length=2)
+    ours = split(*make(prompts), verified=True, prompt_length=2)
     lanes = [(row, lane) for row in range(3) for lane in range(2)]
     alone = {key: make(prompts[key[0] : key[0] + 1]) for key in lanes}
     ids = {(row, lane): torch.tensor([[10 + row, 20 + lane]]) for row, lane in lanes}
@@ -400,18 +384,17 @@ def test_what_a_processor_remembers_stays_in_its_lane() -> None:
             for key in lanes:
                 scores = torch.randn(1, VOCAB, dtype=torch.float64)
                 expected = alone[key](ids[key], scores)
-                assert torch.equal(split.in_order(ids[key], scores, *key), expected)
+                assert torch.equal(ours.in_order(ids[key], scores, *key), expected)
                 ids[key] = torch.cat([ids[key], expected.argmax(-1, keepdim=True)], dim=1)
 
 
 def test_several_answers_of_one_prompt_share_it() -> None:
-    arguments: dict[str, Any] = {"encoder_no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.4}
-    arguments |= {"num_return_sequences": 2, "do_sample": True, "top_k": 0}
-    split = Processors(hosts_list(**arguments), verified=True, prompt_length=PROMPT.shape[1], rows_per_prompt=2)
+    arguments = {"encoder_no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.4, "do_sample": True, "top_k": 0}
+    processors = hosts_list(**arguments, num_return_sequences=2)
+    ours = Processors(processors, verified=True, prompt_length=PROMPT.shape[1], rows_per_prompt=2)
     ids = torch.cat([PROMPT, torch.tensor([[6], [3], [8]])], dim=1)  # (3, 9)
     scores = noisy_scores(3)
-    single = hosts_list(encoder_no_repeat_ngram_size=2, encoder_repetition_penalty=1.4, do_sample=False)
-    expected = single(ids, scores)
+    expected = hosts_list(**arguments)(ids, scores)
     for row in range(6):
         own = slice(row // 2, row // 2 + 1)
-        assert torch.equal(split.in_order(ids[own], scores[own], row), expected[own])
+        assert torch.equal(ours.in_order(ids[own], scores[own], row), expected[own])

@@ -18,6 +18,7 @@ from torch import Tensor
 import hf_hybrid
 from tests.models_for_tests import CONTROL, MODELS, VOCAB, hybrid, left_padded
 
+
 def ends_soon(name: str, seed: int = 4) -> Any:
     return hybrid(name, seed=seed, favours={CONTROL.eos: 4.0})
 

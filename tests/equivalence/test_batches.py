@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 
 from hf_hybrid import Plan, Span
 from tests.models_for_tests import CONTROL, PROMPTS, hybrid, left_padded
@@ -51,7 +50,7 @@ def answers(sampled: bool, mode: dict[str, Any], prompts: Any, seeds: list[int])
     sampling = {"do_sample": True, "temperature": 1.2, "top_k": 20} if sampled else {"do_sample": False}
     output = model().generate(
         **batch,
-        max_new_tokens=44,
+        max_new_tokens=90,
         suppress_tokens=[0],
         seed=seeds,
         return_dict_in_generate=True,
@@ -71,7 +70,7 @@ def answers(sampled: bool, mode: dict[str, Any], prompts: Any, seeds: list[int])
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_row_equals_its_own_batch_of_one(mode: str, sampled: bool) -> None:
-    seeds = [41, 7, 7, 1000]
+    seeds = [3, 7, 7, 1000]
     batch = answers(sampled, MODES[mode], PROMPTS, seeds)
     alone = [answers(sampled, MODES[mode], (p,), [s])[0] for p, s in zip(PROMPTS, seeds, strict=True)]
     assert batch == alone

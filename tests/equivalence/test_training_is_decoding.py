@@ -199,9 +199,7 @@ def test_planned_decoding_sees_what_training_showed(
     example = EXAMPLES[name]
     made = model()
     layout = lay_out(example, form, CONTROL, random.Random(0), longer_plan)
-    led = lead(
-        made, example, layout, strategy="planned_diffusion", visibility=form, window_length=WINDOW, **SPANS[how]
-    )
+    led = lead(made, example, layout, strategy="planned_diffusion", visibility=form, window_length=WINDOW, **SPANS[how])
     assert led.answer == [*example.answer, CONTROL.eos]
     check_rows(led, layout)
     num_clean, num_blocks = check_logits(made, led, layout)

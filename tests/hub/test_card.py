@@ -1,7 +1,7 @@
 """The card and the README's table come from measured JSON alone.
 
-Catches: a number typed into the template, a column that shows another field, metadata that the Hub would refuse,
-markers that are lost when the table is replaced.
+Catches: a number typed into the template or the table, a column that shows another field, metadata that the Hub would
+refuse, a run without right answers or without parts, markers that are lost when the table is replaced.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def results(tmp_path: Path) -> Path:
         "command": "hf-hybrid bench",
         "commit": "abc123",
         "versions": {"torch": "9.9.9"},
-        "device": {"processor": "Abacus", "threads": 2, "dtype": "float32"},
+        "device": {"type": "cpu", "processor": "Abacus", "threads": 2, "dtype": "float32"},
         "num_prompts": 208,
         "shape": {
             "countries": 13,
@@ -92,6 +92,41 @@ def test_table_shows_the_measured_numbers(results: Path) -> None:
     ]
     assert "`host` (baseline)" in table
     assert "`verified` wrote the same text as `host` on 99.5% of the prompts." in table
+
+
+def numbers_in(value: Any) -> list[float]:
+    """Every number of a JSON value, those inside its strings too."""
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers_in(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers_in(item)]
+    if isinstance(value, str):
+        return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", value)]
+    return [float(value)] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+
+
+def test_every_number_of_the_table_is_in_the_json(results: Path) -> None:
+    data = read_results(results)
+    known = numbers_in(data)
+    table = render_table(data).replace("95 % intervals", "intervals")  # the level is the code's, not the run's
+    shown = re.findall(r"\d+(?:\.\d+)?", table)
+    assert len(shown) > 30
+
+    def measured(number: str) -> bool:
+        digits = len(number.partition(".")[2])
+        return any(number in (f"{value:.{digits}f}", f"{100 * value:.{digits}f}") for value in known)
+
+    assert [number for number in shown if not measured(number)] == []
+
+
+def test_what_was_not_measured_is_a_dash(results: Path) -> None:
+    data = read_results(results)
+    data["device"] |= {"type": "cuda", "processor": "Chip"}
+    data["shape"] |= {"parts": None, "longest_to_mean_part": None}
+    data["results"] = [result("host", 0.4321, speedup=None, speedup_interval=None, speedup_all=None)]
+    table = render_table(data)
+    assert "| `host` | 0.432 | - | - | 7.9 |" in table
+    assert "float32, Chip, one" in table and "CPU" not in table and "None" not in table
 
 
 def test_card_has_metadata_and_no_number_of_its_own(results: Path, checkpoint: Path, tmp_path: Path) -> None:

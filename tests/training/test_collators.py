@@ -125,9 +125,7 @@ def test_nothing_is_learned_behind_a_plan() -> None:
     for line in range(len(batch["span"])):
         rows, target = rows_of(batch, line), batch["target"][line].tolist()
         plan_end = {
-            r.span: r.position + 1
-            for r, t in zip(rows, target, strict=True)
-            if not r.noisy and t == CONTROL.async_
+            r.span: r.position + 1 for r, t in zip(rows, target, strict=True) if not r.noisy and t == CONTROL.async_
         }
         for index in blocks_of(rows).values():
             for i in index:

@@ -23,14 +23,24 @@ VOCAB_SIZE = 800
 
 def make_records(number: int) -> dict[str, factbook.Record]:
     rng = random.Random(number)
-    words = "green red coast hill rice iron north river 1,234 km 98.5% (2024 est.)".split()
-    names = [f"{word} Land" for word in ("Aba", "Bebe", "Cici", "Dodo")] + [
-        f"Isle {n}" for n in range(number - 4)
+    words = [
+        "green",
+        "red",
+        "coast",
+        "hill",
+        "rice",
+        "iron",
+        "north",
+        "river",
+        "1,234",
+        "km",
+        "98.5%",
+        "(2024",
+        "est.)",
     ]
+    names = [f"{word} Land" for word in ("Aba", "Bebe", "Cici", "Dodo")] + [f"Isle {n}" for n in range(number - 4)]
     return {
-        name: {
-            field: f"{rng.choice(words)} {rng.randint(0, 99999)}" for field in FIELDS if rng.random() < 0.9
-        }
+        name: {field: f"{rng.choice(words)} {rng.randint(0, 99999)}" for field in FIELDS if rng.random() < 0.9}
         for name in names
     }
 
@@ -104,9 +114,7 @@ def test_the_prompt_decides_the_answer(sampler: SheetSampler, augment: bool) -> 
 
 def test_true_values_without_augmentation(sampler: SheetSampler) -> None:
     sheet = next(s for i in range(50) if len((s := sampler.draw(i, False)).countries) == 2)
-    values = [
-        f"{field}: {value}" for name in sheet.countries for field, value in sampler.records[name].items()
-    ]
+    values = [f"{field}: {value}" for name in sheet.countries for field, value in sampler.records[name].items()]
     lines = [line for line in sheet.prompt.splitlines() if not line.startswith("Country: ")]
     assert set(lines) <= set(values)
 
@@ -158,10 +166,7 @@ def test_records_of_two_do_not_mix_in_the_score() -> None:
 
 def test_clean() -> None:
     assert factbook.clean("R&eacute;publique <em>fran&ccedil;aise</em><br>") == "Republique francaise"
-    assert (
-        factbook.clean("rice, groundnuts, watermelons, millet, cassava")
-        == "rice, groundnuts, watermelons, millet"
-    )
+    assert factbook.clean("rice, groundnuts, watermelons, millet, cassava") == "rice, groundnuts, watermelons, millet"
     assert factbook.clean("arable land: 4%") == "4%"
     assert factbook.clean("NA") == ""
 

@@ -102,9 +102,7 @@ def test_every_lane_continues_its_span(form: Form, example: Example) -> None:
 
 
 # What a dense round cuts has its own test below.
-@pytest.mark.parametrize(
-    ("form", "example"), [(f, e) for f in FORMS for e in EXAMPLES if (f, e) != ("dense", OVERRUN)]
-)
+@pytest.mark.parametrize(("form", "example"), [(f, e) for f in FORMS for e in EXAMPLES if (f, e) != ("dense", OVERRUN)])
 def test_targets(form: Form, example: Example) -> None:
     layout = laid(example, form)
     assert not {C.par, C.mask, C.sync} & set(layout.target)
