@@ -128,7 +128,7 @@ class _Session:
     def adopt(self, cache: Any, attention_mask: Tensor | None) -> None:
         """Take over the caller's cache of the prompt's beginning, if it holds any."""
         length = int(cache.get_seq_length()) if cache is not None else 0
-        if length > 0:
+        if cache is not None and length > 0:
             if length >= self.input_ids.shape[1]:
                 raise DecodingError(
                     f"past_key_values hold {length} tokens and input_ids {self.input_ids.shape[1]}; "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_hybrid.core.plan import Plan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class HybridCollator:
                 f"there are num_rows={self.settings.num_rows} and max_spans={self.settings.max_spans}"
             )
         blocks = self._cut(layout, self.settings.num_rows - clean, rng)
-        out = {
+        out: dict[str, list[Any]] = {
             "input_ids": layout.tokens,
             "position": layout.position,
             "span": layout.span,

@@ -18,6 +18,7 @@ Everything stays trainable; only the start is set.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def start_with_copy_heads(model: PreTrainedModel, seed: int = 0, sharpness: floa
     content = basis[4 * width :]  # the half of the token itself, (dim - 1 - 4 * width, dim)
     read = content[:width]  # R
 
-    embedding = model.get_input_embeddings().weight  # (vocab, dim)
+    embedding: Any = model.get_input_embeddings().weight  # (vocab, dim)
     std = float(embedding.std())
     embedding.copy_(embedding @ content.T @ content)
     embedding[:, 0] = CONSTANT * std

@@ -152,6 +152,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Pre
     """A fresh model for the tokenizer, with the ids of the control tokens in its config."""
     shape = dict(recipe.model)
     copy_heads = bool(shape.pop("copy_heads", False))
+    eos: Any = tokenizer.eos_token_id
+    pad: Any = tokenizer.pad_token_id
     theta = float(shape.pop("rope_theta", 10000.0))
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
@@ -159,14 +161,12 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Pre
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=eos,
+        pad_token_id=pad,
         **shape,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **recipe.generation
-    )
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, **recipe.generation)
     control = prepare_vocabulary(model, tokenizer)
     if copy_heads:
         start_with_copy_heads(model, recipe.seed)
@@ -192,7 +192,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, max_steps: int | None = N
         model,
         arguments,
         train_dataset=IndexedExamples(task.draw, arguments.max_steps * per_step),
-        data_collator=HybridCollator(control, int(task.tokenizer.pad_token_id), recipe.batches, recipe.seed),
+        data_collator=HybridCollator(control, model.config.pad_token_id, recipe.batches, recipe.seed),
         processing_class=task.tokenizer,
     )
     last = last_whole_checkpoint(output) if resume else None
@@ -209,5 +209,5 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, max_steps: int | None = N
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Weights in bfloat16, config, generation config and tokenizer, as they lie on the Hub."""
     model.config.use_cache = True  # the host's Trainer switches it off in the config
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -122,6 +122,17 @@ def test_sampled_spans_equal_each_part_sampled_alone(seed: int, host: dict[str, 
         assert new_ids(planned(writer(seed), **host, **settings)) == expected.ids
 
 
+def test_a_tight_budget_cuts_every_mode_at_the_same_token() -> None:
+    cut = 0
+    for new in (13, 22, 31, 40):
+        expected = SlowPlanned(writer(13), CONTROL, max_parts=PARTS).write(PROMPT, new)
+        for settings in ({"span_decoding": "autoregressive"}, {"draft_threshold": 0.0, "plan_window": 4}):
+            output = planned(writer(13), max_new_tokens=new, **settings)
+            assert new_ids(output) == expected.ids
+            cut += any("the answer was cut" in line for line in output.report[0].fallbacks)
+    assert cut > 0
+
+
 @pytest.mark.parametrize("visibility", ["sparse", "dag"])
 def test_a_given_plan_is_carried_out_round_by_round(visibility: str) -> None:
     expected = slow(13, plans=GIVEN, visibility=visibility)
@@ -138,7 +149,7 @@ def test_sparse_and_dag_differ_in_parts_with_dependencies_alone() -> None:
 
 
 def test_an_overrun_reaches_what_depends_on_it_and_nothing_else() -> None:
-    plan = Plan((Span((5,), 4), Span((6, 8), 4), Span((9,), 4, (0,))))
+    plan = Plan((Span((6, 8), 4), Span((5,), 4), Span((9,), 4, (1,))))
 
     def parts(extension: float, **settings: Any) -> list[list[int]]:
         output = planned(never_ends(), plan=plan, max_span_extension=extension, **settings)
@@ -148,7 +159,7 @@ def test_an_overrun_reaches_what_depends_on_it_and_nothing_else() -> None:
         short, long = parts(1.0, **settings), parts(2.0, **settings)
         assert [len(part) for part in short] == [4, 4, 4] and [len(part) for part in long] == [8, 8, 8]
         assert [part[:4] for part in long[:2]] == short[:2]
-        # The end of the overrun lies at positions behind the start of the next part; a test of positions would hide it.
+        # The overrun ends at positions behind the start of the part that reads it: a test of positions would hide it.
         assert long[2][:4] != short[2]
         assert long == SlowPlanned(never_ends(), CONTROL, plans=(plan,), extension=2.0).write(PROMPT, NEW).parts[0]
 

@@ -230,14 +230,15 @@ def test_what_a_clean_token_reaches(form: Form) -> None:
         variants[variant, i] = 39 if rows[i].token != 39 else 38
     difference = (logits_of(model, batch, variants) - logits_of(model, batch, base)).abs().amax(-1)
     checked = Counter()
+    begin = {block: rows[index[0]].position for block, index in blocks_of(rows).items()}
     for variant, i in enumerate(clean_index):
         key = rows[i]
         for q, row in enumerate(rows):
             if not row.noisy:
                 continue
             if row.span == key.span:
-                reached = key.position < row.anchor
-                checked["own", key.position - row.anchor] += 1
+                reached = key.position < begin[row.block]
+                checked["own", key.position - begin[row.block]] += 1
             else:
                 reached = bool(depends[row.span, key.span])
                 checked["other", reached] += 1

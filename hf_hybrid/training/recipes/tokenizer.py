@@ -115,7 +115,7 @@ def encode_sheet(sheet: Sheet, tokenizer: PreTrainedTokenizerFast) -> Example:
         texts += [piece] if isinstance(piece, str) else [text for part in piece for text in (part.label, part.text)]
     backend = tokenizer.backend_tokenizer
     encoded = iter([tuple(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)])
-    user, assistant = backend.token_to_id("<|user|>"), backend.token_to_id("<|assistant|>")
+    user, assistant = (int(backend.token_to_id(mark) or 0) for mark in ("<|user|>", "<|assistant|>"))
     prompt = (user, *next(encoded), assistant)
     pieces: list[tuple[int, ...] | tuple[Part, ...]] = []
     for piece in sheet.pieces:
