@@ -51,11 +51,11 @@ class Lane:
     limit: int = 1 << 30
     opening: int = 0
     cached: int = 0
-    draft: list[int] = field(default_factory=list)
-    fills: list[int | None] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list[int])
+    fills: list[int | None] = field(default_factory=list[int | None])
     part: int | None = None
     depends: tuple[Lane, ...] = ()
-    hidden: list[tuple[int, int]] = field(default_factory=list)
+    hidden: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     done: bool = False
     reason: str = ""
     low: int = 0
@@ -144,8 +144,8 @@ class Canvas:
     seed: int
     prompt: list[int]
     budget: int
-    padding: list[int] = field(default_factory=list)
-    lanes: list[Lane] = field(default_factory=list)
+    padding: list[int] = field(default_factory=list[int])
+    lanes: list[Lane] = field(default_factory=list[Lane])
     finished: bool = False
     stop: int | None = None
     num_spans: int = 0
