@@ -357,11 +357,11 @@ def test_in_order_is_the_hosts_batch() -> None:
         scores = noisy_scores(3)
         if step < ours.min_new_tokens:
             scores[:, 45] = -torch.inf  # the strategy's part
-        expected = whole(ids, scores)
+        expected = whole(ids, scores.clone())  # some processors of 5.15 write into their scores
         for row in range(3):
-            own = ids[row : row + 1], scores[row : row + 1]
-            assert torch.equal(ours.in_order(*own, row)[0], expected[row])
-            differing += not torch.equal(ours.in_order(*own, 0)[0], expected[row])
+            own = ids[row : row + 1]
+            assert torch.equal(ours.in_order(own, scores[row : row + 1].clone(), row)[0], expected[row])
+            differing += not torch.equal(ours.in_order(own, scores[row : row + 1].clone(), 0)[0], expected[row])
         ids = torch.cat([ids, expected.argmax(-1, keepdim=True)], dim=1)
     assert differing > 0  # the rows of this batch are not interchangeable
     assert bool((ids[:, -1] == 45).all())
