@@ -360,7 +360,9 @@ def test_in_order_is_the_hosts_batch() -> None:
         expected = whole(ids, scores.clone())  # some processors of 5.15 write into their scores
         for row in range(3):
             own = ids[row : row + 1]
-            assert torch.equal(ours.in_order(own, scores[row : row + 1].clone(), row)[0], expected[row])
+            found = ours.in_order(own, scores[row : row + 1].clone(), row)[0]
+            # NaN: the length penalty of 5.15 makes it of a banned end token.
+            torch.testing.assert_close(found, expected[row], rtol=0, atol=0, equal_nan=True)
             differing += not torch.equal(ours.in_order(own, scores[row : row + 1].clone(), 0)[0], expected[row])
         ids = torch.cat([ids, expected.argmax(-1, keepdim=True)], dim=1)
     assert differing > 0  # the rows of this batch are not interchangeable
