@@ -54,7 +54,9 @@ def start_with_copy_heads(model: PreTrainedModel, seed: int = 0, sharpness: floa
 
     embedding: Any = model.get_input_embeddings().weight  # (vocab, dim)
     std = float(embedding.std())
-    embedding.copy_(embedding @ content.T @ content)
+    # Rows of one length: a longer one would make a stronger key than its place deserves.
+    rows = torch.nn.functional.normalize(embedding @ content.T @ content, dim=1)  # (vocab, dim)
+    embedding.copy_(rows * std * math.sqrt(len(content)))
     embedding[:, 0] = CONSTANT * std
     rms = math.sqrt((CONSTANT**2 + len(content)) / dim)  # of the embedding, in units of std
     for layer in model.model.layers:  # a quiet start, so that the heads below hear one another

@@ -35,6 +35,8 @@ MIN_FIELDS = 20
 MAX_CHARS = 40
 MAX_SHEET_TOKENS = 430
 SUMMARY = "Summary"
+MIX = (60, 18, 22)  # shares of sheets without a title, with one, and of two records
+TRAINING_MIX = (40, 15, 45)  # two records are the hardest to keep apart
 SINGLE_SIZES: Sizes = ((3, 6), (10, 14))
 PAIR_SIZES: Sizes = ((2, 3), (5, 6))
 _SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel in "aeiou"]
@@ -253,7 +255,7 @@ class SheetSampler:
         rng = Random(f"{self.seed}:{index}")
         first = country if country is not None else rng.choice(self.names)
         second = rng.choice([name for name in self.names if name != first])
-        kind = rng.choices(("plain", "titled", "two"), (60, 18, 22))[0]
+        kind = rng.choices(("plain", "titled", "two"), TRAINING_MIX if augment else MIX)[0]
         summary = kind != "two" and rng.random() < 0.3
         for shrink in range(10):  # each try asks for a field less
             sheet = self._record(rng, first, kind, augment, summary, shrink)
