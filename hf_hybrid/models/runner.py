@@ -102,7 +102,8 @@ class Runner:
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.forward_seconds = 0.0
         self._keeps_logits = "logits_to_keep" in _parameters(host)
-        self._additive = config._attn_implementation == "eager"
+        # Eager attention reads an additive mask only; on the CPU sdpa would convert a boolean one in every layer.
+        self._additive = config._attn_implementation == "eager" or self.device.type == "cpu"
         # Rotary positions go on behind the trained length; a table of learned ones ends (on a GPU: kills the process).
         rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
         self._max_positions: int | None = None if rotary else getattr(config, "max_position_embeddings", None)
@@ -321,7 +322,7 @@ class Runner:
         return slots, torch.from_numpy(slots).to(self.device)
 
     def _mask(self, rows: Rows, used: int) -> Tensor:
-        """The row rule over the used slots, ``(active, 1, rows, used)``: bool for sdpa, additive for eager."""
+        """The row rule over the used slots, ``(active, 1, rows, used)``, additive or bool."""
         assert self._pending is not None
         if self._depends_there is None:
             self._depends_there = torch.from_numpy(self._depends.copy()).to(self.device)
