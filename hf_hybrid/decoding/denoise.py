@@ -23,17 +23,21 @@ class Window:
     score: list[float]
     settled: list[bool]
 
-    def draft(self, first: int, settings: Settings) -> list[int]:
-        """The proposals behind ``first``, as long as each is sure.
+    def draft(self, first: int, settings: Settings, guesses: frozenset[int]) -> list[int]:
+        """The proposals behind ``first``, as long as they are sure.
 
         ``first`` is the token that the clean rows put at the window's first position; if the window expected another
-        one, its other proposals belong to another text.
+        one, its other proposals belong to another text, unless both are ``guesses``.
         """
-        if not self.tokens or self.tokens[0] != first:
+        if not self.tokens or not (self.tokens[0] == first or {self.tokens[0], first} <= guesses):
             return []
+        return self.sure(1, settings, guesses)
+
+    def sure(self, begin: int, settings: Settings, guesses: frozenset[int]) -> list[int]:
+        """The proposals from ``begin`` on, as long as each reaches the draft threshold or is one of ``guesses``."""
         threshold = float(getattr(settings, "draft_threshold", 0.0))
-        stop = next((i for i, s in enumerate(self.score) if i > 0 and s < threshold), len(self.score))
-        return self.tokens[1:stop]
+        unsure = (i for i, s in enumerate(self.score) if i >= begin and s < threshold and self.tokens[i] not in guesses)
+        return self.tokens[begin : next(unsure, len(self.tokens))]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ def _decode(
     strategy = STRATEGIES[call.strategy](context)
     session = _Session(strategy, canvases, input_ids, stopping_criteria, call)
     session.adopt(model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask"))
-    session.run()
+    with _inference(model):
+        session.run()
     pad = config.pad_token_id if config.pad_token_id is not None else min(ends, default=0)
     sequences = session.sequences(int(pad if not isinstance(pad, Tensor) else pad.flatten()[0]))
     if not config.return_dict_in_generate:
@@ -221,6 +223,13 @@ class _Session:
             report.num_forwards = canvas.num_forwards
             reports.append(report)
         return reports
+
+
+def _inference(model: Any) -> Any:
+    """``inference_mode``: small operations cost a twentieth of a pass less than under ``no_grad``, in which the host
+    calls us. Not for tensor subclasses (sharded or quantised weights), which it does not serve everywhere."""
+    plain = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in model.parameters())
+    return torch.inference_mode() if plain else nullcontext()
 
 
 def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:

@@ -54,8 +54,12 @@ class Pass:
         return line * self.keep + column - (self.width - self.keep)
 
 
-def build_pass(canvases: Sequence[Canvas], mask_token: int, device: torch.device) -> Pass:
-    """The rows of all lanes that run, and the last tokens of finished lanes, which ride along."""
+def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1) -> Pass:
+    """The rows of all lanes that run, and the last tokens of finished lanes, which ride along.
+
+    Args:
+        least: a pass of one batch row with more than one row is filled up to this many (``Runner.least_rows``).
+    """
     silent: list[list[tuple[int, int, int]]] = []  # per batch row: (token, position, span)
     scored: list[list[tuple[int, int, int, int, int, int]]] = []  # (token, position, span, noisy, anchor, block)
     lanes: list[LaneRows] = []
@@ -86,9 +90,15 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, device: torch.device
             offsets.append((rows, first, len(clean), size))
         silent.append(quiet)
         scored.append(loud)
+    sizes = [len(q) + len(s) for q, s in zip(silent, scored, strict=True)]
+    one_trunk = all(len(c.lanes) == 1 for c in canvases) and not any(size for _, _, _, size in offsets)
+    plain = one_trunk and len(set(sizes)) == 1
+    if len(canvases) == 1 and not plain and 1 < sizes[0] < least:
+        # Behind the others, so that those which stay in the cache take the first slots.
+        scored[0] += [(max(mask_token, 0), 0, PADDING, 0, 0, 0)] * (least - sizes[0])
+        sizes[0] = least
     keep = max(len(loud) for loud in scored)
-    width = max(len(q) + len(s) for q, s in zip(silent, scored, strict=True))
-    width = max(width, keep)
+    width = max(*sizes, keep)
     fields: list[list[list[int]]] = [[] for _ in range(6)]
     for quiet, loud in zip(silent, scored, strict=True):
         missing = width - len(quiet) - len(loud)
@@ -96,11 +106,9 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, device: torch.device
         columns = list(zip(*padding, *((*q, 0, 0, 0) for q in quiet), *loud, strict=True))
         for values, column in zip(fields, columns, strict=True):
             values.append(list(column))
-    tokens, position, span, noisy, anchor, block = torch.tensor(fields, device=device).unbind(0)  # (active, width)
+    tokens, position, span, noisy, anchor, block = torch.tensor(fields).unbind(0)  # (active, width)
     for rows, first, checks, opens in offsets:
         begin = width - len(scored[rows.line]) + first
         rows.checks = range(begin, begin + checks)
         rows.opens = range(begin + checks, begin + checks + opens)
-    sizes = {len(q) + len(s) for q, s in zip(silent, scored, strict=True)}
-    plain = len(sizes) == 1 and all(len(c.lanes) == 1 for c in canvases) and not any(r.opens for r in lanes)
     return Pass(tokens, Rows(position, span, noisy.bool(), anchor, block), keep, plain, lanes, width)

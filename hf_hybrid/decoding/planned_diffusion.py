@@ -46,6 +46,7 @@ class PlannedDiffusion(Strategy):
         self.states: dict[Lane, PlanState] = {}
         self.rounds: dict[int, list[tuple[Plan, list[Lane]]]] = {}
         self.in_span = tuple({*control.banned, *context.ends} - {control.spad})
+        self.lengths = frozenset(token for _, token in control.lengths)
         self.in_canvas = (control.mask, control.par, control.sync)
 
     # The trunk.
@@ -129,6 +130,10 @@ class PlannedDiffusion(Strategy):
             _, control = self.grammar.choices(self.states[lane], self._rounds_left(canvas), self._room(canvas, 0))
             legal = [self.control.topic] if self.control.topic in control else []
         return legal
+
+    def guesses(self, lane: Lane) -> frozenset[int]:
+        """A planned length is a guess, which seldom changes the labels behind it."""
+        return self.lengths if lane.kind == "trunk" else frozenset()
 
     def settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
         """Follow the grammar on the trunk, report finished spans, and start what comes next."""

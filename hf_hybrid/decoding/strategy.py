@@ -77,7 +77,8 @@ class Strategy(ABC):
     def __init__(self, context: Context):
         self.context, self.runner = context, context.runner
         self.reports: dict[int, GenerationReport] = {}
-        self._table: Tensor | None = None
+        self._bans: dict[tuple[int, ...], int] = {(): 0}  # what a row may not write -> line of the table
+        self._banned: Tensor | None = None
 
     # The holes.
 
@@ -112,6 +113,10 @@ class Strategy(ABC):
         stop = next((i for i, token in enumerate(proposed) if token in ends), len(proposed))
         return proposed[: min(stop, max(lane.limit - len(lane.tokens), 0))]
 
+    def guesses(self, lane: Lane) -> frozenset[int]:
+        """Ids of which nothing behind them depends much: one in place of another leaves the rest worth a trial."""
+        return frozenset()
+
     def finished(self, canvas: Canvas) -> None:
         """``canvas`` leaves the batch: complete its report."""
         return
@@ -134,7 +139,7 @@ class Strategy(ABC):
         """One pass over all lanes of ``canvases``, the active batch rows of the Runner, and what it settles."""
         started = time.perf_counter()
         stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
-        batch = build_pass(canvases, self.mask_token, self.runner.device)
+        batch = build_pass(canvases, self.mask_token, self.runner.least_rows)
         logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain)  # (active, keep, vocab)
         flat = logits.reshape(-1, logits.shape[-1])  # (active * keep, vocab)
         self._constrain(flat, batch)
@@ -156,31 +161,37 @@ class Strategy(ABC):
 
     def _constrain(self, flat: Tensor, batch: Pass) -> None:
         """Ban, in place, what a lane may not write."""
-        bans: dict[tuple[int, ...], list[int]] = {}
+        bans = [-1] * len(flat)  # per row, line of the table; -1: nobody reads the row
         for rows in batch.lanes:
             lane = rows.lane
             if lane.done:
                 continue
-            columns = [*rows.checks, *rows.opens]
             ids = self.forbidden(lane)
-            if ids:
-                bans.setdefault(ids, []).extend(batch.flat(rows.line, c) for c in columns)
+            short = self.context.min_new_tokens - rows.canvas.num_new
+            ban, early = self._ban(ids), self._ban((*ids, *self.context.ends)) if short > 0 else 0
+            for i, column in enumerate((*rows.checks, *rows.opens)):
+                bans[batch.flat(rows.line, column)] = early if i < short else ban
             if rows.checks:
                 for column, mask in zip(rows.checks, self.allowed(rows.canvas, lane, lane.draft), strict=True):
                     if mask is not None:
                         flat[batch.flat(rows.line, column)].masked_fill_(~mask.to(flat.device), float("-inf"))
-            short = self.context.min_new_tokens - rows.canvas.num_new
-            if short > 0:
-                early = [batch.flat(rows.line, c) for i, c in enumerate(columns) if i < short]
-                bans.setdefault(tuple(sorted(self.context.ends)), []).extend(early)
-        for ids, places in bans.items():
-            if not ids or not places:
-                continue
-            if len(places) == len(flat):
-                flat[:, list(ids)] = float("-inf")
-            else:
-                where = torch.tensor(places, device=flat.device).unsqueeze(1)  # (places, 1)
-                flat[where, torch.tensor(ids, device=flat.device)] = float("-inf")
+        needed = {*bans} - {-1}
+        if needed - {0}:
+            table = self._table(flat)
+            flat.masked_fill_(table[needed.pop() if len(needed) == 1 else [max(ban, 0) for ban in bans]], float("-inf"))
+
+    def _ban(self, ids: tuple[int, ...]) -> int:
+        """Line of the table that bans ``ids``."""
+        return self._bans.setdefault(ids, len(self._bans))
+
+    def _table(self, flat: Tensor) -> Tensor:
+        """bool ``(lines, vocab)``, True: banned; as wide as the logits."""
+        if self._banned is None or len(self._banned) < len(self._bans):
+            banned = torch.zeros(len(self._bans), flat.shape[1], dtype=torch.bool)
+            for ids, line in self._bans.items():
+                banned[line, list(ids)] = True
+            self._banned = banned.to(flat.device)
+        return self._banned
 
     def _noise(self, flat: Tensor, batch: Pass) -> Tensor | None:
         """Gumbel noise ``(active * keep, vocab)`` keyed by seed, span and the position that a row predicts.
@@ -208,32 +219,25 @@ class Strategy(ABC):
         """The token of every row, and what the windows propose; one transfer to the host."""
         value, chosen = (flat if noise is None else flat + noise).max(dim=-1)  # (active * keep,)
         open_lanes = [rows for rows in batch.lanes if rows.opens]
-        pack = [chosen.double(), value.double()]
         settings = self.window_settings
         proposal = None
+        results = [chosen, value]
         if open_lanes and settings is not None:
             proposal = propose(flat, chosen, batch, open_lanes, settings)
-            pack += [proposal.score.flatten().double(), proposal.settled.flatten().double()]
-        numbers: list[float] = torch.cat(pack).tolist()
-        count = len(chosen)
-        tokens = [int(number) for number in numbers[:count]]
-        if any(number != number for number in numbers[count : 2 * count]):
+            results += [proposal.score, proposal.settled]
+        tokens, values, *rest = to_host(*results)
+        if any(number != number for number in values):
             raise DecodingError(
                 "the model gave NaN logits; check the weights and the dtype "
                 "(float16 overflows easily: try bfloat16 or float32)"
             )
         windows: dict[LaneRows, Window] = {}
         if proposal is not None:
-            width, rest = proposal.score.shape[1], numbers[2 * count :]
-            half = len(rest) // 2
-            for number, rows in enumerate(open_lanes):
-                size, at = len(rows.opens), number * width
+            score, settles = rest
+            for rows, line_score, line_settles in zip(open_lanes, score, settles, strict=True):
+                size = len(rows.opens)
                 places = [batch.flat(rows.line, c) for c in rows.opens]
-                windows[rows] = Window(
-                    [tokens[p] for p in places],
-                    rest[at : at + size],
-                    [bool(x) for x in rest[half + at : half + at + size]],
-                )
+                windows[rows] = Window([tokens[p] for p in places], line_score[:size], line_settles[:size])
         return chosen, tokens, windows
 
     def _settle(
@@ -266,9 +270,12 @@ class Strategy(ABC):
         window = windows.get(rows)
         proposed: list[int] = []
         whole = stand == drafted  # True: the window stands behind a prefix that is right
+        if not whole and {lane.draft[stand], new[-1]} <= (guesses := self.guesses(lane)):
+            behind = window.sure(0, self.context.call.settings, guesses) if window is not None else []
+            proposed = lane.draft[stand + 1 :] + behind
         if window is not None and (whole or not rows.checks):
             if lane.verified:
-                proposed = window.draft(new[-1], self.context.call.settings)
+                proposed = window.draft(new[-1], self.context.call.settings, self.guesses(lane))
             else:
                 new = self._denoise(lane, new, window, bool(rows.checks))
             self._note_confidence(canvas, lane, window)
@@ -351,3 +358,13 @@ def prefix_of(canvas: Canvas, lane: Lane) -> list[int]:
         if other.kind == "trunk" or other in lane.depends:
             seen += other.tokens
     return seen
+
+
+def to_host(*tensors: Tensor) -> list[Any]:
+    """The tensors as nested lists. From an accelerator they come in one transfer, as doubles."""
+    if tensors[0].device.type == "cpu":
+        return [tensor.tolist() for tensor in tensors]
+    numbers = torch.cat([tensor.flatten().double() for tensor in tensors]).cpu()
+    pieces = numbers.split([tensor.numel() for tensor in tensors])
+    pairs = zip(pieces, tensors, strict=True)
+    return [piece.to(tensor.dtype).view(tensor.shape).tolist() for piece, tensor in pairs]

@@ -2,9 +2,8 @@
 
 A pass writes the keys of all its rows into slots of a RowCache, builds the mask with the row rule
 (``core.rows.visible``) and returns logits. ``commit`` then says which clean rows stay; the slots of all others are
-free for the next pass, so that rejecting a draft or a noisy window costs nothing. What the slots hold is kept as one
-``Rows`` ``(batch, capacity)`` on the model's device for the mask, and which are taken as numpy, so that a pass never
-waits for the device.
+free for the next pass, so that rejecting a draft or a noisy window costs nothing. What the slots hold is kept on the
+host (``models.slots``), so that a pass never waits for the device.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from hf_hybrid.core.rows import PADDING, Rows, visible
+from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.models.cache import RowCache
+from hf_hybrid.models.slots import Slots
 
 
 class Unsupported(ValueError):
@@ -67,11 +67,10 @@ def check_model(model: Any) -> None:
 
 @dataclass
 class _Pass:
-    """A pass that is not committed yet: its rows ``(active, rows)`` on the device, and its slots."""
+    """A pass that is not committed yet: its rows ``(active, rows)`` on the host, and int64 slots alike."""
 
     rows: Rows
-    slots: np.ndarray  # int64, (active, rows)
-    where: tuple[int, int] | Tensor  # the same, as RowCache.place() takes it
+    slots: np.ndarray
 
 
 class Runner:
@@ -86,6 +85,8 @@ class Runner:
     Attributes:
         active: the first ``active`` batch rows are still running.
         num_passes: int64 ``(batch_size,)``, passes that each batch row took part in.
+        num_rows: int64 ``(batch_size,)``, rows but padding that each batch row has run.
+        least_rows: passes of fewer rows, but for one alone, take longer than of so many.
         forward_seconds: seconds spent in calls of the model (on an accelerator: in starting them).
     """
 
@@ -100,28 +101,19 @@ class Runner:
         self.dtype: torch.dtype = host.dtype
         self.cache = RowCache(config.num_hidden_layers, batch_size, capacity)
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
+        self.num_rows = np.zeros(batch_size, dtype=np.int64)  # (batch,)
+        # Products of 2 to 4 rows are slower than of 5 where weights are streamed from memory (docs/performance.md).
+        self.least_rows = 5 if self.device.type == "cpu" else 1
         self.forward_seconds = 0.0
         self._keeps_logits = "logits_to_keep" in _parameters(host)
         # Eager attention reads an additive mask only; on the CPU sdpa would convert a boolean one in every layer.
-        self._additive = config._attn_implementation == "eager" or self.device.type == "cpu"
+        additive = config._attn_implementation == "eager" or self.device.type == "cpu"
+        kind = self.dtype if additive else torch.bool
+        self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, kind)
         # Rotary positions go on behind the trained length; a table of learned ones ends (on a GPU: kills the process).
         rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
         self._max_positions: int | None = None if rotary else getattr(config, "max_position_embeddings", None)
-        self._num_rows = torch.zeros(batch_size, dtype=torch.int64, device=self.device)  # (batch,)
-        size = (batch_size, self.cache.capacity)
-        self._held = Rows(*(torch.zeros(size, dtype=t, device=self.device) for t in _TYPES))  # (batch, capacity)
-        self._held.span.fill_(PADDING)
-        self._taken = np.zeros(size, dtype=bool)  # (batch, capacity), True: the slot holds a committed row
-        self._top = np.zeros(batch_size, dtype=np.int64)  # (batch,), one past the last taken slot
-        self._count = np.zeros(batch_size, dtype=np.int64)  # (batch,), taken slots
-        self._depends = np.tile(np.eye(max(1, num_spans), dtype=bool), (batch_size, 1, 1))  # (batch, spans, spans)
-        self._depends_there: Tensor | None = None  # the same on the device; None: changed since
         self._pending: _Pass | None = None
-
-    @property
-    def num_rows(self) -> np.ndarray:
-        """int64 ``(batch_size,)``: rows but padding that each batch row has run. Reading waits for the device."""
-        return self._num_rows.cpu().numpy().copy()
 
     def relate(self, row: int, span: int, sees: Sequence[int]) -> None:
         """Batch row ``row``: ``span`` reads the spans in ``sees``, itself always, and no other.
@@ -129,22 +121,7 @@ class Runner:
         Args:
             sees: the transitive closure (with every span what that span reads), all finished before ``span`` begins.
         """
-        while max([span, *sees]) >= self._depends.shape[1]:
-            old = self._depends.shape[1]
-            grown = np.tile(np.eye(2 * old, dtype=bool), (self.batch_size, 1, 1))
-            grown[:, :old, :old] = self._depends
-            self._depends = grown
-        reads = np.zeros(self._depends.shape[1], dtype=bool)
-        reads[[span, *sees]] = True
-        others = [s for s in sees if s != span]
-        beyond = self._depends[row, others].any(axis=0) & ~reads
-        if beyond.any():
-            raise ValueError(
-                f"span {span} is to read {sorted(others)}, which read {np.flatnonzero(beyond).tolist()} too; "
-                "pass the transitive closure (core.rows.transitive_closure)"
-            )
-        self._depends[row, span] = reads
-        self._depends_there = None
+        self._slots.relate(row, span, sees)
 
     @torch.no_grad()
     def run(self, tokens: Tensor, rows: Rows, keep: int, *, plain: bool = False) -> Tensor:
@@ -153,6 +130,7 @@ class Runner:
         Args:
             tokens: int64 ``(active, rows)``.
             rows: what they are, ``(active, rows)``, span ``PADDING`` for filler (any token, any position in range).
+                Best on the host: a mask is made there, and rows on the device are waited for.
             keep: logits of the last ``keep`` rows are wanted, 0 to rows.
             plain: True is the caller's promise that every row is clean and sees every committed slot and the rows
                 before it in the pass. Without holes, and with equal slots in all batch rows, the host makes its mask.
@@ -161,23 +139,21 @@ class Runner:
             logits ``(active, keep, vocab)`` in the model's dtype.
         """
         rows = self._check(tokens, rows, keep)
-        self._discard()
-        slots, where = self._choose(tokens.shape[1])
-        past = int(self._top[: self.active].max())
+        self._pending = None
+        slots, where = self._slots.choose(self.active, tokens.shape[1])
+        past = int(self._slots.top[: self.active].max())
         used = max(past, int(slots.max()) + 1)
         self.cache.place(where, used, past)
-        self._grow()
-        self._pending = _Pass(rows, slots, where)
-        for field in fields(rows):
-            self._put(getattr(self._held, field.name), getattr(rows, field.name))
+        self._slots.grow(self.cache.capacity)
+        self._pending = _Pass(rows, slots)
         # One interval for all means that every slot before it is taken: the host's own causal mask is the row rule.
-        mask = None if plain and isinstance(where, tuple) else self._mask(rows, used)
+        mask = None if plain and isinstance(where, tuple) else self._slots.mask(rows, slots, where, used)
         arguments: dict[str, Any] = {"logits_to_keep": max(keep, 1)} if self._keeps_logits else {}
         start = time.perf_counter()
         output = self.model(
             input_ids=tokens.to(self.device),
             attention_mask=mask,
-            position_ids=rows.position,
+            position_ids=rows.position.to(self.device),
             past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
@@ -185,14 +161,12 @@ class Runner:
         )
         self.forward_seconds += time.perf_counter() - start
         self.num_passes[: self.active] += 1
-        self._num_rows[: self.active] += (rows.span != PADDING).sum(dim=1)
+        self.num_rows[: self.active] += (rows.span.numpy() != PADDING).sum(axis=1)
         logits: Tensor = output.logits  # (active, rows or keep, vocab)
         return logits[:, logits.shape[1] - keep :]
 
     def commit(self, kept: Tensor | Sequence[Sequence[bool]] | np.ndarray | None = None) -> None:
         """Say which rows of the last pass stay in the cache; noisy and padding rows never do.
-
-        Waits for the device only when the rows or ``kept`` are there.
 
         Args:
             kept: bool ``(active, rows)``, True: the row stays if it is clean. None: every clean row stays.
@@ -200,19 +174,14 @@ class Runner:
         done = self._pending
         if done is None:
             raise ValueError("there is no pass to commit; call run() first, and commit() once after it")
-        stays = ~done.rows.noisy & (done.rows.span != PADDING)  # (active, rows), True: stays
+        stays = ~done.rows.noisy.numpy() & (done.rows.span.numpy() != PADDING)  # (active, rows), True: stays
         if kept is not None:
-            wanted = torch.as_tensor(kept, dtype=torch.bool)
+            wanted = kept.cpu().numpy() if isinstance(kept, Tensor) else np.asarray(kept)
             if wanted.shape != stays.shape:
-                raise ValueError(f"kept has shape {tuple(wanted.shape)}, the last pass had {tuple(stays.shape)} rows")
-            stays = stays & wanted.to(self.device)
+                raise ValueError(f"kept has shape {wanted.shape}, the last pass had {stays.shape} rows")
+            stays &= wanted.astype(bool)
         self._pending = None
-        self._put(self._held.span, done.rows.span.masked_fill(~stays, PADDING), done.where)
-        here = stays.cpu().numpy()  # (active, rows)
-        active = self.active
-        self._taken[np.arange(active)[:, None], done.slots] = here
-        self._count[:active] += here.sum(axis=1)
-        self._top[:active] = np.maximum(self._top[:active], ((done.slots + 1) * here).max(axis=1, initial=0))
+        self._slots.hold(done.rows, done.slots, stays)
 
     def leave(self, row: int) -> int:
         """Batch row ``row`` is finished: it and the last active one change places (counters and spans too).
@@ -227,12 +196,9 @@ class Runner:
         last = self.active - 1
         if row != last:
             self.cache.swap(row, last)
-            there = torch.tensor([row, last], device=self.device)
-            for tensor in (*(getattr(self._held, f.name) for f in fields(self._held)), self._num_rows):
-                tensor[there] = tensor[there.flip(0)]
-            for array in (self._taken, self._top, self._count, self._depends, self.num_passes):
+            self._slots.swap(row, last)
+            for array in (self.num_passes, self.num_rows):
                 array[[row, last]] = array[[last, row]]
-            self._depends_there = None
         self.active = last
         self.cache.narrow(last)
         return last
@@ -240,11 +206,12 @@ class Runner:
     def committed(self, row: int) -> Rows:
         """What the cache holds of batch row ``row``, ``(1, count)``, in the order of ``slots_of(row)``."""
         slots = self.slots_of(row)
-        return Rows(*(getattr(self._held, f.name)[row : row + 1, slots] for f in fields(self._held)))
+        held = (self._slots.position[row, slots], self._slots.span[row, slots])
+        return Rows.clean(*(torch.from_numpy(a).unsqueeze(0) for a in held))
 
-    def slots_of(self, row: int) -> Tensor:
+    def slots_of(self, row: int) -> np.ndarray:
         """The slots that hold committed rows of batch row ``row``: int64 ``(count,)``, rising."""
-        return torch.from_numpy(np.flatnonzero(self._taken[row])).to(self.device)
+        return np.flatnonzero(self._slots.span[row] != PADDING)
 
     @torch.no_grad()
     def adopt(self, cache: Cache, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> None:
@@ -255,7 +222,7 @@ class Runner:
             attention_mask: ``(batch_size, length)`` or longer, nonzero: a token, zero: padding. None: no padding.
             positions: int64 ``(batch_size, length)``. None: counted from the attention mask, as ``generate()`` does.
         """
-        if self._pending is not None or self._count.any() or self.active != self.batch_size:
+        if self._pending is not None or self._slots.count.any() or self.active != self.batch_size:
             raise ValueError("a Runner can adopt a cache only before its first pass; make a new Runner")
         layers = _adoptable(cache)
         length = int(cache.get_seq_length())
@@ -278,93 +245,29 @@ class Runner:
         self.cache.place((0, length), length, 0)
         for layer, (keys, values) in zip(self.cache.layers, layers, strict=True):
             layer.update(keys, values)
-        self._grow()
-        span = torch.zeros((self.batch_size, length), dtype=torch.int64).masked_fill_(~real, PADDING)
-        self._held.position[:, :length] = positions[:, :length].to(self.device)
-        self._held.span[:, :length] = span.to(self.device)
-        taken = real.numpy()
-        self._taken[:, :length] = taken
-        self._count[:] = taken.sum(axis=1)
-        self._top[:] = ((np.arange(length) + 1) * taken).max(axis=1)
+        self._slots.grow(self.cache.capacity)
+        rows = Rows.clean(positions[:, :length].cpu(), torch.zeros_like(real, dtype=torch.int64))
+        self._slots.hold(rows, np.tile(np.arange(length), (self.batch_size, 1)), real.numpy())
 
     def _check(self, tokens: Tensor, rows: Rows, keep: int) -> Rows:
-        """The rows on the device, after checks that do not wait for it (but for learned positions)."""
+        """The rows on the host, after checks."""
         shape = (self.active, tokens.shape[-1])
         if self.active == 0 or tokens.shape != shape or rows.span.shape != shape or shape[1] == 0:
             found = f"tokens {tuple(tokens.shape)} and rows {tuple(rows.span.shape)}"
             raise ValueError(f"{found} must be ({self.active}, rows), rows > 0")
         if not 0 <= keep <= shape[1]:
             raise ValueError(f"keep={keep}: the pass has {shape[1]} rows")
-        if rows.span.device.type == "cpu" and int(rows.span.max()) >= self._depends.shape[1]:
-            raise ValueError(f"span {int(rows.span.max())} is not known; call relate() for it first")
+        if rows.span.device.type != "cpu":
+            rows = Rows(*(getattr(rows, f.name).cpu() for f in fields(rows)))
+        last = int(rows.span.numpy().max())
+        if last >= self._slots.num_spans:
+            raise ValueError(f"span {last} is not known; call relate() for it first")
         if self._max_positions is not None and int(rows.position.max()) >= self._max_positions:
             raise ValueError(
                 f"position {int(rows.position.max())} is beyond the {self._max_positions} learned positions; "
                 "shorten the prompt, lower max_new_tokens or use a model with rotary positions"
             )
-        if rows.span.device != self.device:
-            rows = Rows(*(getattr(rows, f.name).to(self.device) for f in fields(rows)))
         return rows
-
-    def _choose(self, num_rows: int) -> tuple[np.ndarray, tuple[int, int] | Tensor]:
-        """Free slots of every batch row, lowest first: int64 ``(active, rows)``, and the form that the cache takes."""
-        active, top = self.active, self._top[: self.active]
-        if (self._count[:active] == top).all():  # no holes
-            slots = top[:, None] + np.arange(num_rows)
-            if (top == top[0]).all():
-                return slots, (int(top[0]), int(top[0]) + num_rows)
-        else:
-            slots = np.empty((active, num_rows), dtype=np.int64)
-            for row in range(active):
-                holes = np.flatnonzero(~self._taken[row, : top[row]])[:num_rows]
-                slots[row, : len(holes)] = holes
-                slots[row, len(holes) :] = top[row] + np.arange(num_rows - len(holes))
-        return slots, torch.from_numpy(slots).to(self.device)
-
-    def _mask(self, rows: Rows, used: int) -> Tensor:
-        """The row rule over the used slots, ``(active, 1, rows, used)``, additive or bool."""
-        assert self._pending is not None
-        if self._depends_there is None:
-            self._depends_there = torch.from_numpy(self._depends.copy()).to(self.device)
-        keys = Rows(*(getattr(self._held, f.name)[: self.active, :used] for f in fields(rows)))  # (active, used)
-        sees = visible(rows, keys, self._depends_there[: self.active])  # (active, rows, used)
-        # Every row sees itself; a padding row nothing else, but a softmax over no key at all would be NaN.
-        where = self._pending.where
-        if isinstance(where, tuple):
-            sees[:, :, where[0] : where[1]].diagonal(dim1=1, dim2=2).fill_(True)
-        else:
-            sees.scatter_(2, where.unsqueeze(2), True)
-        sees = sees.unsqueeze(1)
-        if not self._additive:
-            return sees
-        lowest = torch.finfo(self.dtype).min
-        return torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(~sees, lowest)
-
-    def _put(self, storage: Tensor, values: Tensor, where: tuple[int, int] | Tensor | None = None) -> None:
-        """Write ``values`` ``(active, rows)`` to the slots ``where``, or the pending pass's, of ``storage``."""
-        if where is None:
-            assert self._pending is not None
-            where = self._pending.where
-        if isinstance(where, tuple):
-            storage[: self.active, where[0] : where[1]] = values
-        else:
-            storage[: self.active].scatter_(1, where, values)
-
-    def _discard(self) -> None:
-        """A pass that was never committed leaves nothing behind."""
-        if self._pending is not None:
-            self._put(self._held.span, torch.full_like(self._pending.rows.span, PADDING))
-            self._pending = None
-
-    def _grow(self) -> None:
-        """Follow the capacity of the cache."""
-        more = self.cache.capacity - self._taken.shape[1]
-        if more <= 0:
-            return
-        pad = torch.nn.functional.pad
-        old = (getattr(self._held, f.name) for f in fields(Rows))
-        self._held = Rows(*(pad(t, (0, more), value=v) for t, v in zip(old, (0, PADDING, 0, 0, 0), strict=True)))
-        self._taken = np.pad(self._taken, ((0, 0), (0, more)))
 
 
 @torch.no_grad()
@@ -389,9 +292,6 @@ def causal_cache(model: Any, sequences: Tensor, attention_mask: Tensor) -> Dynam
             use_cache=True,
         )
     return cache
-
-
-_TYPES = (torch.int64, torch.int64, torch.bool, torch.int64, torch.int64)  # dtypes of the fields of Rows, in order
 
 
 def _host_of(model: Any) -> Any:

@@ -147,7 +147,7 @@ def check_rows(led: Led, layout: Layout) -> None:
     assert sorted(committed) == sorted((p, s) for _, p, s in laid_out)
     spans = len(layout.depends)
     for span in range(spans):
-        assert set(led.runner._depends[0, span, :spans].nonzero()[0].tolist()) == layout.depends[span], span
+        assert set(led.runner._slots.depends[0, span, :spans].nonzero()[0].tolist()) == layout.depends[span], span
     assert led.canvas.num_spans == spans
 
 

@@ -229,9 +229,8 @@ def test_relate_grows_and_demands_the_closure():
     runner = Runner(tiny("llama"), 1, num_spans=1)
     runner.relate(0, 1, [0])
     runner.relate(0, 9, [0, 1])
-    assert runner._depends[0, 9].nonzero()[0].tolist() == [0, 1, 9] and runner._depends[0, 8].nonzero()[0].tolist() == [
-        8
-    ]
+    depends = runner._slots.depends[0]
+    assert depends[9].nonzero()[0].tolist() == [0, 1, 9] and depends[8].nonzero()[0].tolist() == [8]
     with pytest.raises(ValueError, match="closure"):
         runner.relate(0, 2, [1])
 
