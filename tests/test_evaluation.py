@@ -202,6 +202,8 @@ def test_the_commit_is_that_of_a_checkout_that_tracks_the_file(tmp_path: Path) -
     git("commit", "-q", "-m", "m")
     assert report._commit(tmp_path / "tracked.py") == git("rev-parse", "HEAD")
     assert report._commit(tmp_path / "installed.py") is None
+    (tmp_path / "tracked.py").write_text("changed")
+    assert report._commit(tmp_path / "tracked.py") == git("rev-parse", "HEAD") + "-dirty"
 
 
 # Measuring.
@@ -328,7 +330,7 @@ def test_a_real_run_in_float64(checkpoint: tuple[Any, Any, list[TestItem]], tmp_
     assert run.measurements["host"][0].num_rows == run.measurements["autoregressive"][0].num_rows
     assert all(m.seconds_to_first_text is not None for m in run.measurements["host"])
     content = to_json(run, list(results.values()), shape_of(items, tokenizer), environment(model), "hf-hybrid bench")
-    assert list(content) == ["command", "commit", "versions", "device", "num_prompts", "shape", "results"]
+    assert list(content) == ["command", "commit", "versions", "device", "num_prompts", "batch_size", "shape", "results"]
     content = json.loads(json.dumps(content))
     assert content["num_prompts"] == 2 and len(content["results"]) == len(CANDIDATES)
     assert all(set(result) >= RESULT_KEYS for result in content["results"])

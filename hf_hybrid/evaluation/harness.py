@@ -57,12 +57,16 @@ class Measurement:
 
 @dataclass
 class Run:
-    """What was measured: ``measurements[name][i]`` belongs to ``items[i]``; ``interrupted``: True: not all prompts."""
+    """What was measured: ``measurements[name][i]`` belongs to ``items[i]``; ``interrupted``: True: not all prompts.
+
+    ``batch_size``: prompts per call.
+    """
 
     candidates: tuple[Candidate, ...]
     items: list[TestItem] = field(default_factory=list)
     measurements: dict[str, list[Measurement]] = field(default_factory=dict)
     interrupted: bool = False
+    batch_size: int = 1
 
 
 def country_of(item: TestItem) -> str:
@@ -106,7 +110,7 @@ def measure(
         raise ValueError("nothing to measure: give at least one prompt and one candidate")
     if len({c.name for c in candidates}) != len(candidates):
         raise ValueError("two candidates have the same name")
-    run = Run(tuple(candidates), measurements={c.name: [] for c in candidates})
+    run = Run(tuple(candidates), measurements={c.name: [] for c in candidates}, batch_size=batch_size)
     try:
         for candidate in candidates:
             answer(model, tokenizer, items[:batch_size], candidate, max_new_tokens)

@@ -221,6 +221,7 @@ def to_json(
         "command": command,
         **environment,
         "num_prompts": len(run.items),
+        "batch_size": run.batch_size,
         "shape": dict(shape),
         "results": [asdict(result) for result in results],
     }
@@ -236,7 +237,8 @@ def _processor() -> str:
 
 
 def _commit(file: Path) -> str | None:
-    """HEAD of the checkout that tracks ``file``; None when it lies in no checkout, such as an installed wheel."""
+    """HEAD of the checkout that tracks ``file``, with ``-dirty`` when files of its folder were changed since; None when
+    it lies in no checkout, such as an installed wheel."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(file.parent), *arguments]
@@ -246,4 +248,5 @@ def _commit(file: Path) -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    return git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", file.name) is not None else None
+    head = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", file.name) is not None else None
+    return f"{head}-dirty" if head and git("status", "--porcelain", "--untracked-files=no", "--", ".") else head

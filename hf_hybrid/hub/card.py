@@ -45,8 +45,9 @@ def render_table(data: Mapping[str, Any]) -> str:
     uneven = shape["longest_to_mean_part"]  # None: no sheet has parts
     parts = "" if uneven is None else f" in {shape['parts']:g} parts, the longest part {uneven:.2f} times the mean"
     lines = [
-        f"{data['num_prompts']} prompts from {shape['countries']} countries never seen, {device['dtype']}, {where}, "
-        f"one interleaved run (`{data['command']}`). Medians: prompt {shape['prompt_tokens']:g} tokens, "
+        f"{data['num_prompts']} prompts from {shape['countries']} countries never seen, {_batches(data)}, "
+        f"{device['dtype']}, {where}, one interleaved run (`{data['command']}`). "
+        f"Medians: prompt {shape['prompt_tokens']:g} tokens, "
         f"answer {shape['answer_tokens']:g} tokens{parts}.",
         "",
         "| | seconds | speedup | over all | tokens per pass | passes | first text, s | lines right | answers right |",
@@ -60,9 +61,11 @@ def render_table(data: Mapping[str, Any]) -> str:
             f"| {_number(result['num_forwards'], 1)} | {_number(result['seconds_to_first_text'], 3)} "
             f"| {result['field_exact_match']:.1%} | {_share(result)} |"
         )
+    counted = [result["speedup_prompts"] for result in data["results"]]
     lines += [
         "",
-        "Speedup: median over the prompts where both answers are right; in brackets 95 % intervals over countries. "
+        f"Speedup: median over the prompts where both answers are right ({_range(counted)} of {data['num_prompts']}); "
+        "in brackets 95 % intervals over countries. "
         "The baseline is the faster of the host's `generate()` and `autoregressive`, both writing the plain answer.",
     ]
     for result in data["results"]:
@@ -70,6 +73,15 @@ def render_table(data: Mapping[str, Any]) -> str:
             share = f"{result['equal_share']:.1%}"
             lines.append(f"`{result['name']}` wrote the same text as `{result['equal_to']}` on {share} of the prompts.")
     return "\n".join(lines)
+
+
+def _batches(data: Mapping[str, Any]) -> str:
+    size = data["batch_size"]
+    return "one at a time" if size == 1 else f"in batches of {size}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def update_readme(readme: Path, results: Path) -> None:

@@ -28,6 +28,7 @@ def result(name: str, seconds: float, **more: Any) -> dict[str, Any]:
         "seconds_per_answer": seconds,
         "speedup": 0.4321 / seconds,
         "speedup_interval": [1.23, 4.56],
+        "speedup_prompts": 150,
         "speedup_all": 2.34,
         "tokens_per_forward": 7.89,
         "num_forwards": 20.5,
@@ -49,6 +50,7 @@ def results(tmp_path: Path) -> Path:
         "versions": {"torch": "9.9.9"},
         "device": {"type": "cpu", "processor": "Abacus", "threads": 2, "dtype": "float32"},
         "num_prompts": 208,
+        "batch_size": 1,
         "shape": {
             "countries": 13,
             "prompt_tokens": 145.0,
@@ -90,7 +92,8 @@ def test_table_shows_the_measured_numbers(results: Path) -> None:
         "98.7%",
         "87.6% (81%-92%)",
     ]
-    assert "`host` (baseline)" in table
+    assert "`host` (baseline)" in table and "never seen, one at a time, float32" in table
+    assert "both answers are right (150 of 208)" in table
     assert "`verified` wrote the same text as `host` on 99.5% of the prompts." in table
 
 
