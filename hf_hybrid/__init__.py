@@ -6,10 +6,12 @@ from hf_hybrid.core.plan import ControlTokens as ControlTokens
 from hf_hybrid.core.plan import Plan as Plan
 from hf_hybrid.core.plan import PlanError as PlanError
 from hf_hybrid.core.plan import Span as Span
+from hf_hybrid.decoding import Answer as Answer
 from hf_hybrid.decoding import DecodingError as DecodingError
 from hf_hybrid.decoding import GenerationReport as GenerationReport
 from hf_hybrid.decoding import HybridGenerateOutput as HybridGenerateOutput
 from hf_hybrid.decoding import PlanLogitsProcessor as PlanLogitsProcessor
+from hf_hybrid.many import generate_many as generate_many
 from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
 from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
 from hf_hybrid.mixin import UnsupportedCallError as UnsupportedCallError
@@ -24,6 +26,7 @@ from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "AutoHybridModelForCausalLM",
     "ControlTokens",
     "DecodingError",
@@ -42,6 +45,7 @@ __all__ = [
     "control_tokens",
     "disable",
     "enable",
+    "generate_many",
     "install",
     "prepare_vocabulary",
     "uninstall",

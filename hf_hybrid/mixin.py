@@ -109,7 +109,7 @@ class HybridGenerationMixin(GenerationMixin):
         # A host class with a generate() of its own may not know all of these names: pass what was given.
         arguments = {name: value for name, value in given.items() if value is not None} | kwargs
         host: Any = super()
-        return host.generate(**_host_arguments(self, arguments, strategy, plan))
+        return host.generate(**host_arguments(self, arguments, strategy, plan))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """The host's ``save_pretrained``, with ``generation_config.hf_hybrid`` in a form that survives loading."""
@@ -184,7 +184,7 @@ def install() -> None:
         self: Any, *args: Any, strategy: str | None = None, plan: Plan | Sequence[Plan] | None = None, **kwargs: Any
     ) -> Any:
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        return original(self, **_host_arguments(self, arguments, strategy, plan))
+        return original(self, **host_arguments(self, arguments, strategy, plan))
 
     _installed = (original, generate)
     _Host.generate = generate
@@ -206,19 +206,23 @@ def uninstall() -> None:
     _installed = None
 
 
-def _host_arguments(
-    model: Any, arguments: Mapping[str, Any], strategy: str | None, plan: Plan | Sequence[Plan] | None
+def host_arguments(
+    model: Any,
+    arguments: Mapping[str, Any],
+    strategy: str | None,
+    plan: Plan | Sequence[Plan] | None,
+    queue: Iterator[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """The arguments of the host's ``generate`` that carry out this call."""
+    """The arguments of the host's ``generate`` that carry out this call; the prompts of ``queue`` follow it."""
     arguments = dict(arguments)
     if arguments.get("custom_generate") is not None:
         if strategy is not None or plan is not None:
             raise UnsupportedCallError("custom_generate= and strategy= are two ways of decoding; leave one out")
         return arguments
     # A drafting model inside the host's assisted decoding: a strategy of its own would run inside every round.
-    if _effective(model, arguments, "is_assistant"):
+    if effective_value(model, arguments, "is_assistant"):
         return arguments
-    stored = _effective(model, arguments, "hf_hybrid")
+    stored = effective_value(model, arguments, "hf_hybrid")
     arguments.pop("hf_hybrid", None)
     name = strategy if strategy is not None else stored_strategy(stored)
     settings = {key: arguments.pop(key) for key in SETTING_NAMES & arguments.keys()}
@@ -247,12 +251,13 @@ def _host_arguments(
         tokenizer=tokenizer,
         plan=plan,
         control=control_tokens(model),
+        queue=queue,
     )
     arguments["custom_generate"] = functools.partial(decode, call=call)
     return arguments
 
 
-def _effective(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
     """The value that the host would use for ``name``: of the call, its config, the model's config; None when unset."""
     if name in arguments:
         return arguments[name]
@@ -262,7 +267,7 @@ def _effective(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
 
 def _switch_off(model: Any, arguments: dict[str, Any], name: str) -> None:
     """Make the effective value of ``name`` None."""
-    if _effective(model, arguments, name) is None:
+    if effective_value(model, arguments, name) is None:
         return
     config = arguments.get("generation_config")
     if config is None or name in arguments or getattr(model.generation_config, name, None) is not None:
@@ -274,7 +279,7 @@ def _switch_off(model: Any, arguments: dict[str, Any], name: str) -> None:
 
 def _take_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) -> None:
     """Turn ``stop_strings`` into a stopping criterion here: the host loses the tokenizer and then asks for it."""
-    strings = _effective(model, arguments, "stop_strings")
+    strings = effective_value(model, arguments, "stop_strings")
     if strings is None:
         return
     if tokenizer is None:
@@ -287,13 +292,13 @@ def _take_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) ->
 def _refuse(model: Any, arguments: Mapping[str, Any], strategy: str) -> None:
     """Raise for whatever does not go together with a strategy."""
     for name, switched_on in _REFUSED.items():
-        value = _effective(model, arguments, name)
+        value = effective_value(model, arguments, name)
         if switched_on(value):
             shown = "" if isinstance(value, GenerationMixin) or name == "assistant_tokenizer" else f"={value!r}"
             raise UnsupportedCallError(
                 f"{name}{shown} chooses another way of decoding than strategy={strategy!r}; leave out one of the two"
             )
-    if _effective(model, arguments, "cache_implementation") == "paged":
+    if effective_value(model, arguments, "cache_implementation") == "paged":
         raise UnsupportedCallError(
             f"cache_implementation='paged' excludes strategy={strategy!r}; leave out one of the two"
         )

@@ -65,6 +65,19 @@ class GenerationReport:
         return self.plans[0] if self.plans else None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One answer of ``generate_many``.
+
+    Attributes:
+        index: place of its prompt. tokens: new ones, as behind the prompt in ``sequences``. report: how they came.
+    """
+
+    index: int
+    tokens: list[int]
+    report: GenerationReport
+
+
 @dataclass
 class HybridGenerateOutput(ModelOutput):
     """The host's output with a report.

@@ -261,6 +261,13 @@ class PlannedDiffusion(Strategy):
                 if lane.reason == "limit":
                     report.fallbacks.append(f"{name} was cut at {len(text)} tokens")
 
+    def forget(self, canvas: Canvas) -> None:
+        """Its grammar states and rounds too."""
+        super().forget(canvas)
+        del self.rounds[canvas.row]
+        for lane in canvas.lanes:
+            self.states.pop(lane, None)
+
     def stage(self, canvas: Canvas) -> str:
         """``spans`` while parts run, ``plan`` while the trunk plans, else ``text``."""
         last = canvas.lanes[-1]

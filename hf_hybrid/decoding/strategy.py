@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ class Call:
     Attributes:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
         plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model
-        has none.
+        has none. queue: prompts that take the batch rows which become free, or None.
     """
 
     strategy: str
@@ -49,6 +49,7 @@ class Call:
     tokenizer: Any = None
     plan: Plan | Sequence[Plan] | None = None
     control: ControlTokens | None = None
+    queue: Iterator[Sequence[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Strategy(ABC):
         self.reports: dict[int, GenerationReport] = {}
         self._bans: dict[tuple[int, ...], int] = {(): 0}  # what a row may not write -> line of the table
         self._banned: Tensor | None = None
+        self._first = 0  # batch row of the first canvas of the pass
 
     # The holes.
 
@@ -121,6 +123,10 @@ class Strategy(ABC):
         """``canvas`` leaves the batch: complete its report."""
         return
 
+    def forget(self, canvas: Canvas) -> None:
+        """``canvas`` was reported and will not be asked for again."""
+        del self.reports[canvas.row]
+
     # The loop.
 
     @property
@@ -135,12 +141,13 @@ class Strategy(ABC):
         control = self.context.call.control
         return control.mask if control is not None else 0
 
-    def advance(self, canvases: list[Canvas]) -> None:
-        """One pass over all lanes of ``canvases``, the active batch rows of the Runner, and what it settles."""
-        started = time.perf_counter()
+    def advance(self, canvases: list[Canvas], first: int = 0) -> None:
+        """One pass over all lanes of ``canvases``, the active batch rows of the Runner from ``first`` on, and what it
+        settles."""
+        started, self._first = time.perf_counter(), first
         stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
         batch = build_pass(canvases, self.mask_token, self.runner.least_rows)
-        logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain)  # (active, keep, vocab)
+        logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain, first=first)
         flat = logits.reshape(-1, logits.shape[-1])  # (active * keep, vocab)
         self._constrain(flat, batch)
         raw = flat.clone() if self.context.processors.needs_prefix else flat
@@ -283,11 +290,12 @@ class Strategy(ABC):
         before = len(lane.tokens)
         lane.settle(new, ends)
         written = lane.tokens[before:]
-        self.settled(canvas, lane, written, rows.line)
+        row = self._first + rows.line
+        self.settled(canvas, lane, written, row)
         if not lane.done:
             if len(lane.tokens) >= lane.limit:
                 lane.finish("limit")
-                self.settled(canvas, lane, [], rows.line)
+                self.settled(canvas, lane, [], row)
             else:
                 lane.draft = self.draft(canvas, lane, proposed)
 

@@ -26,7 +26,7 @@ class Place:
 
     Attributes:
         batch_size: batch rows of the storage. capacity: slots of the storage, per batch row.
-        active: the first ``active`` batch rows take part in the pass.
+        lines: the batch rows that take part in the pass, a slice.
         used: attention sees the slots before this one.
         past: slots in use before the pass, what the host takes for the length.
         interval: ``(start, stop)``, the pass writes these slots in every batch row; None: ``slots`` says which.
@@ -37,7 +37,7 @@ class Place:
 
     batch_size: int
     capacity: int
-    active: int
+    lines: slice
     used: int = 0
     past: int = 0
     interval: tuple[int, int] | None = None
@@ -52,7 +52,7 @@ class Place:
             what attention sees, a view ``(active, heads, used, dim)``.
         """
         if self.interval is not None:
-            storage[: self.active, :, self.interval[0] : self.interval[1]].copy_(states)
+            storage[self.lines, :, self.interval[0] : self.interval[1]].copy_(states)
         elif self.slots is not None:
             slots, batch = self.slots, self.batch
             assert batch is not None
@@ -61,7 +61,7 @@ class Place:
             storage[batch, :, slots] = states.transpose(1, 2)
         else:
             raise CacheError("no slots were named for this pass; call RowCache.place() before the model's forward")
-        return storage[: self.active, :, : self.used]
+        return storage[self.lines, :, : self.used]
 
 
 class RowCacheLayer(CacheLayerMixin):
@@ -161,7 +161,7 @@ class RowCache(Cache):
     layers: list[RowCacheLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, num_layers: int, batch_size: int, capacity: int = 256) -> None:
-        self.here = Place(batch_size=batch_size, capacity=max(1, capacity), active=batch_size)
+        self.here = Place(batch_size=batch_size, capacity=max(1, capacity), lines=slice(0, batch_size))
         super().__init__(layers=[RowCacheLayer(self.here) for _ in range(num_layers)])
 
     @property
@@ -174,7 +174,9 @@ class RowCache(Cache):
         if slots > self.here.capacity:
             self.here.capacity = max(slots, 2 * self.here.capacity)
 
-    def place(self, slots: Tensor | tuple[int, int], used: int, past: int | None = None) -> None:
+    def place(
+        self, slots: Tensor | tuple[int, int], used: int, past: int | None = None, lines: slice | None = None
+    ) -> None:
         """Name the slots of the coming pass, once for all layers.
 
         Args:
@@ -182,8 +184,10 @@ class RowCache(Cache):
             used: attention sees the slots before this one; greater than every slot of the pass.
             past: slots in use before the pass; matters only when the host builds its own mask. None: all that the pass
                 does not write.
+            lines: the batch rows of the pass, ``slots`` are theirs. None: all.
         """
         here = self.here
+        here.lines = slice(0, here.batch_size) if lines is None else lines
         self.reserve(used)
         here.number += 1
         here.used = used
@@ -192,21 +196,17 @@ class RowCache(Cache):
             rows = slots[1] - slots[0]
         else:
             here.interval, here.slots = None, slots
-            here.batch = torch.arange(slots.shape[0], device=slots.device).unsqueeze(1)  # (active, 1)
+            batch = torch.arange(here.lines.start, here.lines.start + slots.shape[0], device=slots.device)
+            here.batch = batch.unsqueeze(1)  # (active, 1)
             rows = slots.shape[1]
         here.past = used - rows if past is None else past
 
-    def narrow(self, active: int) -> None:
-        """Only the first ``active`` batch rows take part from now on."""
-        if not 0 <= active <= self.here.batch_size:
-            raise CacheError(f"{active} active batch rows, but the cache was made for {self.here.batch_size}")
-        self.here.active = active
-
-    def swap(self, i: int, j: int) -> None:
-        """Exchange what batch rows i and j hold (a finished row leaves, the last active one takes its place)."""
+    def swap(self, i: int, j: int, length: int) -> None:
+        """Exchange the first ``length`` slots of batch rows i and j (a finished row leaves, the last active one takes
+        its place)."""
         if i != j:
             for layer in self.layers:
-                layer.swap(i, j, min(self.here.used, layer.keys.shape[2] if layer.keys is not None else 0))
+                layer.swap(i, j, min(length, layer.keys.shape[2] if layer.keys is not None else 0))
 
 
 def _refuse(name: str) -> NoReturn:

@@ -71,6 +71,7 @@ class _Pass:
 
     rows: Rows
     slots: np.ndarray
+    first: int
 
 
 class Runner:
@@ -124,7 +125,7 @@ class Runner:
         self._slots.relate(row, span, sees)
 
     @torch.no_grad()
-    def run(self, tokens: Tensor, rows: Rows, keep: int, *, plain: bool = False) -> Tensor:
+    def run(self, tokens: Tensor, rows: Rows, keep: int, *, plain: bool = False, first: int = 0) -> Tensor:
         """One pass. A pass before it that was not committed leaves nothing behind.
 
         Args:
@@ -134,20 +135,22 @@ class Runner:
             keep: logits of the last ``keep`` rows are wanted, 0 to rows.
             plain: True is the caller's promise that every row is clean and sees every committed slot and the rows
                 before it in the pass. Without holes, and with equal slots in all batch rows, the host makes its mask.
+            first: only the active batch rows from this one on take part; ``active`` above is then their number.
 
         Returns:
             logits ``(active, keep, vocab)`` in the model's dtype.
         """
-        rows = self._check(tokens, rows, keep)
+        lines = slice(first, self.active)
+        rows = self._check(tokens, rows, keep, self.active - first)
         self._pending = None
-        slots, where = self._slots.choose(self.active, tokens.shape[1])
-        past = int(self._slots.top[: self.active].max())
+        slots, where = self._slots.choose(lines, tokens.shape[1])
+        past = int(self._slots.top[lines].max())
         used = max(past, int(slots.max()) + 1)
-        self.cache.place(where, used, past)
+        self.cache.place(where, used, past, lines)
         self._slots.grow(self.cache.capacity)
-        self._pending = _Pass(rows, slots)
+        self._pending = _Pass(rows, slots, first)
         # One interval for all means that every slot before it is taken: the host's own causal mask is the row rule.
-        mask = None if plain and isinstance(where, tuple) else self._slots.mask(rows, slots, where, used)
+        mask = None if plain and isinstance(where, tuple) else self._slots.mask(rows, slots, where, used, first)
         arguments: dict[str, Any] = {"logits_to_keep": max(keep, 1)} if self._keeps_logits else {}
         start = time.perf_counter()
         output = self.model(
@@ -160,8 +163,8 @@ class Runner:
             **arguments,
         )
         self.forward_seconds += time.perf_counter() - start
-        self.num_passes[: self.active] += 1
-        self.num_rows[: self.active] += (rows.span.numpy() != PADDING).sum(axis=1)
+        self.num_passes[lines] += 1
+        self.num_rows[lines] += (rows.span.numpy() != PADDING).sum(axis=1)
         logits: Tensor = output.logits  # (active, rows or keep, vocab)
         return logits[:, logits.shape[1] - keep :]
 
@@ -181,7 +184,7 @@ class Runner:
                 raise ValueError(f"kept has shape {wanted.shape}, the last pass had {stays.shape} rows")
             stays &= wanted.astype(bool)
         self._pending = None
-        self._slots.hold(done.rows, done.slots, stays)
+        self._slots.hold(done.rows, done.slots, stays, done.first)
 
     def leave(self, row: int) -> int:
         """Batch row ``row`` is finished: it and the last active one change places (counters and spans too).
@@ -195,13 +198,24 @@ class Runner:
             raise ValueError("commit() the last pass before a batch row leaves")
         last = self.active - 1
         if row != last:
-            self.cache.swap(row, last)
+            self.cache.swap(row, last, int(self._slots.top[[row, last]].max()))
             self._slots.swap(row, last)
             for array in (self.num_passes, self.num_rows):
                 array[[row, last]] = array[[last, row]]
         self.active = last
-        self.cache.narrow(last)
         return last
+
+    def enter(self) -> int:
+        """A batch row that is not active becomes the last active one, empty, with its counters at zero; its index."""
+        if self.active == self.batch_size:
+            raise ValueError(f"all {self.batch_size} batch rows are active; one must leave() before another enters")
+        if self._pending is not None:
+            raise ValueError("commit() the last pass before a batch row enters")
+        row = self.active
+        self._slots.clear(row)
+        self.num_passes[row] = self.num_rows[row] = 0
+        self.active += 1
+        return row
 
     def committed(self, row: int) -> Rows:
         """What the cache holds of batch row ``row``, ``(1, count)``, in the order of ``slots_of(row)``."""
@@ -249,12 +263,12 @@ class Runner:
         rows = Rows.clean(positions[:, :length].cpu(), torch.zeros_like(real, dtype=torch.int64))
         self._slots.hold(rows, np.tile(np.arange(length), (self.batch_size, 1)), real.numpy())
 
-    def _check(self, tokens: Tensor, rows: Rows, keep: int) -> Rows:
+    def _check(self, tokens: Tensor, rows: Rows, keep: int, active: int) -> Rows:
         """The rows on the host, after checks."""
-        shape = (self.active, tokens.shape[-1])
-        if self.active == 0 or tokens.shape != shape or rows.span.shape != shape or shape[1] == 0:
+        shape = (active, tokens.shape[-1])
+        if active < 1 or tokens.shape != shape or rows.span.shape != shape or shape[1] == 0:
             found = f"tokens {tuple(tokens.shape)} and rows {tuple(rows.span.shape)}"
-            raise ValueError(f"{found} must be ({self.active}, rows), rows > 0")
+            raise ValueError(f"{found} must be ({active}, rows), rows > 0")
         if not 0 <= keep <= shape[1]:
             raise ValueError(f"keep={keep}: the pass has {shape[1]} rows")
         if rows.span.device.type != "cpu":

@@ -49,6 +49,7 @@ class Slots:
         self._reach = np.zeros(self.depends.shape[:2], dtype=np.int64)  # one past the last held position of a span
         self._lines: np.ndarray | None = None  # (batch, spans + 1, capacity), bool or additive
         self._drawn = 0  # columns of _lines before this one are right
+        self._highest = 0  # one past the last column that was ever drawn
 
     @property
     def num_spans(self) -> int:
@@ -77,48 +78,54 @@ class Slots:
         self.depends[row, span] = reads
         self._drawn = 0
 
-    def choose(self, active: int, num_rows: int) -> tuple[np.ndarray, Where]:
-        """Free slots of the first ``active`` batch rows, lowest first: int64 ``(active, num_rows)``, in both forms."""
-        top = self.top[:active]
-        if (self.count[:active] == top).all():  # no holes
+    def choose(self, lines: slice, num_rows: int) -> tuple[np.ndarray, Where]:
+        """Free slots of the batch rows ``lines``, lowest first: int64 ``(lines, num_rows)``, in both forms."""
+        top = self.top[lines]
+        if (self.count[lines] == top).all():  # no holes
             slots = top[:, None] + np.arange(num_rows)
             if (top == top[0]).all():
                 return slots, (int(top[0]), int(top[0]) + num_rows)
         else:
-            slots = np.empty((active, num_rows), dtype=np.int64)
-            for row in range(active):
-                holes = np.flatnonzero(self.span[row, : top[row]] == PADDING)[:num_rows]
+            slots = np.empty((len(top), num_rows), dtype=np.int64)
+            for row, span in enumerate(self.span[lines]):
+                holes = np.flatnonzero(span[: top[row]] == PADDING)[:num_rows]
                 slots[row, : len(holes)] = holes
                 slots[row, len(holes) :] = top[row] + np.arange(num_rows - len(holes))
         return slots, torch.from_numpy(slots).to(self.device)
 
-    def hold(self, rows: Rows, slots: np.ndarray, stays: np.ndarray) -> None:
-        """The rows of a pass that stay, ``stays`` bool ``(active, rows)``, lie in ``slots`` from now on."""
+    def hold(self, rows: Rows, slots: np.ndarray, stays: np.ndarray, first: int = 0) -> None:
+        """The rows of a pass that stay, ``stays`` bool ``(lines, rows)``, lie in ``slots`` from now on.
+
+        Args:
+            first: the batch row of the first line.
+        """
         lines, columns = np.nonzero(stays)
         place, span, position = slots[lines, columns], rows.span.numpy(), rows.position.numpy()
         span, position = span[lines, columns], position[lines, columns]
+        lines += first
         self.span[lines, place] = span
         self.position[lines, place] = position
         np.maximum.at(self._reach, (lines, span), position + 1)
         np.maximum.at(self.top, lines, place + 1)
-        self.count[: len(stays)] += stays.sum(axis=1)
+        self.count[first : first + len(stays)] += stays.sum(axis=1)
         self._drawn = min(self._drawn, int(place.min(initial=self._drawn)))
 
-    def mask(self, rows: Rows, slots: np.ndarray, where: Where, used: int) -> Tensor:
+    def mask(self, rows: Rows, slots: np.ndarray, where: Where, used: int, first: int = 0) -> Tensor:
         """The row rule for the rows of a pass, over the used slots.
 
         Args:
             rows: on the host, ``(active, rows)``. slots, where: their slots, as ``choose`` gave them. used: attention
-                sees the slots before this one.
+                sees the slots before this one. first: the batch row of the first line.
 
         Returns:
             ``(active, 1, rows, used)``, additive or bool.
         """
         active, width = rows.span.shape
         position, span, noisy, anchor, block = (getattr(rows, f.name).numpy() for f in fields(rows))
-        batch = np.arange(active)[:, None]  # (active, 1)
+        lines = slice(first, first + active)
+        batch = np.arange(first, first + active)[:, None]  # (active, 1)
         limit = np.where(noisy, anchor, position + 1)  # (active, rows)
-        among = visible(rows, rows, torch.from_numpy(self.depends[:active])).numpy() if width > FEW else None
+        among = visible(rows, rows, torch.from_numpy(self.depends[lines])).numpy() if width > FEW else None
         if among is None:
             # core.rows.visible, written for few rows.
             asks, asked = span[:, :, None], span[:, None, :]
@@ -132,10 +139,10 @@ class Slots:
         among[:, range(width), range(width)] = True
         if (limit >= self._reach[batch, span]).all():
             # Every row stands behind all that is held of its own span: positions need not be compared.
-            sees = self._draw()[:active, :, :used][batch, span]  # (active, rows, used)
+            sees = self._draw()[:, :, :used][batch, span]  # (active, rows, used)
         else:
-            held = Rows.clean(*(torch.from_numpy(a[:active, :used]) for a in (self.position, self.span)))
-            sees = self._rendered(visible(rows, held, torch.from_numpy(self.depends[:active])).numpy())
+            held = Rows.clean(*(torch.from_numpy(a[lines, :used]) for a in (self.position, self.span)))
+            sees = self._rendered(visible(rows, held, torch.from_numpy(self.depends[lines])).numpy())
         if isinstance(where, tuple):
             sees[:, :, where[0] : where[1]] = self._rendered(among)
         else:
@@ -146,6 +153,13 @@ class Slots:
         """Exchange what batch rows i and j hold, their spans too."""
         for array in (self.position, self.span, self.top, self.count, self.depends, self._reach):
             array[[i, j]] = array[[j, i]]
+        self._drawn = 0
+
+    def clear(self, row: int) -> None:
+        """Batch row ``row`` holds nothing, and its spans read nothing but themselves."""
+        self.span[row] = PADDING
+        self.top[row] = self.count[row] = self._reach[row] = 0
+        self.depends[row] = _related(1, self.num_spans)[0]
         self._drawn = 0
 
     def grow(self, capacity: int) -> None:
@@ -162,7 +176,7 @@ class Slots:
         if self._lines is None:
             self._lines = self._rendered(np.zeros(size, dtype=bool))
             self._drawn = 0
-        top = int(self.top.max())
+        top = self._highest = max(self._highest, int(self.top.max()))  # columns of a cleared row are drawn again too
         if self._drawn < top:
             columns = self.span[:, None, self._drawn : top]  # (batch, 1, columns), PADDING is the last line
             index = np.broadcast_to(columns, (*size[:2], columns.shape[2]))

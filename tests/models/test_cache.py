@@ -56,17 +56,23 @@ def test_update_returns_views_and_unwritten_slots_are_zero():
     assert keys[:, :, [0, 1, 2, 3, 5]].abs().sum() == 0
 
 
-def test_narrow_leaves_the_other_batch_rows_alone():
+def test_a_pass_over_some_batch_rows_leaves_the_others_alone():
     cache = RowCache(num_layers=1, batch_size=3, capacity=4)
     cache.place((0, 2), 2)
     first, _ = states(3, 2)
     cache.update(*states(3, 2), 0)
-    cache.narrow(2)
-    cache.place(torch.tensor([[0], [1]]), 2)
+    before = first.clone()  # (3, heads, 2, dim)
+    cache.place(torch.tensor([[0], [1]]), 2, lines=slice(1, 3))
     keys, _ = cache.update(*states(2, 1, start=1000.0), 0)
     assert keys.shape[0] == 2
-    assert torch.equal(cache.layers[0].keys[2, :, :2], first[2])
-    assert torch.equal(cache.layers[0].keys[0, :, 1], first[0, :, 1]) and not torch.equal(keys[0, :, 0], first[0, :, 0])
+    now = cache.layers[0].keys[:, :, :2]
+    assert torch.equal(now[0], before[0])
+    changed = (now != before).flatten(3).any(dim=3).any(dim=1)  # (batch, slots)
+    assert changed.tolist() == [[False, False], [True, False], [False, True]]
+    cache.place((2, 3), 3, lines=slice(2, 3))
+    keys, _ = cache.update(*states(1, 1, start=2000.0), 0)
+    assert keys.shape[0] == 1 and torch.equal(keys[0, :, :2], cache.layers[0].keys[2, :, :2])
+    assert (cache.layers[0].keys[:2, :, 2] == 0).all()
 
 
 def test_swap_exchanges_two_batch_rows_in_every_layer():
@@ -76,7 +82,7 @@ def test_swap_exchanges_two_batch_rows_in_every_layer():
         cache.update(*states(3, 2, start=10.0 * layer), layer)
     before = [layer.keys.clone() for layer in cache.layers]
     values = [layer.values.clone() for layer in cache.layers]
-    cache.swap(0, 2)
+    cache.swap(0, 2, 2)
     for layer, keys, value in zip(cache.layers, before, values, strict=True):
         assert torch.equal(layer.keys, keys[[2, 1, 0]]) and torch.equal(layer.values, value[[2, 1, 0]])
 
@@ -104,5 +110,3 @@ def test_what_it_cannot_do_is_refused_with_a_way_out():
     ):
         with pytest.raises(CacheError, match=r"Runner\.commit"):
             call()
-    with pytest.raises(CacheError, match="batch rows"):
-        cache.narrow(2)

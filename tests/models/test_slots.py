@@ -74,7 +74,7 @@ def test_the_mask_is_the_rule_over_held_rows_and_the_pass(
         for line in range(active):
             for span in [s for s, at in zip(SPANS, (0, 0, 4, 8), strict=True) if at == number]:
                 slots.relate(line, span, SPANS[span])
-        chosen, where = slots.choose(active, width)
+        chosen, where = slots.choose(slice(0, active), width)
         used = max(int(slots.top.max()), int(chosen.max()) + 1)
         slots.grow(max(slots.span.shape[1], used))
         rows = random_rows(g, active, width, 3 * number if ordered else 0)
@@ -96,7 +96,7 @@ def test_a_mask_copies_only_what_a_commit_added() -> None:
     slots = Slots(1, 64, 2, torch.device("cpu"), torch.float32)
     rows = Rows.clean(torch.arange(3).unsqueeze(0), torch.zeros(1, 3, dtype=torch.int64))
     for number in range(4):
-        chosen, where = slots.choose(1, 3)
+        chosen, where = slots.choose(slice(0, 1), 3)
         rows = Rows.clean(rows.position + 3 * min(number, 1), rows.span)
         slots.mask(rows, chosen, where, 3 * number + 3)
         before = slots._lines
