@@ -1,17 +1,20 @@
-"""``hf-hybrid generate``: answer one prompt."""
+"""``hf-hybrid generate``: answer one prompt, or a file of them."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, load, quiet
+from hf_hybrid.cli.lines import Job, plan_job, read_prompts, write_answers
 from hf_hybrid.cli.options import given_settings, setting_parameters
 from hf_hybrid.config import SETTINGS
 
@@ -21,7 +24,15 @@ Strategy = Literal["host", *SETTINGS]  # type: ignore[valid-type]
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads standard input.")] = None,
     *,
-    source: Annotated[Path | None, typer.Option("--input", "-i", help="Read the prompt from this file.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", help="Read the prompt from this file; with --output, JSON lines of prompts."),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Answer every line of --input and append the answers to this file."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers written at the same time, with --output.")] = 8,
     strategy: Annotated[
         Strategy,  # type: ignore[valid-type]
         typer.Option("--strategy", "-s", help="How to write; host: generate() of transformers."),
@@ -40,8 +51,12 @@ def generate(
     """Write an answer to PROMPT.
 
     Without --json the text appears as it is confirmed. What no option names comes from the checkpoint.
+
+    With --output, --input holds JSON lines: {"prompt": "..."} or {"messages": [...]}; other fields are kept. Answers
+    are appended in the same order, one by one; a run that was interrupted goes on where it stopped.
     """
-    text = _prompt(prompt, source)
+    job = _job(prompt, source, target, strategy, as_json)
+    text = "" if job else _prompt(prompt, source)
     if temperature is not None and not do_sample:
         raise UsageError("--temperature needs --do-sample")
     if temperature is not None and not temperature > 0:
@@ -52,10 +67,14 @@ def generate(
         from transformers import TextStreamer
 
         network, tokenizer, _ = load(model, dtype, device, threads)
-        inputs = {name: ids.to(network.device) for name, ids in _encode(tokenizer, text, chat).items()}
         call: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
         if temperature is not None:
             call["temperature"] = temperature
+        if job is not None:
+            call |= {"strategy": strategy, **settings}
+            write_answers(job, _answers(network, tokenizer, job, chat, batch_size, call), Console(stderr=True))
+            return
+        inputs = {name: ids.to(network.device) for name, ids in _encode(tokenizer, text, chat).items()}
         if strategy == "host":
             seed = settings.pop("seed", None)
             if seed is not None:
@@ -95,14 +114,42 @@ def _prompt(prompt: str | None, source: Path | None) -> str:
     return text
 
 
-def _encode(tokenizer: Any, text: str, chat: bool) -> dict[str, Any]:
-    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``."""
-    if chat:
+def _job(prompt: str | None, source: Path | None, target: Path | None, strategy: str, as_json: bool) -> Job | None:
+    """What --output asks for; None without it."""
+    if target is None:
+        return None
+    if prompt is not None or source is None:
+        raise UsageError("--output needs --input FILE with one prompt a line, and no PROMPT")
+    if as_json:
+        raise UsageError("--output writes JSON already; leave --json out")
+    if strategy == "host":
+        raise UsageError("--output needs a strategy of this package; try --strategy autoregressive")
+    return plan_job(read_prompts(source), target)
+
+
+def _answers(
+    network: Any, tokenizer: Any, job: Job, chat: bool, batch_size: int, call: dict[str, Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Place of each record, and text, plan and report of its answer."""
+    from hf_hybrid import generate_many
+
+    prompts = (_encode(tokenizer, r.get("messages") or r["prompt"], chat)["input_ids"][0] for r in job.records)
+    seed = call.pop("seed", None)
+    if seed is not None:
+        call["seed"] = seed + job.done  # an answer has its own seed, also after an interrupt
+    for answer in generate_many(network, prompts, batch_size=batch_size, **call):
+        text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        yield answer.index, _as_json(text, answer.report, tokenizer)
+
+
+def _encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict[str, Any]:
+    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat."""
+    if chat or not isinstance(text, str):
         if not getattr(tokenizer, "chat_template", None):
-            raise UsageError("--chat: the tokenizer of this model has no chat template")
-        message = [{"role": "user", "content": text}]
+            raise UsageError("a chat was asked for, and the tokenizer of this model has no chat template")
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         encoded = tokenizer.apply_chat_template(
-            message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
     else:
         encoded = tokenizer(text, return_tensors="pt")

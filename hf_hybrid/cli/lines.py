@@ -1,0 +1,129 @@
+"""``hf-hybrid generate --output``: from a file of prompts to a file of answers, and on from where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hf_hybrid.cli.command import UsageError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is left to do: ``records`` that have no answer yet, and how many have one (``done``)."""
+
+    records: list[Record]
+    done: int
+    output: Path
+
+
+def read_prompts(source: Path) -> list[Record]:
+    """JSON lines: objects with ``prompt`` (text) or ``messages`` (a chat), or strings; blank lines are skipped."""
+    records: list[Record] = []
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{source}, line {number}: not JSON ({error})") from error
+        record = {"prompt": value} if isinstance(value, str) else value
+        fault = _fault(record)
+        if fault:
+            raise UsageError(f"{source}, line {number}: {fault}")
+        records.append(record)
+    if not records:
+        raise UsageError(f"{source} holds no prompts")
+    return records
+
+
+def _fault(record: Any) -> str:
+    """What is wrong with a record; empty: nothing."""
+    if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
+        return 'give {"prompt": "..."} or {"messages": [...]}'
+    if "prompt" in record:
+        good = isinstance(record["prompt"], str) and record["prompt"].strip()
+        return "" if good else "the prompt must be a text that is not empty"
+    chat = record["messages"]
+    good = (
+        isinstance(chat, list) and chat and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in chat)
+    )
+    return "" if good else 'messages must be a list of {"role": ..., "content": ...}'
+
+
+def plan_job(records: Sequence[Record], output: Path) -> Job:
+    """What ``output`` lacks. A line that an interrupt cut in two is taken off; answers to other prompts are refused."""
+    if not output.resolve().parent.is_dir():
+        raise UsageError(f"--output {output}: there is no such folder")
+    text = output.read_bytes() if output.exists() else b""
+    whole = text[: text.rfind(b"\n") + 1]
+    answers = whole.decode("utf-8", errors="replace").splitlines()
+    for number, (line, record) in enumerate(zip(answers, records, strict=False), 1):
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or any(answer.get(name) != value for name, value in record.items()):
+            raise UsageError(
+                f"{output}, line {number} is no answer to prompt {number}; name another file, or delete this one"
+            )
+    if len(answers) > len(records):
+        raise UsageError(f"{output} holds {len(answers)} answers for {len(records)} prompts; name another file")
+    if len(whole) < len(text):
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    return Job(list(records[len(answers) :]), len(answers), output)
+
+
+def write_answers(job: Job, answers: Iterator[tuple[int, Record]], console: Console) -> None:
+    """Append answers in the order of their prompts, each flushed as soon as those before it stand.
+
+    Args:
+        answers: (place in ``job.records``, what to add to the record), in any order; ``report`` counts the tokens.
+        console: for the progress bar, or one line at the end when it is no terminal.
+    """
+    waiting: dict[int, Record] = {}
+    tokens, written, started = 0, 0, time.perf_counter()
+    columns = (
+        TextColumn("answers"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with (
+        job.output.open("a", encoding="utf-8") as file,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        task = bar.add_task("", total=job.done + len(job.records), completed=job.done, speed="")
+        try:
+            for index, addition in answers:
+                waiting[index] = addition
+                tokens += addition["report"]["num_tokens"]
+                while written in waiting:
+                    line = {**job.records[written], **waiting.pop(written)}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.flush()
+                    written += 1
+                speed = f"{tokens / (time.perf_counter() - started):.0f} tokens/s"
+                bar.update(task, completed=job.done + written, speed=speed)
+        except KeyboardInterrupt:
+            console.print(
+                f"{job.done + written} of {job.done + len(job.records)} answers stand in {job.output}; "
+                "the same command goes on from there"
+            )
+            raise
+    seconds = time.perf_counter() - started
+    console.print(
+        f"{written} answers in {seconds:.1f} s, {tokens / max(seconds, 1e-9):.0f} tokens/s: {job.output}"
+        + (f" ({job.done} stood there before)" if job.done else "")
+    )

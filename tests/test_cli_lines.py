@@ -1,0 +1,141 @@
+"""``hf-hybrid generate --output``: answers in the order of their prompts, whatever the batch size and however often the
+run was interrupted.
+
+Catches: answers written in the order in which they finish, a line that an interrupt cut in two and that stays, answers
+to other prompts that are taken for ours, seeds that start anew after an interrupt, fields of the input that are lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_for_tests import read_checkpoint, write_checkpoint
+from test_cli import call
+
+import hf_hybrid
+
+RECORDS = [{"id": n, "prompt": f"Area: {n} sq km" + "\nForest: 2" * (n % 3)} for n in range(7)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in RECORDS) + "\n\n")
+    return path
+
+
+def answer(folder: Path, prompts: Path, name: str, *more: object, code: int = 0) -> Any:
+    output = prompts.parent / name
+    options = ("--max-new-tokens", 12, "--do-sample", "--seed", 3, *more)
+    return call("generate", "--model", folder, "--input", prompts, "--output", output, *options, code=code)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_stand_in_order_and_equal_single_calls(folder: Path, prompts: Path) -> None:
+    model, tokenizer, *_ = read_checkpoint(folder, torch.float32)
+    expected = []
+    for number, record in enumerate(RECORDS):
+        inputs = tokenizer(record["prompt"], return_tensors="pt")
+        ids = model.generate(**inputs, strategy="planned_diffusion", max_new_tokens=12, do_sample=True, seed=3 + number)
+        expected.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    for batch_size in (1, 3, 8):
+        result = answer(folder, prompts, f"{batch_size}.jsonl", "--batch-size", batch_size)
+        assert "7 answers in" in result.stderr and "tokens/s" in result.stderr
+        written = lines(prompts.parent / f"{batch_size}.jsonl")
+        assert [{"id": a["id"], "prompt": a["prompt"]} for a in written] == RECORDS
+        assert [a["text"] for a in written] == expected
+        assert all(a["report"]["num_forwards"] > 0 for a in written)
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_an_interrupted_run_goes_on(folder: Path, prompts: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(folder, prompts, "whole.jsonl")
+    real = hf_hybrid.generate_many
+
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for number, found in enumerate(real(*arguments, **options)):
+            if number == after:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(hf_hybrid, "generate_many", interrupted)
+    result = answer(folder, prompts, "cut.jsonl", "--batch-size", 1, code=130)
+    assert f"{after} of 7 answers stand in" in result.stderr and "goes on from there" in result.stderr
+    monkeypatch.undo()
+    output = prompts.parent / "cut.jsonl"
+    assert len(lines(output)) == after
+    with output.open("a") as file:
+        file.write('{"id": 9, "prom')  # the last line was cut in two
+    result = answer(folder, prompts, "cut.jsonl", "--batch-size", 2)
+    assert [a["text"] for a in lines(output)] == [a["text"] for a in lines(prompts.parent / "whole.jsonl")]
+    before = output.read_bytes()
+    result = answer(folder, prompts, "cut.jsonl")
+    assert "0 answers" in result.stderr and output.read_bytes() == before
+
+
+def test_strings_and_chats_are_prompts_too(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    path.write_text('"Area: 1"\n{"messages": [{"role": "user", "content": "Area: 1"}]}\n')
+    _, tokenizer, *_ = read_checkpoint(folder, torch.float32)
+    if getattr(tokenizer, "chat_template", None) is None:
+        path.write_text('"Area: 1"\n')
+    answer(folder, path, "out.jsonl")
+    found = lines(tmp_path / "out.jsonl")
+    assert found[0]["prompt"] == "Area: 1" and all("text" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"),
+        ('{"text": "a"}\n', 'line 1: give {"prompt": "..."}'),
+        ('{"prompt": " "}\n', "line 1: the prompt must be a text"),
+        ('{"messages": [1]}\n', "line 1: messages must be a list"),
+        ('{"messages": []}\n', "line 1: messages must be a list"),
+        ("\n", "holds no prompts"),
+    ],
+)
+def test_a_wrong_prompt_is_found_before_the_run(folder: Path, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "wrong.jsonl"
+    path.write_text(content)
+    assert message in answer(folder, path, "out.jsonl", code=2).stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_answers_to_other_prompts_are_not_touched(folder: Path, prompts: Path) -> None:
+    output = prompts.parent / "other.jsonl"
+    for content, message in (
+        ('{"id": 5, "prompt": "x", "text": "y"}\n', "line 1 is no answer to prompt 1"),
+        ("hello\n", "line 1 is no answer to prompt 1"),
+        ("".join(json.dumps({**r, "text": ""}) + "\n" for r in [*RECORDS, RECORDS[0]]), "holds 8 answers for 7"),
+    ):
+        output.write_text(content)
+        assert message in answer(folder, prompts, "other.jsonl", code=2).stderr
+        assert output.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hello", "--output", "x"], "--output needs --input"),
+        (["--input", "{prompts}", "--output", "x", "--json"], "leave --json out"),
+        (["--input", "{prompts}", "--output", "x", "--strategy", "host"], "needs a strategy"),
+        (["--input", "{prompts}", "--output", "/nowhere/x"], "no such folder"),
+    ],
+)
+def test_options_that_do_not_go_together(folder: Path, prompts: Path, arguments: list[str], message: str) -> None:
+    named = [argument.format(prompts=prompts) for argument in arguments]
+    assert message in call("generate", "--model", folder, *named, code=2).stderr
