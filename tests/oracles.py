@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -273,9 +273,10 @@ class SlowPlanned:
         """Text and the next plan behind the last row; None: the answer ended."""
         number, trunk = len(self.answer.plans), self.rows[-1].span
         if number < len(self.plans):
-            self.rows += clean(self.grammar.render(self.plans[number]), self.rows[-1].position + 1, trunk)
+            forced = [*self.plans[number].lead, *self.grammar.render(self.plans[number])]
+            self.rows += clean(forced, self.rows[-1].position + 1, trunk)
             return self.plans[number]
-        state = PlanState()
+        state, lead = PlanState(), list[int]()
         while len(self.rows) < self.budget:
             allowed = self.grammar.allowed(state, not self.plans and number < 8, self.budget - len(self.rows))
             scores = causal(self.model, self.rows, self.reads)
@@ -283,7 +284,9 @@ class SlowPlanned:
             position = self.rows[-1].position + 1
             token = self.pick.token(scores, trunk, position)
             if token == self.control.async_:
-                return state.plan
+                return replace(state.plan, lead=tuple(lead))
+            if state.stage == "text" and token != self.control.topic:
+                lead.append(token)
             self.rows.append(Row(token, position, trunk))
             if token == self.control.eos:
                 return None
@@ -307,7 +310,10 @@ class SlowPlanned:
             context = [row for row in self.rows if row.span in self.reads[span]]
             limit = min(math.ceil(part.length * self.extension), room - len(own))
             place = (self.model, context, own, self.reads, allowed, ends, limit, self.pick)
-            written = write_noisy(*place, self.how, self.control.mask) if self.how else write_plain(*place)
+            if part.text is not None:
+                written = clean([row.token for row in own] + list(part.text), own[0].position, span)
+            else:
+                written = write_noisy(*place, self.how, self.control.mask) if self.how else write_plain(*place)
             self.rows += written
             kept = max(0, self.budget - len(self.rows) + len(written) - len(own))  # inside the budget
             parts.append([row.token for row in written[len(own) :]][:kept])

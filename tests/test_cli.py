@@ -33,7 +33,7 @@ from hf_hybrid.evaluation import Candidate, Measurement, Run, harness, results_o
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.recipes.factbook import Sheet, TestItem
 
-COMMANDS = ("demo", "generate", "bench", "train")
+COMMANDS = ("demo", "generate", "plan", "bench", "train")
 FEW = (Candidate("host", None), Candidate("planned", "planned_diffusion", {"window_length": 4}))
 
 

@@ -131,7 +131,7 @@ def test_answers_to_other_prompts_are_not_touched(folder: Path, prompts: Path) -
     ("arguments", "message"),
     [
         (["hello", "--output", "x"], "--output needs --input"),
-        (["--input", "{prompts}", "--output", "x", "--json"], "leave --json out"),
+        (["--input", "{prompts}", "--output", "x", "--json"], "leave --json and"),
         (["--input", "{prompts}", "--output", "x", "--strategy", "host"], "needs a strategy"),
         (["--input", "{prompts}", "--output", "/nowhere/x"], "no such folder"),
     ],

@@ -16,6 +16,7 @@ from rich.console import Console
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, load, quiet
 from hf_hybrid.cli.lines import Job, plan_job, read_prompts, write_answers
 from hf_hybrid.cli.options import given_settings, setting_parameters
+from hf_hybrid.cli.plan import read_plans
 from hf_hybrid.config import SETTINGS
 
 Strategy = Literal["host", *SETTINGS]  # type: ignore[valid-type]
@@ -42,6 +43,13 @@ def generate(
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample instead of taking the best token.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Of sampling, above 0; needs --do-sample.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the chat template of the model.")] = False,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Carry out this plan (JSON of hf-hybrid plan) instead of writing one.")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", help="Write this part of --plan (3, or 2.3: of round 2) and what depends on it anew."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print text, plan and report as JSON.")] = False,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
@@ -55,8 +63,12 @@ def generate(
     With --output, --input holds JSON lines: {"prompt": "..."} or {"messages": [...]}; other fields are kept. Answers
     are appended in the same order, one by one; a run that was interrupted goes on where it stopped.
     """
-    job = _job(prompt, source, target, strategy, as_json)
-    text = "" if job else _prompt(prompt, source)
+    if plan is not None and strategy != "planned_diffusion":
+        raise UsageError(f"--plan needs --strategy planned_diffusion, not {strategy}")
+    if only is not None and plan is None:
+        raise UsageError("--only needs --plan")
+    job = _job(prompt, source, target, strategy, as_json, plan is not None)
+    text = "" if job else read_prompt(prompt, source)
     if temperature is not None and not do_sample:
         raise UsageError("--temperature needs --do-sample")
     if temperature is not None and not temperature > 0:
@@ -74,7 +86,7 @@ def generate(
             call |= {"strategy": strategy, **settings}
             write_answers(job, _answers(network, tokenizer, job, chat, batch_size, call), Console(stderr=True))
             return
-        inputs = {name: ids.to(network.device) for name, ids in _encode(tokenizer, text, chat).items()}
+        inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat).items()}
         if strategy == "host":
             seed = settings.pop("seed", None)
             if seed is not None:
@@ -84,6 +96,8 @@ def generate(
             call["hf_hybrid"] = {}  # the host, also where the checkpoint names a strategy
         else:
             call |= {"strategy": strategy, **settings}
+        if plan is not None:
+            call["plan"] = read_plans(plan, only, tokenizer)
         if not as_json:
             call["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         output = network.generate(**inputs, return_dict_in_generate=True, **call)
@@ -101,7 +115,8 @@ generate.__signature__ = (
 )(inspect.signature(generate, eval_str=True))
 
 
-def _prompt(prompt: str | None, source: Path | None) -> str:
+def read_prompt(prompt: str | None, source: Path | None) -> str:
+    """The prompt from wherever it was given."""
     if (prompt is None) == (source is None):
         raise UsageError("give one prompt: PROMPT, - for standard input, or --input FILE")
     if source is not None:
@@ -114,14 +129,16 @@ def _prompt(prompt: str | None, source: Path | None) -> str:
     return text
 
 
-def _job(prompt: str | None, source: Path | None, target: Path | None, strategy: str, as_json: bool) -> Job | None:
+def _job(
+    prompt: str | None, source: Path | None, target: Path | None, strategy: str, as_json: bool, plan: bool
+) -> Job | None:
     """What --output asks for; None without it."""
     if target is None:
         return None
     if prompt is not None or source is None:
         raise UsageError("--output needs --input FILE with one prompt a line, and no PROMPT")
-    if as_json:
-        raise UsageError("--output writes JSON already; leave --json out")
+    if as_json or plan:
+        raise UsageError("--output writes JSON, and every prompt its own plan: leave --json and --plan out")
     if strategy == "host":
         raise UsageError("--output needs a strategy of this package; try --strategy autoregressive")
     return plan_job(read_prompts(source), target)
@@ -133,7 +150,7 @@ def _answers(
     """Place of each record, and text, plan and report of its answer."""
     from hf_hybrid import generate_many
 
-    prompts = (_encode(tokenizer, r.get("messages") or r["prompt"], chat)["input_ids"][0] for r in job.records)
+    prompts = (encode(tokenizer, r.get("messages") or r["prompt"], chat)["input_ids"][0] for r in job.records)
     seed = call.pop("seed", None)
     if seed is not None:
         call["seed"] = seed + job.done  # an answer has its own seed, also after an interrupt
@@ -142,7 +159,7 @@ def _answers(
         yield answer.index, _as_json(text, answer.report, tokenizer)
 
 
-def _encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict[str, Any]:
+def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict[str, Any]:
     """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat."""
     if chat or not isinstance(text, str):
         if not getattr(tokenizer, "chat_template", None):

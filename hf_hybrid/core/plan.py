@@ -64,12 +64,18 @@ class ControlTokens:
 
 @dataclass(frozen=True)
 class Span:
-    """One part of a plan: ``label`` (token ids, at least one), planned ``length`` of the text behind the label in
-    tokens, and ``depends``, rising 0-based indices of earlier parts."""
+    """One part of a plan.
+
+    Attributes:
+        label: token ids, at least one. length: planned length of the text behind the label, in tokens.
+        depends: rising 0-based indices of earlier parts. text: ids of a text that is given and not to be written (the
+        planned length still decides where the next part begins); None: it is to be written.
+    """
 
     label: tuple[int, ...]
     length: int
     depends: tuple[int, ...] = ()
+    text: tuple[int, ...] | None = None
 
     @property
     def opening(self) -> int:
@@ -89,9 +95,10 @@ class PlanLimits:
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of one round, in text order."""
+    """The parts of one round, in text order, and the text right before them (``lead``, token ids)."""
 
     spans: tuple[Span, ...]
+    lead: tuple[int, ...] = ()
 
     def check(self, limits: PlanLimits, tokens: ControlTokens) -> Plan:
         """The plan itself if it can be carried out, else ``PlanError``; nothing is allocated before."""
@@ -100,7 +107,14 @@ class Plan:
         if len(self.spans) > limits.max_parts:
             raise PlanError(f"the plan has {len(self.spans)} parts, more than max_parts={limits.max_parts}")
         banned = {*tokens.banned, tokens.eos}
+        longest = max([len(self.lead), *(len(span.text or ()) for span in self.spans)])
+        if longest > limits.max_total_length:
+            raise PlanError(f"a given text has {longest} tokens, more than max_total_length={limits.max_total_length}")
+        if banned & set(self.lead):
+            raise PlanError("the text before the parts holds a control token; it is ordinary text")
         for number, span in enumerate(self.spans, 1):
+            if banned & set(span.text or ()):
+                raise PlanError(f"the text of part {number} holds a control token; it is ordinary text")
             if not span.label:
                 raise PlanError(f"part {number} has no label; a part needs a label of one token or more")
             if len(span.label) > limits.max_label_length:
@@ -159,7 +173,16 @@ class Plan:
             raise PlanError(f"the dependencies of parts {cycle} form a cycle; remove one of them")
         place = {old: new for new, old in enumerate(order)}
         depends = (tuple(sorted({place[d] for d in self.spans[i].depends})) for i in order)
-        return Plan(tuple(replace(self.spans[i], depends=d) for i, d in zip(order, depends, strict=True)))
+        spans = (replace(self.spans[i], depends=d) for i, d in zip(order, depends, strict=True))
+        return replace(self, spans=tuple(spans))
+
+    def reopen(self, part: int) -> Plan:
+        """The plan with ``part`` (0-based) and what depends on it to be written again; other given texts stay."""
+        if not 0 <= part < len(self.spans):
+            raise PlanError(f"there is no part {part + 1}; the plan has {len(self.spans)} parts")
+        reads = self.depends("dag")  # (parts, parts)
+        spans = (replace(span, text=None) if reads[i, part] else span for i, span in enumerate(self.spans))
+        return replace(self, spans=tuple(spans))
 
     def starts(self, plan_end: int) -> tuple[int, ...]:
         """First position of every part: ``plan_end`` (the position behind the last plan token) plus openings and

@@ -14,8 +14,8 @@ from hf_hybrid.core.plan import Plan
 @dataclass
 class SpanReport:
     """How one part was written: planned and written tokens of its text (label left out), its token ids, passes it took
-    part in, whether it was ``extended`` beyond its planned length, and how it ``ended`` (``end``, ``limit`` or
-    ``stop``)."""
+    part in, whether it was ``extended`` beyond its planned length, and how it ``ended``: ``end``, ``limit``,
+    ``stop``, or ``given`` when the plan brought its text."""
 
     round: int
     part: int

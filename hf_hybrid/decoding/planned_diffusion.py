@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -74,14 +75,15 @@ class PlannedDiffusion(Strategy):
         number = len(self.rounds[canvas.row])
         if number < len(self.given):
             plan = self.given[number]
-            needed = sum(s.opening + s.length for s in plan.spans) + len(self.grammar.render(plan))
+            forced = [*plan.lead, *self.grammar.render(plan)]
+            bodies = (s.length if s.text is None else len(s.text) for s in plan.spans)
+            needed = len(forced) + sum(s.opening for s in plan.spans) + sum(bodies)
             if needed > canvas.budget - canvas.num_new:
                 raise DecodingError(
                     f"the given plan needs {needed} tokens and max_new_tokens leaves "
                     f"{canvas.budget - canvas.num_new}; raise it"
                 )
-            forced = list(self.grammar.render(plan))
-            trunk.hidden.append((len(trunk.tokens), len(trunk.tokens) + len(forced)))
+            trunk.hidden.append((len(trunk.tokens) + len(plan.lead), len(trunk.tokens) + len(forced)))
             trunk.tokens += forced
             trunk.finish("end")
             self._start_round(canvas, trunk, plan, line)
@@ -161,14 +163,19 @@ class PlannedDiffusion(Strategy):
         if not lane.done:
             return
         if lane.reason == "end" and state.stage == "length":
-            self._start_round(canvas, lane, state.plan, line)
+            # Behind the prompt and <par>, or behind <sync/>, up to the plan.
+            lead = lane.tokens[lane.hidden[0][1] : lane.hidden[-1][0]]
+            self._start_round(canvas, lane, replace(state.plan, lead=tuple(lead)), line)
         else:
             canvas.finished = True
 
     # Rounds.
 
     def _start_round(self, canvas: Canvas, trunk: Lane, plan: Plan, line: int) -> None:
-        """Lanes for the parts of ``plan``. Each may outgrow its plan; the sum is cut in text order, if it must be."""
+        """Lanes for the parts of ``plan``. Each may outgrow its plan; the sum is cut in text order, if it must be.
+
+        Parts whose text is given are finished; their rows ride in the next pass.
+        """
         settings, control = self.settings, self.control
         self.reports[canvas.row].plans.append(plan)
         before = list(range(canvas.num_spans))
@@ -187,9 +194,13 @@ class PlannedDiffusion(Strategy):
             reads = [int(k) for k in related[number].nonzero().flatten() if int(k) != number]
             lane.depends = tuple(lanes[k] for k in reads)
             self.runner.relate(line, lane.span, [*before, *(first + k for k in reads)])
+            if span.text is not None:
+                lane.tokens += span.text
+                lane.finish("given")
             lanes.append(lane)
         canvas.lanes += lanes
         self.rounds[canvas.row].append((plan, lanes))
+        self._span_finished(canvas, line)
 
     def _dense_lane(self, canvas: Canvas, trunk: Lane, plan: Plan, before: list[int], line: int) -> Lane:
         """The whole round as one block; openings are given, everything else is open."""
@@ -249,7 +260,7 @@ class PlannedDiffusion(Strategy):
                 continue
             for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):
                 text = lane.tokens[lane.opening :]
-                extended = len(text) > span.length
+                extended = len(text) > span.length and lane.reason != "given"
                 report.spans.append(
                     SpanReport(
                         number, part, span.label, span.depends, span.length, text, lane.passes, extended, lane.reason
@@ -299,6 +310,8 @@ class PlannedDiffusion(Strategy):
         known = {length for length, _ in self.control.lengths}
         for plan in given:
             plan.check(self.settings.limits, self.control)
+            if self.settings.visibility == "dense" and any(span.text is not None for span in plan.spans):
+                raise DecodingError("visibility='dense' writes a whole round at once; leave the given texts out")
             odd = [span.length for span in plan.spans if span.length > max(known)]
             if odd:
                 raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({max(known)})")

@@ -1,0 +1,114 @@
+"""``hf-hybrid plan`` and ``generate --plan``: a plan goes out as JSON and comes back.
+
+Catches: numbers of parts that count from 0 on one side and from 1 on the other, labels that lose their line end, texts
+that are kept when they should be written, edits that are silently ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_for_tests import read_checkpoint, write_checkpoint
+from test_cli import call
+
+from hf_hybrid import Plan, Span
+from hf_hybrid.cli.command import UsageError
+from hf_hybrid.cli.plan import as_json, from_json, read_plans
+
+PART: dict[str, Any] = {"label": "Area", "length": 16, "depends": []}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Any:
+    return read_checkpoint(folder, torch.float32)[1]
+
+
+def ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_json_and_back(tokenizer: Any) -> None:
+    spans = (
+        Span(ids(tokenizer, "Area\n"), 16, (), ids(tokenizer, "1 sq km\n")),
+        Span(ids(tokenizer, "Forest\n"), 8, (0,)),
+    )
+    plans = [Plan(spans, ids(tokenizer, "Title\n")), Plan(spans[:1])]
+    data = json.loads(json.dumps(as_json(plans, tokenizer)))
+    assert data["rounds"][0]["lead"] == "Title\n"
+    assert data["rounds"][0]["parts"][1] == {"label": "Forest\n", "length": 8, "depends": [1]}
+    assert from_json(data, tokenizer) == plans
+
+
+def test_plan_prints_what_generate_carries_out(folder: Path, tmp_path: Path) -> None:
+    place = ("--model", folder, "Area: 1", "--max-new-tokens", 60)
+    printed = json.loads(call("plan", *place).stdout)
+    assert set(printed) == {"rounds"} and all("text" not in p for r in printed["rounds"] for p in r["parts"])
+    path = tmp_path / "plan.json"
+    edited = {"rounds": [{"lead": "Area", "parts": [PART, {**PART, "text": "Forest", "depends": [1]}]}]}
+    path.write_text(json.dumps(edited))
+    report = json.loads(call("generate", *place, "--plan", path, "--json").stdout)
+    assert report["text"].startswith("AreaArea") and report["text"].rstrip().count("Forest") >= 1
+    assert [(p["length"], p["depends"]) for p in report["plan"][0]] == [(16, []), (16, [1])]
+    spans = report["report"]["spans"]
+    assert spans[1]["ended"] == "given" and spans[1]["passes"] == 0 and spans[0]["passes"] > 0
+
+
+def test_only_reopens_a_part_and_what_depends_on_it(tmp_path: Path, tokenizer: Any) -> None:
+    texts = [{**PART, "text": "Area"}, {**PART, "text": "Area", "depends": [1]}, {**PART, "text": "Area"}]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"rounds": [{"parts": texts}, {"parts": texts}]}))
+
+    def opened(only: str | None) -> list[list[bool]]:
+        return [[span.text is None for span in plan.spans] for plan in read_plans(path, only, tokenizer)]
+
+    kept = [False, False, False]
+    assert opened(None) == [kept, kept]
+    assert opened("1") == [[True, True, False], kept] and opened("3") == [[False, False, True], kept]
+    assert opened("2.2") == [kept, [False, True, False]]
+    for only, message in (("4", "no part 4"), ("3.1", "2 rounds"), ("x", "number of a part"), ("0", "no part 0")):
+        with pytest.raises(UsageError, match=message):
+            opened(only)
+    path.write_text(json.dumps({"rounds": [{"parts": [PART, PART]}]}))
+    with pytest.raises(UsageError, match="has no texts"):
+        opened("1")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "a plan has the form"),
+        ({"rounds": [{}]}, "round 1 has no parts"),
+        ({"rounds": [{"parts": [{"length": 3}]}]}, "round 1, part 1 needs a label"),
+        ({"rounds": [{"parts": ["Area"]}]}, "round 1, part 1 needs a label"),
+        ({"rounds": [{"parts": [{**PART, "size": 3}]}]}, "not \\['size'\\]"),
+        ({"rounds": [{"parts": [{**PART, "length": "3"}]}]}, "length is a number"),
+        ({"rounds": [{"parts": [{**PART, "depends": ["a"]}]}]}, "depends a list of part numbers"),
+        ({"rounds": [{"parts": [{**PART, "text": 3}]}]}, "text must be a text"),
+        ({"rounds": [{"parts": [PART], "lead": 3}]}, "lead must be a text"),
+    ],
+)
+def test_a_wrong_plan_names_the_place(data: Any, message: str, tokenizer: Any) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_json(data, tokenizer)
+
+
+def test_options_that_do_not_go_together(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("{")
+    for arguments, message in (
+        (["--only", 1], "--only needs --plan"),
+        (["--plan", path, "--strategy", "autoregressive"], "--plan needs --strategy planned_diffusion"),
+        (["--plan", path], "not JSON"),
+        (["--plan", path, "--input", path, "--output", path], "leave --json and --plan out"),
+    ):
+        prompt = [] if "--output" in arguments else ["Area: 1"]
+        assert message in call("generate", "--model", folder, *prompt, *arguments, code=2).stderr
