@@ -2,7 +2,7 @@
 
 Bugs these tests catch: a setting that has no option, or an option that does not reach ``generate()``; colour codes in a
 file; a traceback where a line is due, or none with --debug; 0 after an error; a live view taller than the terminal; a
-race that is timed while it is drawn; numbers lost after Ctrl-C; --choose on the test countries.
+race that is timed while it is drawn; numbers lost after Ctrl-C; a sweep over the test countries.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hf_hybrid.evaluation import Candidate, Measurement, Run, harness, results_o
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.recipes.factbook import Sheet, TestItem
 
-COMMANDS = ("demo", "generate", "plan", "bench", "train")
+COMMANDS = ("demo", "generate", "plan", "bench", "tune", "train")
 FEW = (Candidate("host", None), Candidate("planned", "planned_diffusion", {"window_length": 4}))
 
 
@@ -198,12 +198,64 @@ def test_bench_prints_a_table_and_writes_json(folder: Path, tmp_path: Path, monk
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_choosing_is_done_on_the_development_countries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "GRID", FEW)
+def test_a_sweep_is_done_on_the_development_countries(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "SWEEP", FEW)
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    text = call("bench", "--choose", "--model", folder, "--num-prompts", 1, "--max-new-tokens", 8).output
-    assert "(dev)" in text and "planned:" in text
+    place = ("--model", folder, "--num-prompts", 1, "--max-new-tokens", 8)
+    text = call("bench", "--sweep", "--plot", tmp_path / "sweep.png", *place).output
+    assert "(dev)" in text and (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert before == {file: file.read_bytes() for file in folder.iterdir()}  # nothing goes into the checkpoint
+    for wrong in (tmp_path / "sweep.txt", tmp_path / "nowhere" / "sweep.png"):
+        assert "give a .png or .svg file" in call("bench", "--plot", wrong, code=2).stderr
+
+
+# Tune.
+
+
+def swept(name: str, seconds: float, equal: float | None, right: float, **settings: Any) -> dict[str, Any]:
+    strategy = "block_diffusion" if name.startswith("block") else "planned_diffusion"
+    numbers = {"seconds_per_answer": seconds, "equal_share": equal, "answer_exact_match": right}
+    return {"name": name, "strategy": strategy, "settings": settings, **numbers}
+
+
+def test_tune_takes_the_fastest_of_the_good_ones(tmp_path: Path) -> None:
+    verified = {"draft_threshold": 0.5, "plan_window": 4}
+    results = [
+        swept("spans", 0.1, None, 0.9, window_length=1, **verified),
+        swept("verified a", 0.4, 1.0, 0.9, window_length=4, **verified),
+        swept("verified b", 0.3, 1.0, 0.9, window_length=8, **verified),
+        swept("verified c", 0.2, 0.9, 0.9, window_length=9, **verified),
+        swept("block a", 0.3, None, 0.95, window_length=6, confidence_threshold=0.9),
+        swept("block b", 0.2, None, 0.945, window_length=7, confidence_threshold=0.9),
+        swept("block c", 0.1, None, 0.8, window_length=8, confidence_threshold=0.9),
+    ]
+    numbers, config = tmp_path / "sweep.json", tmp_path / "generation_config.json"
+    numbers.write_text(json.dumps({"results": results}))
+    before = {"eos_token_id": 1, "hf_hybrid": {"planned_diffusion": {"max_span_extension": 9.0, "window_length": 2}}}
+    config.write_text(json.dumps(before))
+    assert "window_length=8" in call("tune", tmp_path, numbers, "--dry-run").output
+    assert json.loads(config.read_text()) == before
+    assert "written to" in call("tune", tmp_path, numbers).output
+    after = json.loads(config.read_text())
+    assert after.pop("hf_hybrid") == {
+        "planned_diffusion": {"max_span_extension": 9.0, "window_length": 8, **verified},
+        "block_diffusion": {"window_length": 7, "confidence_threshold": 0.9},
+    }
+    assert after == {"eos_token_id": 1}
+
+
+def test_tune_changes_nothing_it_cannot_read(tmp_path: Path) -> None:
+    numbers, config = tmp_path / "sweep.json", tmp_path / "generation_config.json"
+    config.write_text("{}")
+    odd = swept("verified a", 0.4, 1.0, 0.9, window_length=-4, draft_threshold=0.5, plan_window=4)
+    for content, code in (("{}", 2), ("nothing", 2), (json.dumps({"results": [odd]}), 2)):
+        numbers.write_text(content)
+        assert "error:" in call("tune", tmp_path, numbers, code=code).stderr
+        assert config.read_text() == "{}"
+    numbers.write_text(json.dumps({"results": []}))
+    assert "has no settings of it" in call("tune", tmp_path, numbers).output
 
 
 def interrupted_after(monkeypatch: pytest.MonkeyPatch, answers: int) -> None:
@@ -233,7 +285,7 @@ def test_the_table_of_the_longest_names_fits_into_80_columns() -> None:
     def one(country: str) -> Measurement:
         return Measurement("t", country, 12.3456, 500, 456, 9, 0.1, {}, None, 9, 9, True)
 
-    named = sorted({c.name: c for c in (*evaluation.CANDIDATES, *evaluation.GRID)}.values(), key=lambda c: len(c.name))
+    named = sorted({c.name: c for c in (*evaluation.CANDIDATES, *evaluation.SWEEP)}.values(), key=lambda c: len(c.name))
     table = tuple(named[:1] + named[-3:])
     rows = {c.name: [one("A"), one("B")] for c in table}
     items = [TestItem(c, "test", Sheet("p", ("t",), (c,))) for c in "AB"]

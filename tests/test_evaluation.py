@@ -23,11 +23,13 @@ from checkpoint_for_tests import read_checkpoint, write_checkpoint
 from hf_hybrid.config import settings_for
 from hf_hybrid.evaluation import (
     CANDIDATES,
-    GRID,
+    SWEEP,
     Candidate,
     Measurement,
+    PlotError,
     Run,
     bootstrap_interval,
+    draw_frontier,
     environment,
     even_subset,
     harness,
@@ -38,6 +40,7 @@ from hf_hybrid.evaluation import (
     shape_of,
     to_json,
 )
+from hf_hybrid.evaluation.frontier import families
 from hf_hybrid.training.recipes.factbook import Sheet, SheetPart, TestItem
 
 RESULT_KEYS = {"strategy", "settings", "seconds_per_answer", "speedup", "speedup_all", "tokens_per_second"} | {
@@ -160,13 +163,22 @@ def test_an_empty_run_has_no_results() -> None:
     assert results_of(Run(CANDIDATES, [], {c.name: [] for c in CANDIDATES})) == []
 
 
-def test_a_choice_is_fast_and_nearly_as_right_as_the_best() -> None:
-    candidates = tuple(Candidate(f"kind {n}", "block_diffusion") for n in range(3))
-    right = ([True] * 4, [True] * 4, [True, True, True, False])
-    seconds = (3.0, 2.0, 1.0)
-    rows = {c.name: [measured(s, r) for r in rs] for c, s, rs in zip(candidates, seconds, right, strict=True)}
-    results = results_of(Run(candidates, [item(str(n), "A") for n in range(4)], rows))
-    assert report.fastest_right(results)["kind"].name == "kind 1"  # the fastest one is 25 points worse
+def test_a_picture_shows_families_and_defaults(tmp_path: Path) -> None:
+    names = ("block w4", "block default", "host", "verified w4")
+    candidates = tuple(Candidate(name, None if name == "host" else "block_diffusion") for name in names)
+    rows = {c.name: [measured(1.0 + n, n != 1)] for n, c in enumerate(candidates)}
+    run = Run(candidates, [item("0", "A")], rows)
+    facts = {"device": {"dtype": "float32", "processor": "Abacus", "threads": 2}}
+    content = to_json(run, results_of(run), {}, facts, "bench")
+    groups = families(content["results"])
+    assert list(groups) == ["block", "host", "verified"]
+    assert [r["name"] for r in groups["block"]] == ["block default", "block w4"]  # from slow to fast
+    draw_frontier(content, tmp_path / "frontier.svg")
+    text = (tmp_path / "frontier.svg").read_text()
+    for shown in ("<!-- verified -->", "<!-- block default -->", "<!-- answer tokens per second -->", "Abacus"):
+        assert shown in text
+    with pytest.raises(PlotError, match="no results"):
+        draw_frontier({**content, "results": []}, tmp_path / "none.png")
 
 
 def test_shape_of_a_test_set() -> None:
@@ -306,7 +318,7 @@ def test_the_peak_of_memory_is_that_of_the_call() -> None:
         assert after < during - size / 2  # large blocks go back to the system
 
 
-@pytest.mark.parametrize("table", [CANDIDATES, GRID])
+@pytest.mark.parametrize("table", [CANDIDATES, SWEEP])
 def test_every_candidate_has_settings_that_exist(table: tuple[Candidate, ...]) -> None:
     assert len({c.name for c in table}) == len(table)
     for candidate in table:

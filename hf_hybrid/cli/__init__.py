@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_hybrid.cli import bench, demo, generate, plan, train
+from hf_hybrid.cli import bench, demo, generate, plan, train, tune
 from hf_hybrid.cli.command import guarded
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def _options(
     """
 
 
-for _command in (demo.demo, generate.generate, plan.plan, bench.bench, train.train):
+for _command in (demo.demo, generate.generate, plan.plan, bench.bench, tune.tune, train.train):
     app.command()(guarded(_command))
 
 

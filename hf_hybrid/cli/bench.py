@@ -31,7 +31,7 @@ from hf_hybrid.cli.command import (
 if TYPE_CHECKING:
     from hf_hybrid.evaluation import Result, Run
 
-CHOOSING_PROMPTS = 39
+SWEEP_PROMPTS = 39
 """Prompts of a sweep: three of each development country."""
 
 
@@ -40,15 +40,18 @@ def bench(
     model: Model = DEFAULT_MODEL,
     split: Annotated[
         Literal["test", "dev"] | None,
-        typer.Option(help="Countries to report on; settings are chosen on dev. Default: test, with --choose dev."),
+        typer.Option(help="Countries to report on; settings are chosen on dev. Default: test, with --sweep dev."),
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option(min=1, help=f"An even subset over the countries. Default: all, with --choose {CHOOSING_PROMPTS}."),
+        typer.Option(min=1, help=f"An even subset over the countries. Default: all, with --sweep {SWEEP_PROMPTS}."),
     ] = None,
-    choose: Annotated[
-        bool, typer.Option("--choose", help="Sweep window, thresholds and plan window; changes no checkpoint.")
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Every strategy over its settings. hf-hybrid tune takes the best over.")
     ] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--plot", help="Draw exact match against speed to this file (.png or .svg).")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
@@ -67,11 +70,15 @@ def bench(
     """
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise UsageError(f"--json {json_file}: there is no such folder")
+    if picture is not None and (picture.suffix not in (".png", ".svg") or not picture.resolve().parent.is_dir()):
+        raise UsageError(f"--plot {picture}: give a .png or .svg file in a folder that exists")
     with quiet():
         network, tokenizer, folder = load(model, dtype, device, threads)
         from hf_hybrid.evaluation import (
             CANDIDATES,
-            GRID,
+            SWEEP,
+            check_plots,
+            draw_frontier,
             environment,
             even_subset,
             measure,
@@ -81,12 +88,14 @@ def bench(
             to_json,
         )
 
-        items = read_items(folder, test_set, split or ("dev" if choose else "test"))
+        if picture is not None:
+            check_plots()
+        items = read_items(folder, test_set, split or ("dev" if sweep else "test"))
         if num_prompts is not None and num_prompts > len(items):
             raise UsageError(f"--num-prompts {num_prompts}: the split has {len(items)}")
-        wanted = min(CHOOSING_PROMPTS, len(items)) if choose and num_prompts is None else num_prompts
+        wanted = min(SWEEP_PROMPTS, len(items)) if sweep and num_prompts is None else num_prompts
         items = even_subset(items, wanted)
-        candidates = GRID if choose else CANDIDATES
+        candidates = SWEEP if sweep else CANDIDATES
         errors = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
@@ -104,18 +113,17 @@ def bench(
         costs = pass_costs(network) if passes and not run.interrupted else []
         facts, shape = environment(network), shape_of(run.items, tokenizer)
     _print(run, results, shape, facts)
-    if choose and results:
-        _print_choice(results)
     for cost in costs:
         console().print(
             f"a pass of {cost.rows} rows behind {cost.written} tokens: {cost.runner_ms:.2f} ms, "
             f"{cost.ratio:.2f} times a bare forward"
         )
+    content = to_json(run, results, shape, facts, shlex.join(["hf-hybrid", *sys.argv[1:]]))
     if json_file is not None:
-        command = shlex.join(["hf-hybrid", *sys.argv[1:]])
-        content = to_json(run, results, shape, facts, command)
         content["pass_costs"] = [asdict(cost) for cost in costs]
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if picture is not None and results:
+        draw_frontier(content, picture)
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -168,16 +176,6 @@ def result_table(results: Sequence[Result]) -> Table:
     table.caption = "* baseline; t/pass: tokens per pass; lines, right: exact match of lines, answers"
     table.caption_justify = "left"
     return table
-
-
-def _print_choice(results: Sequence[Result]) -> None:
-    from hf_hybrid.evaluation.report import fastest_right
-
-    out = console()
-    out.print("fastest within one point of the best exact match of its kind:")
-    for result in fastest_right(results).values():
-        if result.settings:
-            out.print(f"  {result.name}: {_number(result.seconds_per_answer, 3)} s, {result.answer_exact_match:.1%}")
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,6 +1,7 @@
 """One harness for every comparison: same weights, same prompts, same process, candidates interleaved."""
 
-from hf_hybrid.evaluation.candidates import CANDIDATES, GRID, Candidate
+from hf_hybrid.evaluation.candidates import CANDIDATES, SWEEP, Candidate
+from hf_hybrid.evaluation.frontier import PlotError, check_plots, draw_frontier
 from hf_hybrid.evaluation.harness import Measurement, Run, even_subset, measure
 from hf_hybrid.evaluation.passes import PassCost, pass_costs
 from hf_hybrid.evaluation.report import Result, environment, results_of, shape_of, to_json
@@ -8,13 +9,16 @@ from hf_hybrid.evaluation.statistics import bootstrap_interval, paired_ratios
 
 __all__ = [
     "CANDIDATES",
-    "GRID",
+    "SWEEP",
     "Candidate",
     "Measurement",
     "PassCost",
+    "PlotError",
     "Result",
     "Run",
     "bootstrap_interval",
+    "check_plots",
+    "draw_frontier",
     "environment",
     "even_subset",
     "measure",

@@ -40,14 +40,14 @@ CANDIDATES: tuple[Candidate, ...] = (
 """The default comparison."""
 
 
-def _verified(window: int, draft: int, plan: int = 0) -> Candidate:
+def _verified(window: int, draft: int, plan: int) -> Candidate:
     settings = {**_VERIFIED, "window_length": window, "draft_threshold": draft / 100, "plan_window": plan}
-    return Candidate(f"verified w{window} d{draft}{_plan(plan)}", "planned_diffusion", settings)
+    return Candidate(f"verified w{window} d{draft} p{plan}", "planned_diffusion", settings, equals="spans")
 
 
-def _unverified(window: int, threshold: int, plan: int = 0) -> Candidate:
-    settings = {**_UNVERIFIED, "window_length": window, "confidence_threshold": threshold / 100, "plan_window": plan}
-    return Candidate(f"unverified w{window} c{threshold}{_plan(plan)}", "planned_diffusion", settings)
+def _unverified(window: int, threshold: int) -> Candidate:
+    settings = {**_UNVERIFIED, "window_length": window, "confidence_threshold": threshold / 100}
+    return Candidate(f"unverified w{window} c{threshold}", "planned_diffusion", settings)
 
 
 def _blocks(window: int, threshold: int) -> Candidate:
@@ -55,19 +55,18 @@ def _blocks(window: int, threshold: int) -> Candidate:
     return Candidate(f"block w{window} c{threshold}", "block_diffusion", settings)
 
 
-def _plan(window: int) -> str:
-    return f" p{window}" if window else ""
-
-
-GRID: tuple[Candidate, ...] = (
+SWEEP: tuple[Candidate, ...] = (
     *_PLAIN,
-    *(_verified(window, 60, plan) for window in (4, 8, 12, 16) for plan in (0, 8)),
-    *(_verified(8, draft) for draft in (30, 45, 75, 90)),
-    *(_unverified(window, 95) for window in (4, 8, 12, 16)),
-    *(_unverified(8, threshold) for threshold in (80, 90, 98)),
-    _unverified(8, 95, plan=8),
-    *(_blocks(window, 95) for window in (4, 8, 12, 16)),
-    *(_blocks(8, threshold) for threshold in (80, 90, 98)),
+    Candidate("spans", "planned_diffusion", {"span_decoding": "autoregressive"}),
+    Candidate("verified default", "planned_diffusion", equals="spans"),
+    *(_verified(window, 60, 8) for window in (4, 8, 12, 16, 24)),
+    *(_verified(12, draft, 8) for draft in (30, 45, 75, 90)),
+    *(_verified(12, 60, plan) for plan in (0, 4, 12, 16)),
+    *(_unverified(window, 95) for window in (4, 8, 12, 16, 24)),
+    *(_unverified(12, threshold) for threshold in (80, 90, 98)),
+    Candidate("block default", "block_diffusion"),
+    *(_blocks(window, 95) for window in (4, 8, 12, 16, 24)),
+    *(_blocks(12, threshold) for threshold in (80, 90, 98)),
 )
-"""Settings to choose from on the development split: one axis at a time, around a window of 8 (w: window; d, c: draft
-and confidence threshold in percent; p: plan window)."""
+"""Settings to choose from on the development split: one axis at a time, around a window of 12 (w: window; d, c: draft
+and confidence threshold in percent; p: plan window; default: what the checkpoint stores)."""

@@ -143,20 +143,6 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def fastest_right(results: Sequence[Result], tolerance: float = 0.01) -> dict[str, Result]:
-    """For every family of candidates (the first word of the name) the fastest one whose exact match is within
-    ``tolerance`` of the best of its family."""
-    families: dict[str, list[Result]] = {}
-    for result in results:
-        families.setdefault(result.name.split()[0], []).append(result)
-    chosen: dict[str, Result] = {}
-    for family, members in families.items():
-        best = max(member.answer_exact_match for member in members)
-        good = [member for member in members if member.answer_exact_match >= best - tolerance]
-        chosen[family] = min(good, key=lambda member: member.seconds_per_answer or 0.0)
-    return chosen
-
-
 def shape_of(items: Sequence[TestItem], tokenizer: Any) -> dict[str, Any]:
     """Medians over the sheets: prompt and answer tokens, parts, longest and mean part in tokens (headings left out),
     and the longest part divided by the mean one: what bounds the gain from writing parts at once."""
