@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -305,6 +306,29 @@ def test_demo_without_a_terminal_is_plain_text(folder: Path, monkeypatch: pytest
         assert part in text
     interrupted_after(monkeypatch, 3)
     assert "interrupted" in call("demo", "--model", folder, "--max-new-tokens", 4, code=130).output
+
+
+def test_the_picture_shows_every_race_on_one_clock(folder: Path, tmp_path: Path) -> None:
+    call("demo", "--model", folder, "--max-new-tokens", 40, "--svg", tmp_path / "demo.svg", "--slower", 100)
+    root = ElementTree.parse(tmp_path / "demo.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    frames = root.findall(f"{space}g")
+    spans: list[tuple[float, float]] = []
+    for frame in frames:
+        change = frame.find(f"{space}animate")
+        assert change is not None and frame.get("visibility") == "hidden"
+        times = [float(time) for time in change.attrib["keyTimes"].split(";")]
+        values = change.attrib["values"].split(";")
+        assert len(times) == len(values) and times == sorted(times) and times[0] == 0
+        shown = [time for time, value in zip(times, values, strict=True) if value == "visible"]
+        ends = [time for time, value in zip(times, values, strict=True) if value == "hidden" and time > 0]
+        assert len(shown) == 1
+        spans.append((shown[0], ends[-1] if ends else 1.0))
+    assert spans[0][0] == 0 and sum(begin == 0 for begin, _ in spans) == 2, "two films begin at once"
+    assert [end for _, end in spans].count(1.0) == 2, "and stay until the end"
+    assert all(begin < end for begin, end in spans)
+    text = "".join(root.itertext())
+    assert "planned diffusion" in text and "token by token" in text and "pass 1" in text
 
 
 def test_demo_takes_a_record_of_ones_own(folder: Path, tmp_path: Path) -> None:

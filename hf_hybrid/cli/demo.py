@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, TestSet, Threads, UsageError, console, load, quiet, read_items
+from hf_hybrid.cli.picture import Film, animated_svg
 from hf_hybrid.cli.view import CanvasView, plan_table
 
 SHOWN, TWIN = "planned_verified", "autoregressive"
+TITLE, TWIN_TITLE = "planned diffusion", "the same prompt, token by token"
 
 
 def demo(
@@ -22,6 +24,7 @@ def demo(
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Which held-out record, from 1.")] = 1,
     prompt: Annotated[Path | None, typer.Option("--prompt", help="Read your own record from this file.")] = None,
     slower: Annotated[float, typer.Option(min=0, help="How many times slower the writing is shown.")] = 6.0,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Also draw both races to this file, animated.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     threads: Threads = None,
     test_set: TestSet = None,
@@ -30,6 +33,8 @@ def demo(
 
     The times in the table are measured without drawing; what is shown on the terminal is slowed down, both races alike.
     """
+    if svg is not None and not svg.resolve().parent.is_dir():
+        raise UsageError(f"--svg {svg}: there is no such folder")
     with quiet():
         out = console()
         own = _own_prompt(prompt) if prompt is not None else None
@@ -44,38 +49,51 @@ def demo(
             raise KeyboardInterrupt
         by_name = {candidate.name: candidate for candidate in run.candidates}
 
-        def show(name: str, title: str) -> Any:
-            before, settings = run.measurements[name][0], by_name[name].settings
-            view = CanvasView(out, tokenizer.decode, title, before.seconds, before.num_forwards, slower)
-            return _write(network, tokenizer, item, by_name[name].strategy, settings, max_new_tokens, view)
+        def write(name: str, streamer: Any) -> Any:
+            candidate = by_name[name]
+            return _write(network, tokenizer, item, candidate.strategy, candidate.settings, max_new_tokens, streamer)
 
-        report = show(SHOWN, "planned diffusion")
+        def clock(name: str, title: str) -> tuple[Any, ...]:
+            before = run.measurements[name][0]
+            return tokenizer.decode, title, before.seconds, before.num_forwards, slower
+
+        def show(name: str, title: str) -> Any:
+            view = CanvasView(out, *clock(name, title)) if out.is_terminal else None
+            if view is None:
+                return write(name, None)
+            with view:
+                report = write(name, view)
+            if view.last is not None and report.spans:
+                out.print(view.frame(view.last))
+            return report
+
+        report = show(SHOWN, TITLE)
         if report.spans:
             out.print(Text("The plan:", style="bold"))
             out.print(plan_table(report, tokenizer.decode))
         out.print(Text("\nThe answer:", style="bold"))
         out.print(Text(run.measurements[SHOWN][0].text.rstrip("\n") + "\n"))
         if out.is_terminal:
-            show(TWIN, "the same prompt, token by token")
+            show(TWIN, TWIN_TITLE)
         results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
         out.print(race_table(run, results, item))
+        if svg is not None:
+            films = [Film(*clock(SHOWN, TITLE)), Film(*clock(TWIN, TWIN_TITLE), height=8)]
+            for name, film in zip((SHOWN, TWIN), films, strict=True):
+                write(name, film)
+            svg.write_text(animated_svg(films), encoding="utf-8")
+            out.print(f"drawn to {svg}")
         out.print("one warm answer each, on this machine, without drawing; hf-hybrid bench measures many")
 
 
 def _write(
-    network: Any, tokenizer: Any, item: Any, strategy: str | None, settings: Any, max_new_tokens: int, view: CanvasView
+    network: Any, tokenizer: Any, item: Any, strategy: str | None, settings: Any, max_new_tokens: int, streamer: Any
 ) -> Any:
-    """The report of one call, drawn pass by pass on a terminal."""
+    """The report of one call, which ``streamer`` follows pass by pass."""
     encoded = tokenizer(item.sheet.prompt, return_tensors="pt")
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}  # (1, prompt)
     call = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
-    if not view.console.is_terminal:
-        return network.generate(**inputs, **call, strategy=strategy, **settings).report[0]
-    with view:
-        output = network.generate(**inputs, **call, strategy=strategy, streamer=view, **settings)
-    if view.last is not None and output.report[0].spans:
-        view.console.print(view.frame(view.last))
-    return output.report[0]
+    return network.generate(**inputs, **call, strategy=strategy, streamer=streamer, **settings).report[0]
 
 
 def race_table(run: Any, results: list[Any], item: Any) -> Table:
