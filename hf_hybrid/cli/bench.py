@@ -59,6 +59,9 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call; times are divided by it.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     test_set: TestSet = None,
+    coherence: Annotated[
+        bool, typer.Option("--coherence", help="Also read every answer back: nats per token at seams and elsewhere.")
+    ] = False,
     passes: Annotated[bool, typer.Option("--passes", help="Also time single passes against bare forwards.")] = False,
 ) -> None:
     """Measure the strategies on held-out prompts: speed, exact match, and whether equal texts are equal.
@@ -107,12 +110,17 @@ def bench(
                 candidates,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
+                read_back=coherence,
                 progress=lambda count: bar.advance(task, count),
             )
         results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
         costs = pass_costs(network) if passes and not run.interrupted else []
         facts, shape = environment(network), shape_of(run.items, tokenizer)
     _print(run, results, shape, facts)
+    for result in results:
+        if result.seam_nll is not None and result.middle_nll is not None:
+            nats = f"{result.seam_nll:.3f} nats per token at seams, {result.middle_nll:.3f} elsewhere"
+            console().print(f"{result.name}: {nats}")
     for cost in costs:
         console().print(
             f"a pass of {cost.rows} rows behind {cost.written} tokens: {cost.runner_ms:.2f} ms, "

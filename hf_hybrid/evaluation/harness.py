@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.evaluation.candidates import Candidate
+from hf_hybrid.evaluation.coherence import Coherence, coherence
 from hf_hybrid.training.recipes.factbook import TestItem, exact_match, score_fields
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -35,7 +36,7 @@ class Measurement:
         seconds_to_first_text: None when it was not observed. seconds_per_stage: empty for the host.
         peak_memory_mb: see the module, in 2**20 bytes. fields_right, fields_total: lines of the answer.
         right: True: the text is the answer. extended, cut, fallen_back: parts that outgrew their plan, were cut at
-        their limit, or went on token by token.
+        their limit, or went on token by token. coherence: None when it was not asked for.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Measurement:
     extended: int = 0
     cut: int = 0
     fallen_back: int = 0
+    coherence: Coherence | None = None
 
 
 @dataclass
@@ -94,6 +96,7 @@ def measure(
     *,
     max_new_tokens: int = 512,
     batch_size: int = 1,
+    read_back: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Run:
     """Let every candidate answer every prompt, greedily.
@@ -104,6 +107,7 @@ def measure(
     Args:
         model: an enabled model (``hf_hybrid.enable``). tokenizer: pads on the left.
         batch_size: prompts per call; times are then divided by it.
+        read_back: True: also measure how coherent the answers are, outside the clock.
         progress: is told how many prompts just finished.
     """
     if not items or not candidates:
@@ -118,7 +122,7 @@ def measure(
             batch = items[start : start + batch_size]
             first = turn % len(candidates)
             order = [*candidates[first:], *candidates[:first]]
-            answers = {c.name: answer(model, tokenizer, batch, c, max_new_tokens) for c in order}
+            answers = {c.name: answer(model, tokenizer, batch, c, max_new_tokens, read_back) for c in order}
             for name, done in answers.items():
                 run.measurements[name] += done
             run.items += batch
@@ -135,7 +139,12 @@ def measure(
 
 
 def answer(
-    model: Any, tokenizer: Any, items: Sequence[TestItem], candidate: Candidate, max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[TestItem],
+    candidate: Candidate,
+    max_new_tokens: int,
+    read_back: bool = False,
 ) -> list[Measurement]:
     """The answers of one candidate to one batch of prompts."""
     encoded = tokenizer([item.sheet.prompt for item in items], return_tensors="pt", padding=len(items) > 1)
@@ -174,10 +183,22 @@ def answer(
                 fields_right=right,
                 fields_total=total,
                 right=exact_match(item.sheet, text),
+                coherence=_read_back(model, tokenizer, item, new) if read_back else None,
                 **counts,
             )
         )
     return done
+
+
+def _read_back(model: Any, tokenizer: Any, item: TestItem, new: list[int]) -> Coherence:
+    """Coherence of the answer ``new``, its headings being those of the sheet."""
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    parts = [part for piece in item.sheet.pieces if not isinstance(piece, str) for part in piece]
+    prompt = tokenizer(item.sheet.prompt)["input_ids"]
+    return coherence(model, prompt, new, {tuple(ids(part.label)) for part in parts})
 
 
 class _FirstText:

@@ -36,6 +36,8 @@ class Result:
         field_exact_match: share of the lines. answer_exact_match: share of the answers.
         extended, cut, fallen_back: parts, in all answers.
         equal_to, equal_share: the candidate whose text it must reproduce, and on what share of the prompts it did.
+        seam_nll, middle_nll: nats per token of the first 8 tokens behind a heading and of all others, read in
+        autoregressive mode; None when not asked for.
         Intervals are 95 %, over countries.
     """
 
@@ -63,6 +65,8 @@ class Result:
     fallen_back: int
     equal_to: str | None
     equal_share: float | None
+    seam_nll: float | None = None
+    middle_nll: float | None = None
 
 
 def results_of(run: Run, stored: Mapping[str, Any] | None = None) -> list[Result]:
@@ -124,6 +128,7 @@ def _result(run: Run, candidate: Candidate, base: str, stored: Mapping[str, Any]
         fallen_back=sum(m.fallen_back for m in own),
         equal_to=candidate.equals if twin is not None else None,
         equal_share=None if twin is None else _mean([float(m.text == t.text) for m, t in zip(own, twin, strict=True)]),
+        **_coherence(own),
     )
 
 
@@ -137,6 +142,16 @@ def _stages(own: Sequence[Measurement]) -> dict[str, float]:
     """Mean seconds per stage over all answers, one without the stage counting as zero."""
     names = dict.fromkeys(name for m in own for name in m.seconds_per_stage)
     return {name: _mean([m.seconds_per_stage.get(name, 0.0) for m in own]) for name in names}
+
+
+def _coherence(own: Sequence[Measurement]) -> dict[str, float | None]:
+    """Nats per token at the seams and elsewhere; None where no token was read."""
+    read = [m.coherence for m in own if m.coherence is not None]
+    sums = {
+        "seam_nll": (sum(c.seam_nll for c in read), sum(c.seam_tokens for c in read)),
+        "middle_nll": (sum(c.middle_nll for c in read), sum(c.middle_tokens for c in read)),
+    }
+    return {name: nats / tokens if tokens else None for name, (nats, tokens) in sums.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -30,6 +30,7 @@ class CollatorSettings:
         trunk_share: share of the blocks cut from trunk text and plans of planned examples.
         structure_weight: weight of clean targets that decide the structure of an answer: control tags, ``eos`` and the
             first token of a label. length_weight: weight of ``<len:N>`` targets.
+        guessed_lengths: share of the planned lengths that rows read as random ones (see ``lay_out``).
         all_masked: share of the blocks with every position hidden. lowest_noise: least noise level of the others.
     """
 
@@ -42,6 +43,7 @@ class CollatorSettings:
     all_masked: float = 0.5
     structure_weight: float = 1.0
     length_weight: float = 1.0
+    guessed_lengths: float = 0.0
     lowest_noise: float = 0.1
 
 
@@ -79,7 +81,7 @@ class HybridCollator:
     def _rows(self, index: int, example: Example) -> dict[str, list]:
         rng = random.Random(f"{self.seed}:{index}")
         form = rng.choices(list(self.forms), weights=list(self.forms.values()))[0]
-        layout = lay_out(example, form, self.control, rng)
+        layout = lay_out(example, form, self.control, rng, guessed_lengths=self.settings.guessed_lengths)
         clean = len(layout.tokens)
         if clean > self.settings.num_rows or len(layout.depends) > self.settings.max_spans:
             raise TooLong(

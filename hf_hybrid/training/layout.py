@@ -14,7 +14,7 @@ form.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hf_hybrid.core.plan import ControlTokens, Plan, Span
@@ -71,7 +71,12 @@ class Layout:
 
 
 def lay_out(
-    example: Example, form: Form, control: ControlTokens, rng: random.Random, longer_plan: float = 0.15
+    example: Example,
+    form: Form,
+    control: ControlTokens,
+    rng: random.Random,
+    longer_plan: float = 0.15,
+    guessed_lengths: float = 0.0,
 ) -> Layout:
     """Clean rows and lanes of ``example``.
 
@@ -80,6 +85,9 @@ def lay_out(
         control: ids of the tags.
         rng: decides which planned lengths are one bucket longer than needed.
         longer_plan: share of such lengths, so that a too long plan is nothing new in decoding.
+        guessed_lengths: share of the planned lengths that rows read as a random one (not in dense form), while what
+            they should predict stays the true one. A decoded length is a guess: a part must end where its text ends,
+            and not where the plan said.
     """
     if form == "plain":
         layout = Layout()
@@ -90,13 +98,22 @@ def lay_out(
         layout.write(trunk, 0, (*example.prompt, *answer[:-1]), targets)
         layout.lanes.append(Lane(trunk, first, answer))
         return layout
-    return _Planned(example, form, control, rng, longer_plan).layout
+    return _Planned(example, form, control, rng, longer_plan, guessed_lengths).layout
 
 
 class _Planned:
     """Builds the planned form, piece by piece."""
 
-    def __init__(self, example: Example, form: Form, control: ControlTokens, rng: random.Random, longer_plan: float):
+    def __init__(
+        self,
+        example: Example,
+        form: Form,
+        control: ControlTokens,
+        rng: random.Random,
+        longer_plan: float,
+        guessed_lengths: float,
+    ):
+        self.guessed_lengths = 0.0 if form == "dense" else guessed_lengths
         self.layout, self.form, self.control, self.rng, self.longer_plan = Layout(), form, control, rng, longer_plan
         self.trunk = self.layout.new_span(set())
         switch = (*example.prompt, control.par)
@@ -109,12 +126,17 @@ class _Planned:
                 self.segment += piece  # type: ignore[arg-type]
         self._end_segment((), control.eos)
 
-    def _end_segment(self, plan: tuple[int, ...], terminator: int) -> None:
-        """Write the trunk text and plan gathered so far. The last row before them predicts their first token."""
+    def _end_segment(self, plan: tuple[int, ...], terminator: int, shown: tuple[int, ...] = ()) -> None:
+        """Write the trunk text and plan gathered so far. The last row before them predicts their first token.
+
+        Args:
+            shown: the plan as rows read it, when lengths were guessed.
+        """
         tokens = (*self.segment, *plan)
         self.layout.target[-1] = (*tokens, terminator)[0]
         self.layout.lanes.append(Lane(self.trunk, self.at, (*tokens, terminator), tail=terminator == self.control.eos))
-        self.at = self.layout.write(self.trunk, self.at, tokens, (*tokens[1:], terminator) if tokens else ())
+        read = (*self.segment, *(shown or plan))
+        self.at = self.layout.write(self.trunk, self.at, read, (*tokens[1:], terminator) if tokens else ())
         self.segment = []
 
     def _plan(self, parts: Round) -> Plan:
@@ -127,9 +149,20 @@ class _Planned:
             spans.append(Span(part.label, sizes[index], tuple(sorted(part.depends))))
         return Plan(tuple(spans))
 
-    def _round(self, parts: Round) -> None:
-        layout, control = self.layout, self.control
-        plan = self._plan(parts)
+    def _guessed(self, plan: Plan) -> Plan:
+        """The plan with random lengths in the place of some."""
+        if not self.guessed_lengths:
+            return plan
+        longest = 2 * max(span.length for span in plan.spans)
+        sizes = [n for n, _ in self.control.lengths if n <= longest]
+        spans = (
+            replace(span, length=self.rng.choice(sizes)) if self.rng.random() < self.guessed_lengths else span
+            for span in plan.spans
+        )
+        return Plan(tuple(spans))
+
+    def _ids(self, plan: Plan) -> tuple[int, ...]:
+        control = self.control
         ids: list[int] = []
         for span in plan.spans:
             ids += [
@@ -138,7 +171,13 @@ class _Planned:
                 control.length_id(span.length),
                 *(control.depends[d] for d in span.depends),
             ]
-        self._end_segment(tuple(ids), control.async_)
+        return tuple(ids)
+
+    def _round(self, parts: Round) -> None:
+        layout, control = self.layout, self.control
+        true = self._plan(parts)
+        plan = self._guessed(true)
+        self._end_segment(self._ids(true), control.async_, self._ids(plan))
         before = set(range(len(layout.depends)))  # every trunk segment and span so far
         starts = plan.starts(self.at)
         last = self.at

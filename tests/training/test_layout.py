@@ -3,7 +3,7 @@
 Catches: a target one row off, ``<par>`` that is learned, a term behind the prompt in planned form, an answer token
 that is learned twice or never, a span that never learns to end, a label or text at the wrong position, ``<sync/>`` on
 top of a span, dependencies that are not closed, a second round that forgets the first, and a cut text that is taught
-as a finished one.
+as a finished one; a guessed length that is learned.
 """
 
 from __future__ import annotations
@@ -66,6 +66,34 @@ def test_planned_form_by_hand() -> None:
         (2, 21, (16, C.spad), True),
         (3, 23, (5, C.eos), True),
     ]
+
+
+@pytest.mark.parametrize("form", ["sparse", "dag"])
+def test_guessed_lengths_are_read_and_never_learned(form: Form) -> None:
+    """Rows read a random length and parts stand where it puts them; targets and texts are the true ones."""
+    true = laid(TWO_ROUNDS, form)
+    lengths = {i: n for n, i in C.lengths}
+    differ = 0
+    for seed in range(20):
+        layout = lay_out(TWO_ROUNDS, form, CONTROL, random.Random(seed), 0.0, 1.0)
+        assert (layout.target, layout.span, layout.depends) == (true.target, true.span, true.depends)
+        assert [lane.tokens for lane in layout.lanes] == [lane.tokens for lane in true.lanes]
+        changed = {(a, b) for a, b in zip(layout.tokens, true.tokens, strict=True) if a != b}
+        assert all(a in lengths and b in lengths for a, b in changed)
+        differ += bool(changed)
+        opens = [p for t, p in zip(layout.tokens, layout.position, strict=True) if t == C.async_]
+        planned = [lengths[t] for t in layout.tokens if t in lengths]
+        # Parts 1 and 2 of the first round: openings of two and of three tokens.
+        assert [opens[1] - opens[0], opens[2] - opens[1]] == [2 + planned[0], 3 + planned[1]]
+        before = [p for t, p, s in zip(layout.tokens, layout.position, layout.span, strict=True) if s == 0]
+        assert opens[0] == max(before) + 1
+    assert differ > 15
+
+
+def test_a_dense_round_keeps_its_lengths() -> None:
+    assert columns(lay_out(TWO_ROUNDS, "dense", CONTROL, random.Random(1), 0.0, 1.0)) == columns(
+        laid(TWO_ROUNDS, "dense")
+    )
 
 
 def test_dense_form_by_hand() -> None:
