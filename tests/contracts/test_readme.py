@@ -41,7 +41,7 @@ def test_the_snippet_of_the_card_runs() -> None:
 
 def test_the_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     scope: dict[str, object] = {}
     try:
         for block in blocks:
