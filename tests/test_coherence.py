@@ -28,7 +28,7 @@ def test_the_sums_are_those_of_every_token_alone() -> None:
     expected = []
     for place in range(len(text)):
         ids = torch.tensor([prompt + text[:place]])
-        expected.append(-float(model(input_ids=ids).logits[0, -1].double().log_softmax(-1)[text[place]]))
+        expected.append(-float(model(input_ids=ids).logits[0, -1].detach().double().log_softmax(-1)[text[place]]))
     # Everything behind the first 5 is within 8 tokens of it; the 5 itself is not.
     assert (found.seam_tokens, found.middle_tokens) == (6, 1)
     assert found.middle_nll == pytest.approx(expected[0], abs=1e-6)

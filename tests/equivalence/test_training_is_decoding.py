@@ -90,8 +90,8 @@ def lead(monkeypatch: pytest.MonkeyPatch) -> Lead:
         led, real = Led(), Runner.run
         nexts, here = answer_of(layout)
 
-        def run(self: Runner, tokens: Tensor, rows: Rows, keep: int, *, plain: bool = False) -> Tensor:
-            logits = real(self, tokens, rows, keep, plain=plain)
+        def run(self: Runner, tokens: Tensor, rows: Rows, keep: int, *, plain: bool = False, first: int = 0) -> Tensor:
+            logits = real(self, tokens, rows, keep, plain=plain, first=first)
             columns = (tokens, rows.position, rows.span, rows.noisy, rows.anchor, rows.block)
             seen = [Row(*r) for r in zip(*(c[0].tolist() for c in columns), strict=True)]
             led.runner = self
