@@ -89,12 +89,10 @@ def test_an_interrupted_run_goes_on(folder: Path, prompts: Path, after: int, mon
 def test_strings_and_chats_are_prompts_too(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     path.write_text('"Area: 1"\n{"messages": [{"role": "user", "content": "Area: 1"}]}\n')
-    _, tokenizer, *_ = read_checkpoint(folder, torch.float32)
-    if getattr(tokenizer, "chat_template", None) is None:
-        path.write_text('"Area: 1"\n')
     answer(folder, path, "out.jsonl")
-    found = lines(tmp_path / "out.jsonl")
-    assert found[0]["prompt"] == "Area: 1" and all("text" in line for line in found)
+    text, chat = lines(tmp_path / "out.jsonl")
+    assert text["prompt"] == "Area: 1" and chat["messages"][0]["content"] == "Area: 1"
+    assert "text" in text and "text" in chat
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, loa
 from hf_hybrid.cli.lines import Job, plan_job, read_prompts, write_answers
 from hf_hybrid.cli.options import given_settings, setting_parameters
 from hf_hybrid.cli.plan import read_plans
+from hf_hybrid.cli.prompts import encode, read_prompt
 from hf_hybrid.config import SETTINGS
 
 Strategy = Literal["host", *SETTINGS]  # type: ignore[valid-type]
@@ -115,20 +115,6 @@ generate.__signature__ = (
 )(inspect.signature(generate, eval_str=True))
 
 
-def read_prompt(prompt: str | None, source: Path | None) -> str:
-    """The prompt from wherever it was given."""
-    if (prompt is None) == (source is None):
-        raise UsageError("give one prompt: PROMPT, - for standard input, or --input FILE")
-    if source is not None:
-        text = source.read_text(encoding="utf-8")
-    else:
-        text = sys.stdin.read() if prompt == "-" else str(prompt)
-    text = text.rstrip("\n")
-    if not text.strip():
-        raise UsageError("the prompt is empty")
-    return text
-
-
 def _job(
     prompt: str | None, source: Path | None, target: Path | None, strategy: str, as_json: bool, plan: bool
 ) -> Job | None:
@@ -157,20 +143,6 @@ def _answers(
     for answer in generate_many(network, prompts, batch_size=batch_size, **call):
         text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
         yield answer.index, _as_json(text, answer.report, tokenizer)
-
-
-def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict[str, Any]:
-    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat."""
-    if chat or not isinstance(text, str):
-        if not getattr(tokenizer, "chat_template", None):
-            raise UsageError("a chat was asked for, and the tokenizer of this model has no chat template")
-        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        encoded = tokenizer(text, return_tensors="pt")
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 def _as_json(text: str, report: Any, tokenizer: Any) -> dict[str, Any]:

@@ -119,11 +119,13 @@ def write_answers(job: Job, answers: Iterator[tuple[int, Record]], console: Cons
         except KeyboardInterrupt:
             console.print(
                 f"{job.done + written} of {job.done + len(job.records)} answers stand in {job.output}; "
-                "the same command goes on from there"
+                "the same command goes on from there",
+                markup=False,
             )
             raise
     seconds = time.perf_counter() - started
     console.print(
         f"{written} answers in {seconds:.1f} s, {tokens / max(seconds, 1e-9):.0f} tokens/s: {job.output}"
-        + (f" ({job.done} stood there before)" if job.done else "")
+        + (f" ({job.done} stood there before)" if job.done else ""),
+        markup=False,
     )

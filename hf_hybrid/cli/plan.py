@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, load, quiet
+from hf_hybrid.cli.prompts import encode, read_prompt
 from hf_hybrid.core.plan import Plan, PlanError, Span
 
 FORM = (
@@ -35,8 +36,6 @@ def plan(
     Parts may be added, dropped, moved, renamed, re-lengthed, and made to depend on earlier ones ("depends" counts from
     1); hf-hybrid generate --plan FILE carries the plan out. A part with a "text" is kept, one without is written.
     """
-    from hf_hybrid.cli.generate import encode, read_prompt
-
     text = read_prompt(prompt, source)
     with quiet():
         network, tokenizer, _ = load(model, dtype, device, threads)

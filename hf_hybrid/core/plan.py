@@ -184,6 +184,15 @@ class Plan:
         spans = (replace(span, text=None) if reads[i, part] else span for i, span in enumerate(self.spans))
         return replace(self, spans=tuple(spans))
 
+    def render(self, tokens: ControlTokens) -> tuple[int, ...]:
+        """The plan as trunk tokens, from its first ``<topic>`` to its last length or dependency (``<async>`` opens
+        the first span)."""
+        ids: list[int] = []
+        for span in self.spans:
+            ids += [tokens.topic, *span.label, tokens.length_id(span.length)]
+            ids += [tokens.depends[d] for d in span.depends]
+        return tuple(ids)
+
     def starts(self, plan_end: int) -> tuple[int, ...]:
         """First position of every part: ``plan_end`` (the position behind the last plan token) plus openings and
         planned lengths of the parts before it."""
@@ -333,13 +342,8 @@ class PlanGrammar:
         return state, len(ids)
 
     def render(self, plan: Plan) -> tuple[int, ...]:
-        """The plan as trunk tokens, from its first ``<topic>`` to its last length or dependency (``<async>`` opens
-        the first span)."""
-        ids: list[int] = []
-        for span in plan.spans:
-            ids += [self.tokens.topic, *span.label, self.tokens.length_id(span.length)]
-            ids += [self.tokens.depends[d] for d in span.depends]
-        return tuple(ids)
+        """The plan as trunk tokens (``Plan.render``)."""
+        return plan.render(self.tokens)
 
     def opening(self, span: Span) -> tuple[int, ...]:
         """The forced tokens that open a span: ``<async>`` and its label."""

@@ -39,14 +39,15 @@ class LaneRows:
 @dataclass(eq=False)
 class Pass:
     """One pass, ready for ``Runner.run``: ``tokens`` ``(active, rows)``, ``rows`` alike, the last ``keep`` columns
-    scored."""
+    scored. ``first``: batch row of the Runner that is line 0."""
 
     tokens: Tensor
     rows: Rows
     keep: int
     plain: bool
     lanes: list[LaneRows]
-    width: int = 0
+    width: int
+    first: int
     rejected: list[tuple[int, int]] = field(default_factory=list)
 
     def flat(self, line: int, column: int) -> int:
@@ -54,12 +55,15 @@ class Pass:
         return line * self.keep + column - (self.width - self.keep)
 
 
-def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1) -> Pass:
+def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, first_row: int = 0) -> Pass:
     """The rows of all lanes that run, and the last tokens of finished lanes, which ride along.
 
     Args:
+        mask_token: stands at open positions and in rows that stand for nothing.
         least: a pass of one batch row with more than one row is filled up to this many (``Runner.least_rows``).
+        first_row: batch row of the first canvas.
     """
+    nothing = (mask_token, 0, PADDING, 0, 0, 0)
     silent: list[list[tuple[int, int, int]]] = []  # per batch row: (token, position, span)
     scored: list[list[tuple[int, int, int, int, int, int]]] = []  # (token, position, span, noisy, anchor, block)
     lanes: list[LaneRows] = []
@@ -95,14 +99,13 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1) -> P
     plain = one_trunk and len(set(sizes)) == 1
     if len(canvases) == 1 and not plain and 1 < sizes[0] < least:
         # Behind the others, so that those which stay in the cache take the first slots.
-        scored[0] += [(max(mask_token, 0), 0, PADDING, 0, 0, 0)] * (least - sizes[0])
+        scored[0] += [nothing] * (least - sizes[0])
         sizes[0] = least
     keep = max(len(loud) for loud in scored)
     width = max(*sizes, keep)
     fields: list[list[list[int]]] = [[] for _ in range(6)]
     for quiet, loud in zip(silent, scored, strict=True):
-        missing = width - len(quiet) - len(loud)
-        padding = [(mask_token if mask_token >= 0 else 0, 0, PADDING, 0, 0, 0)] * missing
+        padding = [nothing] * (width - len(quiet) - len(loud))
         columns = list(zip(*padding, *((*q, 0, 0, 0) for q in quiet), *loud, strict=True))
         for values, column in zip(fields, columns, strict=True):
             values.append(list(column))
@@ -111,4 +114,4 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1) -> P
         begin = width - len(scored[rows.line]) + first
         rows.checks = range(begin, begin + checks)
         rows.opens = range(begin + checks, begin + checks + opens)
-    return Pass(tokens, Rows(position, span, noisy.bool(), anchor, block), keep, plain, lanes, width)
+    return Pass(tokens, Rows(position, span, noisy.bool(), anchor, block), keep, plain, lanes, width, first_row)

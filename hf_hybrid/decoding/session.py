@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,14 +40,21 @@ class Session:
         self.criteria = StoppingCriteriaList([c for c in criteria or () if not isinstance(c, native)])
         self.streamed = 0
         self.checked: dict[int, int] = {}  # canvas -> how much of its text the criteria saw
-        self.started = {canvas.row: time.perf_counter() for canvas in canvases}
-        self.active = list(canvases)
+        self.started: dict[int, float] = {}
+        self.active: list[Canvas] = []
+        parameters = self.runner.model.parameters()
+        self.plain_weights = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in parameters)
         if self.streamer is not None and len(canvases) > 1:
             raise DecodingError(
                 "a streamer shows one answer; call generate() with a batch of one, or without a streamer"
             )
         for canvas in canvases:
-            strategy.reports[canvas.row] = GenerationReport(call.strategy)
+            self._register(canvas)
+
+    def _register(self, canvas: Canvas) -> None:
+        self.strategy.reports[canvas.row] = GenerationReport(self.call.strategy)
+        self.started[canvas.row] = time.perf_counter()
+        self.active.append(canvas)
 
     def adopt(self, cache: Any, attention_mask: Tensor | None) -> None:
         """Take over the caller's cache of the prompt's beginning, if it holds any."""
@@ -72,17 +80,20 @@ class Session:
     def answers(self, queue: Iterator[Canvas]) -> Iterator[Answer]:
         """Answers as they are finished; the batch row of each goes to the next canvas of ``queue``."""
         while self.active:
-            with torch.no_grad(), self._inference():  # not while the caller works with an answer
-                finished = self._step()
-                while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
-                    self._enter(canvas)
-                    finished += self._finished()
-            for canvas in finished:
-                answer = Answer(canvas.row, canvas.confirmed(self.control), self._report(canvas))
-                self.strategy.forget(canvas)
-                for notes in (self.started, self.checked):
-                    notes.pop(canvas.row, None)
-                yield answer
+            yield from self._answers(self._step)
+            while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
+                yield from self._answers(partial(self._enter, canvas))
+
+    def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
+        """What ``work`` finishes, before anything else is done that may fail."""
+        with torch.no_grad(), self._inference():  # not while the caller works with an answer
+            finished = work()
+        for canvas in finished:
+            answer = Answer(canvas.row, canvas.confirmed(self.control), self._report(canvas))
+            self.strategy.forget(canvas)
+            for notes in (self.started, self.checked):
+                notes.pop(canvas.row, None)
+            yield answer
 
     def _step(self) -> list[Canvas]:
         """One pass; the canvases that it finished leave the batch."""
@@ -91,15 +102,14 @@ class Session:
             self._progress(canvas)
         return self._finished()
 
-    def _enter(self, canvas: Canvas) -> None:
+    def _enter(self, canvas: Canvas) -> list[Canvas]:
         """Read the prompt of one more canvas, in a pass of its own: the others would be padded to its length."""
         line = self.runner.enter()
-        self.strategy.reports[canvas.row] = GenerationReport(self.call.strategy)
-        self.started[canvas.row] = time.perf_counter()
-        self.active.append(canvas)
+        self._register(canvas)
         self.strategy.begin(canvas, line)
         self.strategy.advance([canvas], first=line)
         self._progress(canvas)
+        return self._finished()
 
     def _finished(self) -> list[Canvas]:
         done: list[Canvas] = []
@@ -119,8 +129,7 @@ class Session:
     def _inference(self) -> AbstractContextManager[Any]:
         """``inference_mode``: a pass costs a twentieth less than under ``no_grad``, in which the host calls us. Not for
         tensor subclasses (sharded or quantised weights), which it does not serve everywhere."""
-        plain = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in self.runner.model.parameters())
-        return torch.inference_mode() if plain else nullcontext()
+        return torch.inference_mode() if self.plain_weights else nullcontext()
 
     def _progress(self, canvas: Canvas) -> None:
         """Stop where a criterion says so, and stream what was confirmed."""

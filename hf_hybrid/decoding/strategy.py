@@ -80,7 +80,6 @@ class Strategy(ABC):
         self.reports: dict[int, GenerationReport] = {}
         self._bans: dict[tuple[int, ...], int] = {(): 0}  # what a row may not write -> line of the table
         self._banned: Tensor | None = None
-        self._first = 0  # batch row of the first canvas of the pass
 
     # The holes.
 
@@ -144,16 +143,16 @@ class Strategy(ABC):
     def advance(self, canvases: list[Canvas], first: int = 0) -> None:
         """One pass over all lanes of ``canvases``, the active batch rows of the Runner from ``first`` on, and what it
         settles."""
-        started, self._first = time.perf_counter(), first
+        started = time.perf_counter()
         stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
-        batch = build_pass(canvases, self.mask_token, self.runner.least_rows)
+        batch = build_pass(canvases, self.mask_token, self.runner.least_rows, first)
         logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain, first=first)
         flat = logits.reshape(-1, logits.shape[-1])  # (active * keep, vocab)
         self._constrain(flat, batch)
         raw = flat.clone() if self.context.processors.needs_prefix else flat
         flat = self.context.processors.batched(flat)
         noise = self._noise(flat, batch)
-        _chosen, tokens, windows = self._choose(flat, batch, noise)
+        tokens, windows = self._choose(flat, batch, noise)
         for rows in batch.lanes:
             if not rows.lane.done:
                 self._settle(rows, batch, raw, noise, tokens, windows)
@@ -220,9 +219,7 @@ class Strategy(ABC):
                 noise[columns] = keyed_noise(rows.canvas.seed, keys, flat.shape[-1], flat.device)
         return noise
 
-    def _choose(
-        self, flat: Tensor, batch: Pass, noise: Tensor | None
-    ) -> tuple[Tensor, list[int], dict[LaneRows, Window]]:
+    def _choose(self, flat: Tensor, batch: Pass, noise: Tensor | None) -> tuple[list[int], dict[LaneRows, Window]]:
         """The token of every row, and what the windows propose; one transfer to the host."""
         value, chosen = (flat if noise is None else flat + noise).max(dim=-1)  # (active * keep,)
         open_lanes = [rows for rows in batch.lanes if rows.opens]
@@ -245,7 +242,7 @@ class Strategy(ABC):
                 size = len(rows.opens)
                 places = [batch.flat(rows.line, c) for c in rows.opens]
                 windows[rows] = Window([tokens[p] for p in places], line_score[:size], line_settles[:size])
-        return chosen, tokens, windows
+        return tokens, windows
 
     def _settle(
         self,
@@ -290,7 +287,7 @@ class Strategy(ABC):
         before = len(lane.tokens)
         lane.settle(new, ends)
         written = lane.tokens[before:]
-        row = self._first + rows.line
+        row = batch.first + rows.line
         self.settled(canvas, lane, written, row)
         if not lane.done:
             if len(lane.tokens) >= lane.limit:

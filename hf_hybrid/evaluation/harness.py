@@ -168,9 +168,9 @@ def answer(
     done: list[Measurement] = []
     for row, item in enumerate(items):
         new = _answer_tokens(output.sequences[row, width:], model, tokenizer)
-        real = int(inputs["attention_mask"][row].sum())
+        prompt = inputs["input_ids"][row, inputs["attention_mask"][row] > 0].tolist()
         first = clock.seconds(started) if clock is not None else None
-        counts = _counts(output.report[row] if candidate.strategy is not None else None, new, real, first)
+        counts = _counts(output.report[row] if candidate.strategy is not None else None, new, len(prompt), first)
         text = tokenizer.decode(new, skip_special_tokens=True)
         right, total = score_fields(item.sheet, text)
         done.append(
@@ -183,22 +183,16 @@ def answer(
                 fields_right=right,
                 fields_total=total,
                 right=exact_match(item.sheet, text),
-                coherence=_read_back(model, tokenizer, item, new) if read_back else None,
+                coherence=coherence(model, prompt, new, _labels(item, tokenizer)) if read_back else None,
                 **counts,
             )
         )
     return done
 
 
-def _read_back(model: Any, tokenizer: Any, item: TestItem, new: list[int]) -> Coherence:
-    """Coherence of the answer ``new``, its headings being those of the sheet."""
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    parts = [part for piece in item.sheet.pieces if not isinstance(piece, str) for part in piece]
-    prompt = tokenizer(item.sheet.prompt)["input_ids"]
-    return coherence(model, prompt, new, {tuple(ids(part.label)) for part in parts})
+def _labels(item: TestItem, tokenizer: Any) -> set[tuple[int, ...]]:
+    """Token ids of the headings of the sheet."""
+    return {tuple(tokenizer(part.label, add_special_tokens=False)["input_ids"]) for part in item.sheet.parts}
 
 
 class _FirstText:

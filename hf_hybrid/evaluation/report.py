@@ -17,7 +17,7 @@ from hf_hybrid.config import settings_for
 from hf_hybrid.evaluation.candidates import Candidate
 from hf_hybrid.evaluation.harness import Measurement, Run, country_of
 from hf_hybrid.evaluation.statistics import bootstrap_interval, median, paired_ratios
-from hf_hybrid.training.recipes.factbook import SheetPart, TestItem
+from hf_hybrid.training.recipes.factbook import TestItem
 
 Interval = tuple[float, float] | None
 
@@ -169,7 +169,7 @@ def shape_of(items: Sequence[TestItem], tokenizer: Any) -> dict[str, Any]:
     for item in items:
         prompts.append(count(item.sheet.prompt))
         answers.append(count(item.sheet.answer))
-        lengths = [count(part.text) for part in _parts(item)]
+        lengths = [count(part.text) for part in item.sheet.parts]
         parts.append(len(lengths))
         if lengths:
             longest.append(max(lengths))
@@ -185,10 +185,6 @@ def shape_of(items: Sequence[TestItem], tokenizer: Any) -> dict[str, Any]:
         "mean_part": median(means),
         "longest_to_mean_part": median(uneven),
     }
-
-
-def _parts(item: TestItem) -> list[SheetPart]:
-    return [part for piece in item.sheet.pieces if not isinstance(piece, str) for part in piece]
 
 
 def environment(model: Any) -> dict[str, Any]:

@@ -161,23 +161,11 @@ class _Planned:
         )
         return Plan(tuple(spans))
 
-    def _ids(self, plan: Plan) -> tuple[int, ...]:
-        control = self.control
-        ids: list[int] = []
-        for span in plan.spans:
-            ids += [
-                control.topic,
-                *span.label,
-                control.length_id(span.length),
-                *(control.depends[d] for d in span.depends),
-            ]
-        return tuple(ids)
-
     def _round(self, parts: Round) -> None:
         layout, control = self.layout, self.control
         true = self._plan(parts)
         plan = self._guessed(true)
-        self._end_segment(self._ids(true), control.async_, self._ids(plan))
+        self._end_segment(true.render(control), control.async_, plan.render(control))
         before = set(range(len(layout.depends)))  # every trunk segment and span so far
         starts = plan.starts(self.at)
         last = self.at

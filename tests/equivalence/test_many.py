@@ -106,3 +106,13 @@ def test_misuse_is_a_clear_error(prompts: Any, arguments: dict[str, Any], match:
 def test_processors_of_one_batch_are_refused() -> None:
     with pytest.raises(DecodingError, match="batch by batch"):
         many(LINE[:2], 2, strategy="autoregressive", repetition_penalty=1.3)
+
+
+def test_a_prompt_that_cannot_be_read_loses_no_finished_answer() -> None:
+    found = []
+    with pytest.raises(UnsupportedCallError, match="prompt 2 must hold"):
+        for answer in generate_many(
+            model(), [[3], [7], []], batch_size=1, strategy="autoregressive", max_new_tokens=3, do_sample=False
+        ):
+            found.append(answer.index)
+    assert found == [0, 1]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.core.rows import PADDING, Rows, visible
+from hf_hybrid.models import slots as slots_module
 from hf_hybrid.models.slots import Slots
 
 SPANS = {1: [0], 2: [0], 3: [0, 1], 5: [0, 1, 2, 3]}
@@ -59,13 +60,15 @@ def random_rows(g: torch.Generator, active: int, width: int, behind: int) -> Row
     return Rows(position, span, noisy, anchor, torch.randint(0, 2, shape, generator=g))
 
 
+@pytest.mark.parametrize("few", [slots_module.FEW, 0], ids=["in numpy", "by visible"])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("active", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_mask_is_the_rule_over_held_rows_and_the_pass(
-    seed: int, active: int, ordered: bool, dtype: torch.dtype
+    seed: int, active: int, ordered: bool, dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(slots_module, "FEW", few)
     g = torch.Generator().manual_seed(seed)
     slots = Slots(active, 4, 2, torch.device("cpu"), dtype)
     mirror = Mirror(slots)

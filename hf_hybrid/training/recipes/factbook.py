@@ -195,6 +195,11 @@ class Sheet:
         )
 
     @property
+    def parts(self) -> list[SheetPart]:
+        """The parts of all rounds, in order."""
+        return [part for piece in self.pieces if not isinstance(piece, str) for part in piece]
+
+    @property
     def fields(self) -> list[tuple[str, str]]:
         """The lines that score, each with its heading ("" for a title)."""
         return [(heading, line) for _, heading, line in _keyed_lines(self.answer)]

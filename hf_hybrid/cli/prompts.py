@@ -1,0 +1,37 @@
+"""The prompt of a command: from an argument, standard input or a file, to token ids."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hf_hybrid.cli.command import UsageError
+
+
+def read_prompt(prompt: str | None, source: Path | None) -> str:
+    """The prompt from wherever it was given."""
+    if (prompt is None) == (source is None):
+        raise UsageError("give one prompt: PROMPT, - for standard input, or --input FILE")
+    if source is not None:
+        text = source.read_text(encoding="utf-8")
+    else:
+        text = sys.stdin.read() if prompt == "-" else str(prompt)
+    text = text.rstrip("\n")
+    if not text.strip():
+        raise UsageError("the prompt is empty")
+    return text
+
+
+def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict[str, Any]:
+    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat."""
+    if chat or not isinstance(text, str):
+        if not getattr(tokenizer, "chat_template", None):
+            raise UsageError("a chat was asked for, and the tokenizer of this model has no chat template")
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        encoded = tokenizer(text, return_tensors="pt")
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
