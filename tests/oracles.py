@@ -273,9 +273,13 @@ class SlowPlanned:
         """Text and the next plan behind the last row; None: the answer ended."""
         number, trunk = len(self.answer.plans), self.rows[-1].span
         if number < len(self.plans):
-            forced = [*self.plans[number].lead, *self.grammar.render(self.plans[number])]
-            self.rows += clean(forced, self.rows[-1].position + 1, trunk)
-            return self.plans[number]
+            plan = self.plans[number]
+            self.rows += clean(plan.lead, self.rows[-1].position + 1, trunk)
+            self.begin = len(self.rows)
+            for part in range(len(plan.spans)):
+                entry = Plan(plan.spans[: part + 1]).render(self.control)[self._entry_end(plan, part - 1) - self.begin :]
+                self.rows += clean(entry, self.rows[-1].position + 1, self._entry_span(trunk, part))
+            return plan
         state, lead = PlanState(), list[int]()
         while len(self.rows) < self.budget:
             allowed = self.grammar.allowed(state, not self.plans and number < 8, self.budget - len(self.rows))
@@ -287,26 +291,45 @@ class SlowPlanned:
                 return replace(state.plan, lead=tuple(lead))
             if state.stage == "text" and token != self.control.topic:
                 lead.append(token)
-            self.rows.append(Row(token, position, trunk))
+            if state.stage == "text" and token == self.control.topic:
+                self.begin = len(self.rows)
+            # A further <topic> opens an entry that the parts before it do not read.
+            entry = len(state.parts) - (state.stage != "label" and token != self.control.topic)
+            self.rows.append(Row(token, position, self._entry_span(trunk, max(entry, 0))))
             if token == self.control.eos:
                 return None
             state = self.grammar.advance(state, token)
         return None
+
+    def _entry_span(self, trunk: int, part: int) -> int:
+        """The span of a plan's entry; what it reads: the trunk and the entries before it."""
+        if part == 0:
+            return trunk
+        span = trunk + 2 * part
+        self.reads[span] = self.reads[trunk] | {trunk} | {trunk + 2 * before for before in range(1, part)}
+        return span
+
+    def _entry_end(self, plan: Plan, part: int) -> int:
+        """Number of rows as far as the entry of ``part``."""
+        return self.begin + len(Plan(plan.spans[: part + 1]).render(self.control))
 
     def _round(self, plan: Plan) -> None:
         """Every part of ``plan``: the rows of what it reads, its opening, and what follows."""
         allowed = torch.ones(self.model.config.vocab_size, dtype=torch.bool)  # (vocab,), True: may stand in a part
         allowed[[*self.control.banned, self.control.eos]] = False
         allowed[self.control.spad] = True
-        first, ends = max(row.span for row in self.rows) + 1, {self.control.spad: False}
-        room = self.budget - len(self.rows)
-        start = self.rows[-1].position + 1
+        trunk, ends = self.rows[self.begin].span, {self.control.spad: False}
+        used = [self._entry_end(plan, number) for number in range(len(plan.spans))]
+        trunk_start, moved = self.rows[self.begin].position, 0
         parts: list[list[int]] = []
         for number, part in enumerate(plan.spans):
-            span, named = first + number, {first + i for i in part.depends if self.visibility == "dag"}
-            self.reads[span] = set(range(first)).union(named, *(self.reads[s] for s in named))
+            room = self.budget - used[number]
+            span, named = trunk + 1 + 2 * number, {trunk + 1 + 2 * i for i in part.depends if self.visibility == "dag"}
+            known = {trunk, *(trunk + 2 * entry for entry in range(1, number + 1))}
+            self.reads[span] = self.reads[trunk].union(known, named, *(self.reads[s] for s in named))
+            start = trunk_start + used[number] - self.begin + moved
             own = clean([self.control.async_, *part.label], start, span)
-            start += len(own) + part.length  # however long the part becomes
+            moved += len(own) + part.length  # however long the part becomes
             context = [row for row in self.rows if row.span in self.reads[span]]
             limit = min(math.ceil(part.length * self.extension), room - len(own))
             place = (self.model, context, own, self.reads, allowed, ends, limit, self.pick)

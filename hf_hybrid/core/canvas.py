@@ -14,6 +14,7 @@ A pass carries the pending tokens and the draft as clean rows and the window as 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -37,6 +38,8 @@ class Lane:
         part: index of the part in its round, None for the trunk. depends: lanes that must be finished before this one
         starts.
         hidden: half-open ranges of ``tokens`` that are no text (control tokens and plan).
+        sees: spans that it may read besides its own. breaks: rising indices into tokens and draft at which the next of
+            ``segments`` begins: there the text is another span's (entries of a plan).
         done: no token will be added. reason: why it ended: ``end`` (its terminator), ``limit``, or ``stop``.
         low: passes in a row without a confident open position. passes: passes it took part in.
         planned: planned length of the text in tokens (spans). fallback: what was switched off and why, if anything.
@@ -56,6 +59,9 @@ class Lane:
     part: int | None = None
     depends: tuple[Lane, ...] = ()
     hidden: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    sees: tuple[int, ...] = ()
+    breaks: list[int] = field(default_factory=list[int])
+    segments: list[int] = field(default_factory=list[int])
     done: bool = False
     reason: str = ""
     low: int = 0
@@ -83,6 +89,16 @@ class Lane:
     def end(self) -> int:
         """Position behind the last settled token."""
         return self.start + len(self.tokens)
+
+    def span_at(self, index: int) -> int:
+        """Whose text the settled or drafted token at ``index`` is."""
+        number = bisect_right(self.breaks, index)
+        return self.segments[number - 1] if number else self.span
+
+    @property
+    def planning(self) -> bool:
+        """True: what it writes now is no text."""
+        return bool(self.hidden) and self.hidden[-1][1] > len(self.tokens)
 
     def ready(self) -> bool:
         """True: everything it depends on is finished."""
@@ -161,6 +177,10 @@ class Canvas:
         """New tokens so far, control tokens included."""
         return sum(len(lane.tokens) for lane in self.lanes) - len(self.prompt)
 
+    def new_upto(self, lane: Lane) -> int:
+        """New tokens as far as ``lane`` has come, in text order: what stands behind it is left out."""
+        return sum(len(one.tokens) for one in self.lanes[: self.lanes.index(lane) + 1]) - len(self.prompt)
+
     @property
     def end(self) -> int:
         """One past the largest position used by a settled token."""
@@ -211,7 +231,7 @@ class Canvas:
         for number, lane in enumerate(self.lanes):
             text = lane.text()
             out += text[len(self.prompt) :] if number == 0 else text
-            if lane.done:
+            if lane.done or lane.planning:
                 continue
             out += lane.draft
             fills = lane.fills[: lane.open_length]

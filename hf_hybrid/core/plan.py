@@ -82,6 +82,11 @@ class Span:
         """Rows of the forced opening: ``<async>`` and the label."""
         return 1 + len(self.label)
 
+    @property
+    def entry(self) -> int:
+        """Tokens of its entry in the plan: ``<topic>``, label, length and dependencies."""
+        return 2 + len(self.label) + len(self.depends)
+
 
 @dataclass(frozen=True)
 class PlanLimits:
@@ -184,19 +189,32 @@ class Plan:
         spans = (replace(span, text=None) if reads[i, part] else span for i, span in enumerate(self.spans))
         return replace(self, spans=tuple(spans))
 
-    def render(self, tokens: ControlTokens) -> tuple[int, ...]:
-        """The plan as trunk tokens, from its first ``<topic>`` to its last length or dependency (``<async>`` opens
-        the first span)."""
-        ids: list[int] = []
-        for span in self.spans:
-            ids += [tokens.topic, *span.label, tokens.length_id(span.length)]
-            ids += [tokens.depends[d] for d in span.depends]
-        return tuple(ids)
+    def entries(self, tokens: ControlTokens) -> tuple[tuple[int, ...], ...]:
+        """The entry of every part as trunk tokens, from ``<topic>`` to its length or last dependency."""
+        lengths = (tokens.length_id(span.length) for span in self.spans)
+        return tuple(
+            (tokens.topic, *span.label, length, *(tokens.depends[d] for d in span.depends))
+            for span, length in zip(self.spans, lengths, strict=True)
+        )
 
-    def starts(self, plan_end: int) -> tuple[int, ...]:
-        """First position of every part: ``plan_end`` (the position behind the last plan token) plus openings and
-        planned lengths of the parts before it."""
-        return tuple(accumulate((s.opening + s.length for s in self.spans), initial=plan_end))[:-1]
+    def render(self, tokens: ControlTokens) -> tuple[int, ...]:
+        """The plan as trunk tokens: its entries (``<async>`` opens the first span)."""
+        return tuple(token for entry in self.entries(tokens) for token in entry)
+
+    def starts(self, begin: int) -> tuple[int, ...]:
+        """First position of every part, ``begin`` being that of the plan's first ``<topic>``.
+
+        A part starts behind its own entry, moved by the openings and planned lengths of the parts before it: so its
+        place is known as soon as its entry is, and a part never starts inside a planned one that it may read.
+        """
+        entries = accumulate(span.entry for span in self.spans)
+        moved = accumulate((span.opening + span.length for span in self.spans), initial=0)
+        return tuple(begin + entry + before for entry, before in zip(entries, moved, strict=False))
+
+    def dense_starts(self, end: int) -> tuple[int, ...]:
+        """First position of every part of a dense round, which stands as one piece behind the plan: ``end`` is the
+        position behind the last plan token."""
+        return tuple(accumulate((s.opening + s.length for s in self.spans), initial=end))[:-1]
 
     def depends(self, visibility: Literal["sparse", "dag"]) -> Tensor:
         """bool ``(parts, parts)``, reflexive and transitively closed: part s reads part t. ``sparse`` ignores the
@@ -222,6 +240,15 @@ class PlanState:
     stage: Stage = "text"
     parts: tuple[Span, ...] = ()
     label: tuple[int, ...] = ()
+
+    @property
+    def complete(self) -> int:
+        """Entries of the plan that no token will be added to: the last one while it may name a part it depends on is
+        not."""
+        if self.stage != "length":
+            return len(self.parts)
+        named = max(self.parts[-1].depends, default=-1) + 1
+        return len(self.parts) - (named < len(self.parts) - 1)
 
     @property
     def total(self) -> int:

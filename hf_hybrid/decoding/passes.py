@@ -73,20 +73,20 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, firs
         loud: list[tuple[int, int, int, int, int, int]] = []
         for lane in canvas.pending():
             at = lane.start + lane.cached
-            quiet += [(token, at + i, lane.span) for i, token in enumerate(lane.pending)]
+            quiet += [(token, at + i, lane.span_at(lane.cached + i)) for i, token in enumerate(lane.pending)]
             lanes.append(LaneRows(canvas, lane, line, len(lane.tokens) - lane.cached))
         for number, lane in enumerate(canvas.running(), 1):
             at, pending = lane.start + lane.cached, lane.pending
-            quiet += [(token, at + i, lane.span) for i, token in enumerate(pending[:-1])]
+            quiet += [(token, at + i, lane.span_at(lane.cached + i)) for i, token in enumerate(pending[:-1])]
             rows = LaneRows(canvas, lane, line, len(pending))
             first = len(loud)
             clean = pending[-1:] + lane.draft if pending else []
-            at = lane.end - 1
-            loud += [(token, at + i, lane.span, 0, 0, 0) for i, token in enumerate(clean)]
-            size, anchor = lane.open_length, lane.anchor
+            last = len(lane.tokens) - 1
+            loud += [(token, lane.start + last + i, lane.span_at(last + i), 0, 0, 0) for i, token in enumerate(clean)]
+            size, anchor, span = lane.open_length, lane.anchor, lane.span_at(last + len(lane.draft))
             shown = lane.fills[:size] + [None] * (size - len(lane.fills))
             loud += [
-                (mask_token if token is None else token, anchor + i, lane.span, 1, anchor, number)
+                (mask_token if token is None else token, anchor + i, span, 1, anchor, number)
                 for i, token in enumerate(shown)
             ]
             lane.passes += 1

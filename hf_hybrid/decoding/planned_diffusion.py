@@ -6,14 +6,17 @@ text may stand before, between and behind rounds, a part may outgrow its plan, a
 checked by the clean rows of the next pass, so that the text equals ``span_decoding="autoregressive"``.
 
 The trunk is a chain of lanes, one per segment: the prompt with the switch ``<par>``, and each ``<sync/>`` with what
-follows it. Between two segments stand the lanes of a round.
+follows it. Between two segments stand the lanes of a round. A part reads the trunk as far as its own entry of the plan,
+so it begins when that entry stands, beside the rest of the plan: every further entry is a span of its own (in one lane),
+which the parts before it do not read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -22,6 +25,23 @@ from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanState
 from hf_hybrid.decoding.output import SpanReport
 from hf_hybrid.decoding.strategy import Context, DecodingError, Strategy
+
+
+@dataclass(eq=False)
+class Round:
+    """A round that has begun.
+
+    Attributes:
+        trunk: the lane that holds its plan. begin: index of the plan's first token there. plan: as far as it stands.
+        lanes: of the parts that have begun (a dense round: its one canvas until that is full). whole: True: the plan is
+        complete.
+    """
+
+    trunk: Lane
+    begin: int
+    plan: Plan
+    lanes: list[Lane] = field(default_factory=list[Lane])
+    whole: bool = False
 
 
 class PlannedDiffusion(Strategy):
@@ -45,7 +65,7 @@ class PlannedDiffusion(Strategy):
         self.given = self._check_plans(context.call.plan)
         self.window = settings.window_length if diffusing else 0
         self.states: dict[Lane, PlanState] = {}
-        self.rounds: dict[int, list[tuple[Plan, list[Lane]]]] = {}
+        self.rounds: dict[int, list[Round]] = {}
         self.in_span = tuple({*control.banned, *context.ends} - {control.spad})
         self.lengths = frozenset(token for _, token in control.lengths)
         self.in_canvas = (control.mask, control.par, control.sync)
@@ -75,7 +95,7 @@ class PlannedDiffusion(Strategy):
         number = len(self.rounds[canvas.row])
         if number < len(self.given):
             plan = self.given[number]
-            forced = [*plan.lead, *self.grammar.render(plan)]
+            forced = [*plan.lead, *plan.render(self.control)]
             bodies = (s.length if s.text is None else len(s.text) for s in plan.spans)
             needed = len(forced) + sum(s.opening for s in plan.spans) + sum(bodies)
             if needed > canvas.budget - canvas.num_new:
@@ -83,11 +103,15 @@ class PlannedDiffusion(Strategy):
                     f"the given plan needs {needed} tokens and max_new_tokens leaves "
                     f"{canvas.budget - canvas.num_new}; raise it"
                 )
-            trunk.hidden.append((len(trunk.tokens) + len(plan.lead), len(trunk.tokens) + len(forced)))
+            begin = len(trunk.tokens) + len(plan.lead)
+            trunk.hidden.append((begin, len(trunk.tokens) + len(forced)))
             trunk.tokens += forced
+            if self.settings.visibility != "dense":
+                trunk.breaks = [begin + size for size in accumulate(span.entry for span in plan.spans[:-1])]
             trunk.finish("end")
-            self._start_round(canvas, trunk, plan, line)
+            self._carry_out(canvas, trunk, begin, plan, line, whole=True)
             return
+        self._reserve(trunk, line)
         trunk.window = self.settings.plan_window
         trunk.draft = self.draft(canvas, trunk, [])
 
@@ -121,16 +145,19 @@ class PlannedDiffusion(Strategy):
         if lane.kind != "trunk":
             return drafted
         state, legal = self.states[lane], []
+        self._forget_breaks(lane, len(lane.tokens))
         for token in drafted:
             text, control = self.grammar.choices(state, self._rounds_left(canvas), self._room(canvas, len(legal)))
             special = token in self.control.banned or token in self.context.ends
             if not (token in control if special else text):
                 break
+            state = self._follow(lane, state, token, len(lane.tokens) + len(legal))
             legal.append(token)
-            state = self.grammar.advance(state, token)
         if not legal and (self.states[lane].stage == "length" or self._fresh(canvas, lane)):
             _, control = self.grammar.choices(self.states[lane], self._rounds_left(canvas), self._room(canvas, 0))
-            legal = [self.control.topic] if self.control.topic in control else []
+            if self.control.topic in control:
+                legal = [self.control.topic]
+                self._follow(lane, self.states[lane], self.control.topic, len(lane.tokens))
         return legal
 
     def guesses(self, lane: Lane) -> frozenset[int]:
@@ -147,60 +174,100 @@ class PlannedDiffusion(Strategy):
             self._span_finished(canvas, line)
 
     def _trunk_settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
-        state = self.states[lane]
-        for number, token in enumerate(tokens, len(lane.tokens) - len(tokens)):
+        state, first = self.states[lane], len(lane.tokens) - len(tokens)
+        self._forget_breaks(lane, first)
+        for number, token in enumerate(tokens, first):
             if token == self.control.topic and state.stage == "text":
                 lane.hidden.append((number, 1 << 40))
             if token not in self.context.ends:
-                state = self.grammar.advance(state, token)
+                state = self._follow(lane, state, token, number)
         while not lane.done:  # where the grammar leaves one choice, no pass is spent
             text, control = self.grammar.choices(state, self._rounds_left(canvas), self._room(canvas, 0))
             if text or len(control) != 1:
                 break
             lane.settle(control, self.terminators(lane))
-            state = state if lane.done else self.grammar.advance(state, control[0])
+            state = state if lane.done else self._follow(lane, state, control[0], len(lane.tokens) - 1)
         self.states[lane] = state
-        if not lane.done:
-            return
-        if lane.reason == "end" and state.stage == "length":
-            # Behind the prompt and <par>, or behind <sync/>, up to the plan.
-            lead = lane.tokens[lane.hidden[0][1] : lane.hidden[-1][0]]
-            self._start_round(canvas, lane, replace(state.plan, lead=tuple(lead)), line)
-        else:
+        whole = lane.done and lane.reason == "end" and state.stage == "length"
+        if lane.done and not whole:
             canvas.finished = True
+        elif state.stage != "text":
+            self._reserve(lane, line)
+            begin = lane.hidden[-1][0]
+            # Behind the prompt and <par>, or behind <sync/>, up to the plan.
+            lead = tuple(lane.tokens[lane.hidden[0][1] : begin])
+            complete = state.parts if whole else state.parts[: state.complete]
+            self._carry_out(canvas, lane, begin, Plan(complete, lead), line, whole)
+
+    def _follow(self, trunk: Lane, state: PlanState, token: int, index: int) -> PlanState:
+        """The state behind ``token``, which stands (or is on trial) at ``index``; notes where an entry begins."""
+        if token == self.control.topic and state.stage == "length" and self.settings.visibility != "dense":
+            trunk.breaks.append(index)
+        return self.grammar.advance(state, token)
+
+    def _forget_breaks(self, trunk: Lane, index: int) -> None:
+        """Entries that begin at ``index`` or later were on trial."""
+        trunk.breaks = [at for at in trunk.breaks if at < index]
+
+    def _reserve(self, trunk: Lane, line: int) -> None:
+        """Spans for the entries that stand and for those that the next draft may begin; an entry has three tokens or
+        more. Parts take the ids between them (`hf_hybrid.training.layout`)."""
+        wanted = len(trunk.breaks) + 2 + self.settings.plan_window // 3
+        while len(trunk.segments) < wanted and self.settings.visibility != "dense":
+            span = trunk.span + 2 * (len(trunk.segments) + 1)
+            self.runner.relate(line, span, [*trunk.sees, trunk.span, *trunk.segments])
+            trunk.segments.append(span)
 
     # Rounds.
 
-    def _start_round(self, canvas: Canvas, trunk: Lane, plan: Plan, line: int) -> None:
-        """Lanes for the parts of ``plan``. Each may outgrow its plan; the sum is cut in text order, if it must be.
+    def _carry_out(self, canvas: Canvas, trunk: Lane, begin: int, plan: Plan, line: int, whole: bool) -> None:
+        """Lanes for the parts of ``plan``, which stands at ``trunk.tokens[begin:]``; ``whole``: no part will follow.
 
-        Parts whose text is given are finished; their rows ride in the next pass.
+        Each may outgrow its plan; the sum is cut in text order, if it must be. Parts whose text is given are finished;
+        their rows ride in the next pass.
         """
-        settings, control = self.settings, self.control
-        self.reports[canvas.row].plans.append(plan)
-        before = list(range(canvas.num_spans))
-        if settings.visibility == "dense":
-            self.rounds[canvas.row].append((plan, [self._dense_lane(canvas, trunk, plan, before, line)]))
+        rounds, dense = self.rounds[canvas.row], self.settings.visibility == "dense"
+        if not plan.spans or (dense and not whole):
             return
-        room = canvas.budget - canvas.num_new
-        lanes: list[Lane] = []
-        related = plan.depends(settings.visibility)
-        first = canvas.num_spans
-        for number, (span, start) in enumerate(zip(plan.spans, plan.starts(trunk.end), strict=True)):
-            lane = Lane("span", canvas.new_span(), start, [control.async_, *span.label])
+        if not rounds or rounds[-1].trunk is not trunk:
+            rounds.append(Round(trunk, begin, plan))
+        current = rounds[-1]
+        current.plan, current.whole = plan, whole
+        if dense:
+            current.lanes.append(self._dense_lane(canvas, trunk, plan, list(range(canvas.num_spans)), line))
+        else:
+            self._reserve(trunk, line)
+            self._start_parts(canvas, current, line)
+        if whole:
+            self.reports[canvas.row].plans.append(plan)
+            self._span_finished(canvas, line)
+
+    def _start_parts(self, canvas: Canvas, current: Round, line: int) -> None:
+        """Lanes for the parts of the plan that have none."""
+        settings, control, trunk, plan, lanes = self.settings, self.control, current.trunk, current.plan, current.lanes
+        if len(lanes) == len(plan.spans):
+            return
+        related = plan.depends("sparse" if settings.visibility == "sparse" else "dag").tolist()
+        starts = plan.starts(trunk.start + current.begin)
+        ends = list(accumulate((span.entry for span in plan.spans), initial=current.begin))[1:]
+        before = canvas.new_upto(trunk) - len(trunk.tokens)
+        for number in range(len(lanes), len(plan.spans)):
+            span = plan.spans[number]
+            lane = Lane("span", trunk.span + 1 + 2 * number, starts[number], [control.async_, *span.label])
             lane.opening, lane.hidden, lane.part, lane.planned = span.opening, [(0, 1)], number, span.length
-            lane.limit = min(span.opening + math.ceil(span.length * settings.max_span_extension), room)
+            most = span.opening + math.ceil(span.length * settings.max_span_extension)
+            # Not what is left when it starts: that depends on how fast its siblings are.
+            lane.limit = min(most, canvas.budget - before - ends[number])
             lane.window, lane.verified = self.window, settings.verify_spans
-            reads = [int(k) for k in related[number].nonzero().flatten() if int(k) != number]
-            lane.depends = tuple(lanes[k] for k in reads)
-            self.runner.relate(line, lane.span, [*before, *(first + k for k in reads)])
+            lane.depends = tuple(lanes[k] for k, reads in enumerate(related[number][:number]) if reads)
+            lane.sees = (*trunk.sees, trunk.span, *trunk.segments[:number], *(other.span for other in lane.depends))
+            self.runner.relate(line, lane.span, lane.sees)
             if span.text is not None:
                 lane.tokens += span.text
                 lane.finish("given")
             lanes.append(lane)
-        canvas.lanes += lanes
-        self.rounds[canvas.row].append((plan, lanes))
-        self._span_finished(canvas, line)
+            canvas.lanes.append(lane)
+        canvas.num_spans = trunk.span + 2 * len(lanes)
 
     def _dense_lane(self, canvas: Canvas, trunk: Lane, plan: Plan, before: list[int], line: int) -> Lane:
         """The whole round as one block; openings are given, everything else is open."""
@@ -225,10 +292,11 @@ class PlannedDiffusion(Strategy):
 
     def _split_canvas(self, canvas: Canvas, lane: Lane) -> None:
         """A filled dense round becomes one finished lane per part; they go into the cache as clean rows of one span."""
-        plan, lanes = self.rounds[canvas.row][-1]
+        current = self.rounds[canvas.row][-1]
+        plan, lanes = current.plan, current.lanes
         at = canvas.lanes.index(lane)
         lanes.clear()
-        for number, (span, start) in enumerate(zip(plan.spans, plan.starts(lane.start), strict=True)):
+        for number, (span, start) in enumerate(zip(plan.spans, plan.dense_starts(lane.start), strict=True)):
             begin = start - lane.start
             body = lane.tokens[begin + span.opening : begin + span.opening + span.length]
             body = body[: body.index(self.control.spad)] if self.control.spad in body else body
@@ -240,13 +308,14 @@ class PlannedDiffusion(Strategy):
 
     def _span_finished(self, canvas: Canvas, line: int) -> None:
         """When the whole round stands, open the next trunk segment with ``<sync/>``."""
-        if not all(lane.done for lane in self.rounds[canvas.row][-1][1]):
+        current = self.rounds[canvas.row][-1]
+        if not current.whole or not all(lane.done for lane in current.lanes):
             return
         if canvas.num_new >= canvas.budget:
             canvas.finished = True
             return
-        before = list(range(canvas.num_spans))
-        sync = Lane("trunk", canvas.new_span(), canvas.end, [self.control.sync], hidden=[(0, 1)])
+        before = tuple(range(canvas.num_spans))
+        sync = Lane("trunk", canvas.new_span(), canvas.end, [self.control.sync], hidden=[(0, 1)], sees=before)
         sync.limit = canvas.budget - canvas.num_new
         self.runner.relate(line, sync.span, before)
         canvas.lanes.append(sync)
@@ -255,7 +324,8 @@ class PlannedDiffusion(Strategy):
     def finished(self, canvas: Canvas) -> None:
         """Report every part as it stands in the answer."""
         report = self.reports[canvas.row]
-        for number, (plan, lanes) in enumerate(self.rounds[canvas.row], 1):
+        for number, current in enumerate(self.rounds[canvas.row], 1):
+            plan, lanes = current.plan, current.lanes
             if len(lanes) < len(plan.spans):  # a dense round that was never filled
                 continue
             for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):
@@ -280,11 +350,12 @@ class PlannedDiffusion(Strategy):
             self.states.pop(lane, None)
 
     def stage(self, canvas: Canvas) -> str:
-        """``spans`` while parts run, ``plan`` while the trunk plans, else ``text``."""
-        last = canvas.lanes[-1]
-        if last.kind != "trunk":
+        """``plan`` while the trunk plans (parts may be written beside it), ``spans`` while parts alone run, else
+        ``text``."""
+        trunk = next(lane for lane in reversed(canvas.lanes) if lane.kind == "trunk")
+        if trunk.done:
             return "spans"
-        return "text" if self.states[last].stage == "text" and self.rounds[canvas.row] else "plan"
+        return "text" if self.states[trunk].stage == "text" and self.rounds[canvas.row] else "plan"
 
     # Bounds.
 
@@ -293,7 +364,9 @@ class PlannedDiffusion(Strategy):
         return switched and not self.given and len(self.rounds[canvas.row]) < self.settings.max_rounds
 
     def _room(self, canvas: Canvas, drafted: int) -> int:
-        return canvas.budget - canvas.num_new - drafted
+        """Tokens left for the rest of the plan and its parts: what parts hold already is in their planned lengths."""
+        trunk = next(lane for lane in reversed(canvas.lanes) if lane.kind == "trunk")
+        return canvas.budget - canvas.new_upto(trunk) - drafted
 
     def _fresh(self, canvas: Canvas, lane: Lane) -> bool:
         """True: nothing was written behind the switch or ``<sync/>`` that opened the segment."""

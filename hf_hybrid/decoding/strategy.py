@@ -354,15 +354,17 @@ class Strategy(ABC):
 
 def prefix_of(canvas: Canvas, lane: Lane) -> list[int]:
     """The true prefix of ``lane``: the prompt and every token that it sees, in text order."""
+    before = canvas.lanes[: canvas.lanes.index(lane)]
+    trunks = [other for other in before if other.kind == "trunk"]
     seen = list(canvas.padding)
-    if lane.kind == "trunk":
-        return seen + [token for other in canvas.lanes for token in other.tokens]
-    for other in canvas.lanes:
-        if other is lane:
-            return seen + other.tokens
-        if other.kind == "trunk" or other in lane.depends:
+    for other in before:
+        if lane.kind == "trunk" or other in lane.depends:
             seen += other.tokens
-    return seen
+        elif other.kind == "trunk":
+            # A part reads the plan as far as its own entry.
+            whole = other is not trunks[-1] or lane.part is None or lane.part >= len(other.breaks)
+            seen += other.tokens if whole else other.tokens[: other.breaks[lane.part or 0]]
+    return seen + lane.tokens
 
 
 def to_host(*tensors: Tensor) -> list[Any]:

@@ -32,6 +32,8 @@ class CollatorSettings:
             first token of a label. length_weight: weight of ``<len:N>`` targets.
         guessed_lengths: share of the planned lengths that rows read as random ones (see ``lay_out``).
         all_masked: share of the blocks with every position hidden. lowest_noise: least noise level of the others.
+        window_decay: weight of a noisy target against the one before it in its block, in (0, 1]: a draft stands as far
+            as its first error, so the first positions of a window count most (DFlash, arXiv 2602.06036).
     """
 
     num_rows: int = 640
@@ -45,6 +47,7 @@ class CollatorSettings:
     length_weight: float = 1.0
     guessed_lengths: float = 0.0
     lowest_noise: float = 0.1
+    window_decay: float = 1.0
 
 
 class TooLong(ValueError):
@@ -97,10 +100,10 @@ class HybridCollator:
             "anchor": [0] * clean,
             "block": [0] * clean,
             "target": layout.target,
+            "weight": self._weights(example, layout.target) + self._decay(blocks),
         }
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         self._noise(blocks, out, generator)
-        out["weight"] = self._weights(example, out["target"], out["noisy"])
         missing = self.settings.num_rows - len(out["input_ids"])
         filler = {"input_ids": self.pad, "span": PADDING, "target": IGNORE}
         for name, values in out.items():
@@ -108,16 +111,19 @@ class HybridCollator:
         out["depends"] = layout.depends
         return out
 
-    def _weights(self, example: Example, target: list[int], noisy: list[int]) -> list[float]:
-        """Weight of every row's loss: what decides the structure of an answer is rare among its tokens."""
+    def _weights(self, example: Example, target: list[int]) -> list[float]:
+        """Weight of every clean row's loss: what decides the structure of an answer is rare among its tokens."""
         control, settings = self.control, self.settings
         lengths = {i for _, i in control.lengths}
         structure = {*control.banned, control.eos} - lengths - {control.spad}
         structure |= {part.label[0] for piece in example.pieces for part in piece if isinstance(part, Part)}
         weights = dict.fromkeys(structure, settings.structure_weight) | dict.fromkeys(lengths, settings.length_weight)
-        return [
-            1.0 if is_noisy else float(weights.get(token, 1.0)) for token, is_noisy in zip(target, noisy, strict=True)
-        ]
+        return [float(weights.get(token, 1.0)) for token in target]
+
+    def _decay(self, blocks: list[tuple[Lane, int, int]]) -> list[float]:
+        """Weight of every noisy row's loss. A dense round settles in any order: all its rows count alike."""
+        decay = self.settings.window_decay
+        return [1.0 if lane.whole else decay**i for lane, _, length in blocks for i in range(length)]
 
     def _cut(self, layout: Layout, room: int, rng: random.Random) -> list[tuple[Lane, int, int]]:
         """Blocks ``(lane, offset, length)`` that fill ``room`` rows."""
@@ -166,7 +172,7 @@ class HybridCollator:
                 out["input_ids"].append(token if shown else self.control.mask)
                 out["target"].append(token if scored else IGNORE)
             out["position"] += range(lane.start + offset, lane.start + offset + length)
-            out["span"] += [lane.span] * length
+            out["span"] += [lane.span_at(offset)] * length
             out["noisy"] += [1] * length
             out["anchor"] += [lane.start + offset] * length
             out["block"] += [b + 1] * length

@@ -3,9 +3,13 @@
 Two forms of the same answer are trained:
 
 * plain: ``prompt text eos``, one span, consecutive positions;
-* planned: ``prompt <par> (text plan spans <sync/>)* text eos`` (`hf_hybrid.core.plan`), where every span starts at the
-  plan's end plus the planned lengths before it and reads the trunk and, in dag form, the parts that it names. In dense
-  form the whole round is one span.
+* planned: ``prompt <par> (text plan spans <sync/>)* text eos`` (`hf_hybrid.core.plan`), where every span starts behind
+  its own entry of the plan, moved by the planned lengths before it, and reads the trunk as far as that entry and, in
+  dag form, the parts that it names. So in decoding a part need not wait for the rest of the plan. In dense form the
+  whole round is one span, which reads the whole plan.
+
+The trunk of a round is a chain of spans, one per entry of the plan: its first entry belongs to the segment before it.
+With the trunk at id s, part k (from 0) has the id s + 1 + 2k and its entry, for k > 0, the id s + 2k.
 
 ``<par>`` is an input switch: it is never a target, and nothing is learned about what follows the prompt in planned
 form.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal
 
 from hf_hybrid.core.plan import ControlTokens, Plan, Span
@@ -35,6 +40,7 @@ class Lane:
         tail: True: positions behind the terminator are trained to hold ``<spad>``.
         fixed: offsets of tokens that are given (openings inside a dense round), never hidden.
         whole: True: the lane is one block (dense), never a window of it.
+        breaks: ``(offset, span)``, rising: from this offset on the tokens belong to another span (entries of a plan).
     """
 
     span: int
@@ -43,6 +49,11 @@ class Lane:
     tail: bool = True
     fixed: frozenset[int] = frozenset()
     whole: bool = False
+    breaks: tuple[tuple[int, int], ...] = ()
+
+    def span_at(self, offset: int) -> int:
+        """Whose text the token at ``offset`` is."""
+        return next((span for begin, span in reversed(self.breaks) if offset >= begin), self.span)
 
 
 @dataclass
@@ -124,20 +135,40 @@ class _Planned:
                 self._round(piece)  # type: ignore[arg-type]
             else:
                 self.segment += piece  # type: ignore[arg-type]
-        self._end_segment((), control.eos)
+        self._end_segment(control.eos)
 
-    def _end_segment(self, plan: tuple[int, ...], terminator: int, shown: tuple[int, ...] = ()) -> None:
-        """Write the trunk text and plan gathered so far. The last row before them predicts their first token.
+    def _end_segment(self, terminator: int, plan: Plan | None = None, shown: Plan | None = None) -> None:
+        """Write the trunk text gathered so far and the plan behind it. The last row before predicts their first token.
 
         Args:
-            shown: the plan as rows read it, when lengths were guessed.
+            plan: what is to be learned. shown: the plan as rows read it, when lengths were guessed.
         """
-        tokens = (*self.segment, *plan)
-        self.layout.target[-1] = (*tokens, terminator)[0]
-        self.layout.lanes.append(Lane(self.trunk, self.at, (*tokens, terminator), tail=terminator == self.control.eos))
-        read = (*self.segment, *(shown or plan))
-        self.at = self.layout.write(self.trunk, self.at, read, (*tokens[1:], terminator) if tokens else ())
+        layout, spans = self.layout, self._spans_of_entries(plan)
+        entries = plan.entries(self.control) if plan else ()
+        tokens = [*self.segment, *(token for entry in entries for token in entry), terminator]
+        layout.target[-1] = tokens[0]
+        offsets = accumulate((len(entry) for entry in entries), initial=len(self.segment))
+        breaks = tuple((at, span) for at, span in zip(offsets, spans, strict=False) if span != self.trunk)
+        tail = terminator == self.control.eos
+        layout.lanes.append(Lane(self.trunk, self.at, tuple(tokens), tail=tail, breaks=breaks))
+        read = zip(spans, shown.entries(self.control) if shown else (), strict=True)
+        for span, piece in [(self.trunk, tuple(self.segment)), *read]:
+            targets, tokens = tokens[1 : 1 + len(piece)], tokens[len(piece) :]
+            self.at = layout.write(span, self.at, piece, tuple(targets))
         self.segment = []
+
+    def _spans_of_entries(self, plan: Plan | None) -> list[int]:
+        """The span of every entry; makes those that are new, and those of the parts between them."""
+        layout = self.layout
+        if plan is None or self.form == "dense":
+            return [self.trunk] * (len(plan.spans) if plan else 0)
+        related = plan.depends("dag" if self.form == "dag" else "sparse")
+        read, entries = set(layout.depends[self.trunk]), list[int]()
+        for k, named in enumerate(related.tolist()):
+            entries.append(layout.new_span(read) if k else self.trunk)
+            read = read | {entries[-1]}
+            layout.new_span(read | {self.trunk + 1 + 2 * j for j, reads in enumerate(named) if reads})
+        return entries
 
     def _plan(self, parts: Round) -> Plan:
         sizes = [n for n, _ in self.control.lengths]
@@ -165,32 +196,29 @@ class _Planned:
         layout, control = self.layout, self.control
         true = self._plan(parts)
         plan = self._guessed(true)
-        self._end_segment(true.render(control), control.async_, plan.render(control))
-        before = set(range(len(layout.depends)))  # every trunk segment and span so far
-        starts = plan.starts(self.at)
-        last = self.at
+        begin = self.at + len(self.segment)
+        self._end_segment(control.async_, true, plan)
         if self.form == "dense":
-            last = self._dense_round(parts, plan, starts, before)
-        else:
-            first_id = len(layout.depends)
-            related = plan.depends("dag" if self.form == "dag" else "sparse")
-            for index, (part, span, start) in enumerate(zip(parts, plan.spans, starts, strict=True)):
-                seen = {first_id + int(k) for k in related[index].nonzero().flatten()}
-                own = layout.new_span(before | seen)
-                # <async> predicts its label and is forced; the label's last token predicts the text.
-                body = (*part.text, control.spad)
-                targets = (IGNORE,) * len(span.label) + body
-                end = layout.write(own, start, (control.async_, *span.label, *part.text), targets)
-                layout.lanes.append(Lane(own, start + span.opening, body))
-                last = max(last, end)
+            self._next_segment(self._dense_round(parts, plan))
+            return
+        last = self.at
+        for index, (part, span, start) in enumerate(zip(parts, plan.spans, plan.starts(begin), strict=True)):
+            own = self.trunk + 1 + 2 * index
+            # <async> predicts its label and is forced; the label's last token predicts the text.
+            body = (*part.text, control.spad)
+            targets = (IGNORE,) * len(span.label) + body
+            end = layout.write(own, start, (control.async_, *span.label, *part.text), targets)
+            layout.lanes.append(Lane(own, start + span.opening, body))
+            last = max(last, end)
         self._next_segment(last)
 
-    def _dense_round(self, parts: Round, plan: Plan, starts: tuple[int, ...], before: set[int]) -> int:
+    def _dense_round(self, parts: Round, plan: Plan) -> int:
         """The whole round as one span: parts stand at their planned places, gaps hold nothing in clean form and
         ``<spad>`` when noisy. What a part has beyond its planned length is cut off.
         """
         layout, control = self.layout, self.control
-        own = layout.new_span(before)
+        own = layout.new_span(set(range(len(layout.depends))))
+        starts = plan.dense_starts(self.at)
         end = starts[0]
         canvas: list[int] = []
         fixed: set[int] = set()

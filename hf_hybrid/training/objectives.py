@@ -37,7 +37,7 @@ def joint_loss(
         logits: ``(batch, rows, vocab)``. target: int64 ``(batch, rows)``, the next token for clean rows and the token
             of the position itself for noisy ones; ``IGNORE`` without a term.
         noisy: bool ``(batch, rows)``, True: a noisy row. noisy_weight: weight of the noisy term.
-        weight: float ``(batch, rows)``, of the clean rows' terms, whose mean is weighted; None: all alike.
+        weight: float ``(batch, rows)``, of the rows' terms; both means are weighted; None: all alike.
     """
     flat = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORE, reduction="none")
     flat = flat.view_as(target)  # (batch, rows), 0 where ignored
@@ -45,11 +45,11 @@ def joint_loss(
     right = (logits.argmax(-1) == target) & scored
     clean, hidden = scored & ~noisy, scored & noisy
     num_clean, num_hidden = clean.sum().clamp(min=1), hidden.sum().clamp(min=1)
-    share = (
-        clean.to(flat.dtype) if weight is None else clean * weight
-    )  # (batch, rows), 0 for a row without a clean term
-    clean_loss = (flat * share).sum() / share.sum().clamp(min=1e-6)
-    noisy_loss = (flat * hidden).sum() / num_hidden
+    weights = torch.ones_like(flat) if weight is None else weight  # (batch, rows)
+    # 0 for a row without the term.
+    clean_share, hidden_share = clean * weights, hidden * weights
+    clean_loss = (flat * clean_share).sum() / clean_share.sum().clamp(min=1e-6)
+    noisy_loss = (flat * hidden_share).sum() / hidden_share.sum().clamp(min=1e-6)
     return JointLoss(
         clean_loss + noisy_weight * noisy_loss,
         clean_loss,

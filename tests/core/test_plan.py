@@ -204,13 +204,21 @@ def test_allowed_is_cached_and_never_names_the_input_switches() -> None:
         assert mask.shape == (VOCAB,) and not mask[inert].any()
 
 
-def test_starts_leave_room_for_openings_and_lengths() -> None:
+def test_starts_follow_the_entry_and_leave_room_for_openings_and_lengths() -> None:
+    """A part's place is known when its entry is, and lies behind the planned end of every part before it."""
     rng = random.Random(2)
     for _ in range(50):
-        plan, end = random_plan(rng), rng.randint(0, 9)
+        plan, begin = random_plan(rng), rng.randint(0, 9)
+        starts = plan.starts(begin)
+        for k, (span, start) in enumerate(zip(plan.spans, starts, strict=True)):
+            so_far = Plan(plan.spans[: k + 1])
+            assert so_far.starts(begin) == starts[: k + 1], "later entries move nothing"
+            assert start >= begin + len(so_far.render(TOKENS))
+            assert all(start >= s + p.opening + p.length for s, p in zip(starts[:k], plan.spans[:k], strict=True))
+            assert span.entry == len(so_far.render(TOKENS)) - len(Plan(plan.spans[:k]).render(TOKENS))
         taken = [s.opening + s.length for s in plan.spans]
-        assert plan.starts(end) == tuple(end + sum(taken[:i]) for i in range(len(taken)))
-    assert Plan(()).starts(3) == ()
+        assert plan.dense_starts(begin) == tuple(begin + sum(taken[:i]) for i in range(len(taken)))
+    assert Plan(()).starts(3) == () == Plan(()).dense_starts(3)
 
 
 def shuffled(plan: Plan, order: list[int]) -> Plan:

@@ -121,7 +121,7 @@ def answer_of(layout: Layout) -> tuple[dict[tuple[int, int, int], int], Callable
 
     def here(row: Row) -> int | None:
         for lane in layout.lanes:
-            if lane.span == row.span and row.position >= lane.start:
+            if row.span in (lane.span, *(span for _, span in lane.breaks)) and row.position >= lane.start:
                 offset = row.position - lane.start
                 if offset < len(lane.tokens):
                     return lane.tokens[offset]
@@ -135,7 +135,7 @@ def check_rows(led: Led, layout: Layout) -> None:
     """Lanes, committed rows and dependencies of the engine are those of the layout."""
     assert led.canvas is not None and led.runner is not None
     written = [
-        (token, lane.start + i, lane.span)
+        (token, lane.start + i, lane.span_at(i))
         for lane in led.canvas.lanes
         for i, token in enumerate(lane.tokens)
         if token != CONTROL.eos

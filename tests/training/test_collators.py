@@ -98,12 +98,18 @@ def test_noisy_rows_hold_the_token_of_their_place(form: Form) -> None:
     beyond, ends = Counter(), {CONTROL.spad: 0, CONTROL.eos: 0}
     for line in range(len(batch["span"])):
         rows, target = rows_of(batch, line), batch["target"][line].tolist()
-        clean_rows = {(r.span, r.position): r.token for r in rows if not r.noisy}
-        nexts = {(r.span, r.position + 1): t for r, t in zip(rows, target, strict=True) if not r.noisy and t != IGNORE}
+        clean = [r for r in rows if not r.noisy]
+        # A plan is a chain of spans, one per entry, behind the span of <par> or <sync/>; a window may reach over them.
+        roots = {r.span for r in clean if r.token in (CONTROL.par, CONTROL.sync)}
+        entries = {r.span for r in clean if r.token == CONTROL.topic} - roots
+        root = {r.span: max(s for s in roots if s < r.span) if r.span in entries else r.span for r in rows}
+        clean_rows = {(root[r.span], r.position): r.token for r in clean}
+        learned = [(r, t) for r, t in zip(rows, target, strict=True) if not r.noisy and t != IGNORE]
+        nexts = {(root[r.span], r.position + 1): t for r, t in learned}
         for row, goal in zip(rows, target, strict=True):
             if not row.noisy:
                 continue
-            place = (row.span, row.position)
+            place = (root[row.span], row.position)
             token = goal if goal != IGNORE else row.token
             expected = clean_rows.get(place, nexts.get(place))
             if expected is not None:
@@ -184,6 +190,22 @@ def test_all_masked_share() -> None:
             index = max(blocks_of(rows).values(), key=len)
             full.append(all(rows[i].token == CONTROL.mask for i in index))
         assert sum(full) / 60 == pytest.approx(expected, abs=0.1)  # t near 1 hides all of 40 rows now and then
+
+
+def test_window_decay_weighs_the_first_positions_of_a_window_most() -> None:
+    """Clean rows keep their weights, and a dense round, which settles in any order, counts alike."""
+    for form in ("dag", "dense"):
+        plain, decayed = many(form, count=20), many(form, count=20, window_decay=0.5)
+        assert torch.equal(plain["input_ids"], decayed["input_ids"])
+        for line in range(20):
+            rows = rows_of(plain, line)
+            weight = (decayed["weight"][line] / plain["weight"][line].clamp(min=1e-9)).tolist()
+            offset = {i: rows[i].position - rows[i].anchor for i, row in enumerate(rows) if row.noisy}
+            whole = {rows[i].block for i in offset if (offset[i], rows[i].token) == (0, CONTROL.async_) and form == "dense"}
+            for i, row in enumerate(rows):
+                if row.span != PADDING:
+                    in_order = row.noisy and row.block not in whole
+                    assert weight[i] == pytest.approx(0.5 ** offset[i] if in_order else 1.0)
 
 
 def test_too_long_names_the_rows_it_needs() -> None:

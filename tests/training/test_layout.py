@@ -52,20 +52,22 @@ def test_planned_form_by_hand() -> None:
     assert columns(layout) == [
         (1, 0, 0, none), (2, 1, 0, none), (C.par, 2, 0, 4),
         (4, 3, 0, C.topic), (C.topic, 4, 0, 10), (10, 5, 0, L4), (L4, 6, 0, C.topic),
-        (C.topic, 7, 0, 14), (14, 8, 0, 15), (15, 9, 0, L2), (L2, 10, 0, D1), (D1, 11, 0, C.async_),
-        # Part 1 opens at the plan's end and holds 1 + 1 + 4 places, so part 2 opens at 18.
-        (C.async_, 12, 1, none), (10, 13, 1, 11), (11, 14, 1, 12), (12, 15, 1, 13), (13, 16, 1, C.spad),
-        (C.async_, 18, 2, none), (14, 19, 2, none), (15, 20, 2, 16), (16, 21, 2, C.spad),
-        (C.sync, 22, 3, 5), (5, 23, 3, C.eos),
+        # The second entry is a span of its own, which part 1 does not read.
+        (C.topic, 7, 2, 14), (14, 8, 2, 15), (15, 9, 2, L2), (L2, 10, 2, D1), (D1, 11, 2, C.async_),
+        # Part 1 opens behind its entry and holds 1 + 1 + 4 places; part 2 opens these behind its own entry.
+        (C.async_, 7, 1, none), (10, 8, 1, 11), (11, 9, 1, 12), (12, 10, 1, 13), (13, 11, 1, C.spad),
+        (C.async_, 18, 3, none), (14, 19, 3, none), (15, 20, 3, 16), (16, 21, 3, C.spad),
+        (C.sync, 22, 4, 5), (5, 23, 4, C.eos),
     ]  # fmt: skip
-    assert layout.depends == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}]
-    lanes = [(lane.span, lane.start, lane.tokens, lane.tail) for lane in layout.lanes]
+    assert layout.depends == [{0}, {0, 1}, {0, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}]
+    lanes = [(lane.span, lane.start, lane.tokens, lane.tail, lane.breaks) for lane in layout.lanes]
     assert lanes == [
-        (0, 3, (4, C.topic, 10, L4, C.topic, 14, 15, L2, D1, C.async_), False),
-        (1, 14, (11, 12, 13, C.spad), True),
-        (2, 21, (16, C.spad), True),
-        (3, 23, (5, C.eos), True),
+        (0, 3, (4, C.topic, 10, L4, C.topic, 14, 15, L2, D1, C.async_), False, ((4, 2),)),
+        (1, 9, (11, 12, 13, C.spad), True, ()),
+        (3, 21, (16, C.spad), True, ()),
+        (4, 23, (5, C.eos), True, ()),
     ]
+    assert [layout.lanes[0].span_at(offset) for offset in (0, 3, 4, 9)] == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize("form", ["sparse", "dag"])
@@ -83,8 +85,8 @@ def test_guessed_lengths_are_read_and_never_learned(form: Form) -> None:
         differ += bool(changed)
         opens = [p for t, p in zip(layout.tokens, layout.position, strict=True) if t == C.async_]
         planned = [lengths[t] for t in layout.tokens if t in lengths]
-        # Parts 1 and 2 of the first round: openings of two and of three tokens.
-        assert [opens[1] - opens[0], opens[2] - opens[1]] == [2 + planned[0], 3 + planned[1]]
+        # Parts 1 and 2 of the first round: openings of two and of three tokens, and the entry of the next part.
+        assert [opens[1] - opens[0], opens[2] - opens[1]] == [2 + planned[0] + 5, 3 + planned[1] + 4]
         before = [p for t, p, s in zip(layout.tokens, layout.position, layout.span, strict=True) if s == 0]
         assert opens[0] == max(before) + 1
     assert differ > 15
@@ -120,12 +122,13 @@ def test_every_lane_continues_its_span(form: Form, example: Example) -> None:
     targets = {(s, p): target for _, p, s, target in columns(layout)}
     for lane in layout.lanes:
         for offset, token in enumerate(lane.tokens[:-1]):
-            place = (lane.span, lane.start + offset)
+            place = (lane.span_at(offset), lane.start + offset)
             assert held.get(place, C.spad) == token
             if token != C.spad and offset not in lane.fixed:
-                assert targets[lane.span, place[1] - 1] == token
+                assert targets[lane.span_at(offset - 1), place[1] - 1] == token
         if not lane.whole:
-            assert targets[lane.span, lane.start + len(lane.tokens) - 2] == lane.tokens[-1]
+            last = len(lane.tokens) - 2
+            assert targets[lane.span_at(last), lane.start + last] == lane.tokens[-1]
             assert lane.tokens[-1] in (C.async_, C.spad, C.eos)
 
 
@@ -155,18 +158,22 @@ def test_openings_are_given_and_their_last_token_predicts_the_text() -> None:
     for i, (token, *_) in enumerate(rows):
         if token == C.async_:
             assert rows[i][3] == IGNORE
-    span = [row for row in rows if row[2] == 2]
+    span = [row for row in rows if row[2] == 3]
     assert [row[3] for row in span] == [IGNORE, IGNORE, 15, 16, 17, C.spad]
 
 
 def test_spans_read_what_they_name_and_trunks_read_everything() -> None:
-    """TWO_ROUNDS: trunk 0, parts 1 to 3 (2 reads 1, 3 reads 2), trunk 4, parts 5 and 6, trunk 7."""
-    everything = [set(range(span + 1)) for span in range(8)]
-    sparse = laid(TWO_ROUNDS, "sparse").depends
-    round_two = [{0, 1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 6}, everything[7]]
-    assert sparse == [{0}, {0, 1}, {0, 2}, {0, 3}, everything[4], *round_two]
-    dag = laid(TWO_ROUNDS, "dag").depends
-    assert dag == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, everything[4], *round_two]
+    """TWO_ROUNDS: trunk 0, parts 1, 3, 5 (3 reads 1, 5 reads 3) between the entries 2 and 4; trunk 6, parts 7 and 9
+    around the entry 8; trunk 10."""
+    everything = [set(range(span + 1)) for span in range(11)]
+    entries = {2: {0, 2}, 4: {0, 2, 4}, 8: {*everything[6], 8}}
+    round_two = {7: {*everything[6], 7}, 9: {*everything[6], 8, 9}}
+    trunks = {0: {0}, 6: everything[6], 10: everything[10]}
+    sparse = {1: {0, 1}, 3: {0, 2, 3}, 5: {0, 2, 4, 5}}
+    dag = {1: {0, 1}, 3: {0, 2, 3, 1}, 5: {0, 2, 4, 5, 3, 1}}
+    for form, parts in (("sparse", sparse), ("dag", dag)):
+        expected = {**trunks, **entries, **round_two, **parts}
+        assert laid(TWO_ROUNDS, form).depends == [expected[span] for span in range(11)]
     assert laid(TWO_ROUNDS, "dense").depends == everything[:5]
 
 
@@ -188,8 +195,9 @@ def test_plans_are_what_the_grammar_reads(form: Form, longer_plan: float) -> Non
         longer = [min(2 * n, 8) for n in least]
         assert [s.length for s in plan.spans] == (longer if longer_plan else least)
         end = lane.start + len(lane.tokens) - 1
-        opens = [p for token, p, _, _ in columns(layout) if token == C.async_ and p >= end][: len(plan.spans)]
-        assert tuple(opens) == plan.starts(end)
+        begin = lane.start + lane.tokens.index(C.topic)
+        opens = [p for token, p, _, _ in columns(layout) if token == C.async_ and p >= begin][: len(plan.spans)]
+        assert tuple(opens) == (plan.dense_starts(end) if form == "dense" else plan.starts(begin))
         assert tuple(lane.tokens[-len(grammar.render(plan)) - 1 : -1]) == grammar.render(plan)
 
 
@@ -204,12 +212,12 @@ def test_a_part_longer_than_the_longest_length_keeps_counting() -> None:
     """It is planned with 8, has 10 tokens, and the next part starts at its planned place all the same."""
     layout = laid(OVERRUN, "dag")
     starts = {s: p for token, p, s, _ in columns(layout) if token == C.async_}
-    assert starts[2] - starts[1] == 2 + 8
+    assert starts[3] - starts[1] == 2 + 8 + 4  # its opening and planned length, and the next entry
     last = [p for _, p, s, _ in columns(layout) if s == 1][-1]
-    assert last == starts[1] + 1 + 10 and last > starts[2]
+    assert last == starts[1] + 1 + 10
     assert layout.target[layout.tokens.index(29)] == C.spad
     assert layout.lanes[1].tokens == (*range(20, 30), C.spad)
-    largest = max(p for _, p, s, _ in columns(layout) if s in (1, 2, 3))
+    largest = max(p for _, p, s, _ in columns(layout) if s in (1, 3, 5))
     assert [p for token, p, _, _ in columns(layout) if token == C.sync] == [largest + 1]
 
 

@@ -22,7 +22,7 @@ TOLERANCE = 2e-5
 
 
 def batch_of_form(form: Form, count: int = 2) -> dict[str, torch.Tensor]:
-    settings = CollatorSettings(num_rows=90, max_spans=10, forms={form: 1.0}, block_lengths={4: 1.0})
+    settings = CollatorSettings(num_rows=90, max_spans=12, forms={form: 1.0}, block_lengths={4: 1.0})
     return HybridCollator(CONTROL, PAD, settings)([(i, TWO_ROUNDS) for i in range(count)])
 
 

@@ -25,7 +25,7 @@ from hf_hybrid.training.optimizer import MuonAdamW
 from hf_hybrid.training.trainer import COMPLETE, HybridTrainer, IndexedExamples, last_whole_checkpoint, rate_factor
 
 EXAMPLES = (TWO_ROUNDS, BARE, OVERRUN)
-COLLATOR = HybridCollator(CONTROL, PAD, CollatorSettings(num_rows=90, max_spans=10, block_lengths={4: 1.0}))
+COLLATOR = HybridCollator(CONTROL, PAD, CollatorSettings(num_rows=90, max_spans=12, block_lengths={4: 1.0}))
 
 
 def draw(index: int) -> Example:
