@@ -33,7 +33,9 @@ class Lane:
         window: open positions to carry behind settled and drafted tokens; 0: token by token.
         verified: True: what the window proposes is drafted and checked by the clean rows of the next pass.
         limit: most tokens that ``tokens`` may hold. opening: how many leading tokens were given, not written.
-        draft: tokens on trial in the next pass. fills: what stands in the window so far, None: still open; empty: a
+        draft: tokens on trial in the next pass. ending: True: its end is expected right behind the draft, so no window
+            stands there. trial: lanes that are expected to end with these tokens in the next pass, of which this lane
+            already reads the drafts; empty: it does not run ahead. fills: what stands in the window so far, None: still open; empty: a
         fresh window.
         part: index of the part in its round, None for the trunk. depends: lanes that must be finished before this one
         starts.
@@ -55,6 +57,8 @@ class Lane:
     opening: int = 0
     cached: int = 0
     draft: list[int] = field(default_factory=list[int])
+    ending: bool = False
+    trial: list[tuple[Lane, list[int]]] = field(default_factory=list["tuple[Lane, list[int]]"])
     fills: list[int | None] = field(default_factory=list[int | None])
     part: int | None = None
     depends: tuple[Lane, ...] = ()
@@ -73,7 +77,7 @@ class Lane:
     def open_length(self) -> int:
         """Positions of the noisy window in the next pass: one more than the room left, for the terminator."""
         room = self.limit - len(self.tokens) - len(self.draft) + 1
-        return max(0, min(self.window, room)) if not self.done else 0
+        return max(0, min(self.window, room)) if not (self.done or self.ending) else 0
 
     @property
     def pending(self) -> list[int]:
@@ -103,6 +107,10 @@ class Lane:
     def ready(self) -> bool:
         """True: everything it depends on is finished."""
         return all(lane.done for lane in self.depends)
+
+    def came_true(self) -> bool:
+        """True: what it reads on trial ended as expected."""
+        return all(lane.done and lane.tokens == tokens for lane, tokens in self.trial)
 
     def settle(self, tokens: Sequence[int], terminators: Mapping[int, bool]) -> int:
         """Append ``tokens`` up to a terminator or the limit; marks the lane done when either is met.
@@ -187,8 +195,18 @@ class Canvas:
         return max(lane.end for lane in self.lanes)
 
     def running(self) -> list[Lane]:
-        """Lanes that a pass advances: started, not done, and everything they depend on finished."""
-        return [] if self.finished else [lane for lane in self.lanes if not lane.done and lane.ready()]
+        """Lanes that a pass advances: started, not done, and everything they depend on finished, or expected to be."""
+        if self.finished:
+            return []
+        return [lane for lane in self.lanes if not lane.done and (lane.trial or lane.ready())]
+
+    def expected(self, lanes: Sequence[Lane]) -> list[tuple[Lane, list[int]]]:
+        """The unfinished ones of ``lanes`` and what they hold once they end as their drafts say; empty when one of
+        them does not seem to end in the next pass, or all are finished."""
+        waiting = [lane for lane in lanes if not lane.done]
+        if not all(lane.ending and lane.ready() and not lane.trial for lane in waiting):
+            return []
+        return [(lane, lane.tokens + lane.draft) for lane in waiting]
 
     def pending(self) -> list[Lane]:
         """Finished lanes whose last tokens are not in the cache; they ride with whatever comes next."""

@@ -24,7 +24,8 @@ class LaneRows:
     Attributes:
         canvas: its canvas. lane: the lane. line: batch row of the pass.
         checks: columns of the pass that hold the last settled token and the draft: each predicts the next token. Empty
-            when the pass feeds no clean row of the lane. fed: settled tokens that the pass feeds.
+            when the pass feeds no clean row of the lane. fed: settled tokens that the pass feeds. silent: columns of
+            those in front of ``checks``.
         opens: columns of the noisy window.
     """
 
@@ -32,6 +33,7 @@ class LaneRows:
     lane: Lane
     line: int
     fed: int
+    silent: range = range(0)
     checks: range = range(0)
     opens: range = range(0)
 
@@ -67,7 +69,8 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, firs
     silent: list[list[tuple[int, int, int]]] = []  # per batch row: (token, position, span)
     scored: list[list[tuple[int, int, int, int, int, int]]] = []  # (token, position, span, noisy, anchor, block)
     lanes: list[LaneRows] = []
-    offsets: list[tuple[LaneRows, int, int, int]] = []  # lane rows, first scored place, checks, opens
+    # Lane rows, first silent place and number, first scored place, checks, opens.
+    offsets: list[tuple[LaneRows, int, int, int, int, int]] = []
     for line, canvas in enumerate(canvases):
         quiet: list[tuple[int, int, int]] = []
         loud: list[tuple[int, int, int, int, int, int]] = []
@@ -76,7 +79,7 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, firs
             quiet += [(token, at + i, lane.span_at(lane.cached + i)) for i, token in enumerate(lane.pending)]
             lanes.append(LaneRows(canvas, lane, line, len(lane.tokens) - lane.cached))
         for number, lane in enumerate(canvas.running(), 1):
-            at, pending = lane.start + lane.cached, lane.pending
+            at, pending, before = lane.start + lane.cached, lane.pending, len(quiet)
             quiet += [(token, at + i, lane.span_at(lane.cached + i)) for i, token in enumerate(pending[:-1])]
             rows = LaneRows(canvas, lane, line, len(pending))
             first = len(loud)
@@ -91,11 +94,11 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, firs
             ]
             lane.passes += 1
             lanes.append(rows)
-            offsets.append((rows, first, len(clean), size))
+            offsets.append((rows, before, len(quiet) - before, first, len(clean), size))
         silent.append(quiet)
         scored.append(loud)
     sizes = [len(q) + len(s) for q, s in zip(silent, scored, strict=True)]
-    one_trunk = all(len(c.lanes) == 1 for c in canvases) and not any(size for _, _, _, size in offsets)
+    one_trunk = all(len(c.lanes) == 1 for c in canvases) and not any(size for *_, size in offsets)
     plain = one_trunk and len(set(sizes)) == 1
     if len(canvases) == 1 and not plain and 1 < sizes[0] < least:
         # Behind the others, so that those which stay in the cache take the first slots.
@@ -110,7 +113,9 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, firs
         for values, column in zip(fields, columns, strict=True):
             values.append(list(column))
     tokens, position, span, noisy, anchor, block = torch.tensor(fields).unbind(0)  # (active, width)
-    for rows, first, checks, opens in offsets:
+    for rows, before, quiet_rows, first, checks, opens in offsets:
+        begin = width - len(scored[rows.line]) - len(silent[rows.line]) + before
+        rows.silent = range(begin, begin + quiet_rows)
         begin = width - len(scored[rows.line]) + first
         rows.checks = range(begin, begin + checks)
         rows.opens = range(begin + checks, begin + checks + opens)

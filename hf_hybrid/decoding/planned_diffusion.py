@@ -111,7 +111,6 @@ class PlannedDiffusion(Strategy):
             trunk.finish("end")
             self._carry_out(canvas, trunk, begin, plan, line, whole=True)
             return
-        self._reserve(trunk, line)
         trunk.window = self.settings.plan_window
         trunk.draft = self.draft(canvas, trunk, [])
 
@@ -153,7 +152,9 @@ class PlannedDiffusion(Strategy):
                 break
             state = self._follow(lane, state, token, len(lane.tokens) + len(legal))
             legal.append(token)
-        if not legal and (self.states[lane].stage == "length" or self._fresh(canvas, lane)):
+        lane.ending = lane.ending and len(legal) == len(drafted)
+        fresh = self._fresh(canvas, lane) and not lane.window
+        if not (legal or lane.ending) and (self.states[lane].stage == "length" or fresh):
             _, control = self.grammar.choices(self.states[lane], self._rounds_left(canvas), self._room(canvas, 0))
             if self.control.topic in control:
                 legal = [self.control.topic]
@@ -192,7 +193,6 @@ class PlannedDiffusion(Strategy):
         if lane.done and not whole:
             canvas.finished = True
         elif state.stage != "text":
-            self._reserve(lane, line)
             begin = lane.hidden[-1][0]
             # Behind the prompt and <par>, or behind <sync/>, up to the plan.
             lead = tuple(lane.tokens[lane.hidden[0][1] : begin])
@@ -210,10 +210,9 @@ class PlannedDiffusion(Strategy):
         trunk.breaks = [at for at in trunk.breaks if at < index]
 
     def _reserve(self, trunk: Lane, line: int) -> None:
-        """Spans for the entries that stand and for those that the next draft may begin; an entry has three tokens or
-        more. Parts take the ids between them (`hf_hybrid.training.layout`)."""
-        wanted = len(trunk.breaks) + 2 + self.settings.plan_window // 3
-        while len(trunk.segments) < wanted and self.settings.visibility != "dense":
+        """A span for every entry that begins in its tokens or in its draft. Parts take the ids between them
+        (`hf_hybrid.training.layout`)."""
+        while len(trunk.segments) < len(trunk.breaks):
             span = trunk.span + 2 * (len(trunk.segments) + 1)
             self.runner.relate(line, span, [*trunk.sees, trunk.span, *trunk.segments])
             trunk.segments.append(span)
@@ -311,15 +310,54 @@ class PlannedDiffusion(Strategy):
         current = self.rounds[canvas.row][-1]
         if not current.whole or not all(lane.done for lane in current.lanes):
             return
+        ahead = canvas.lanes[-1]
+        if ahead.kind == "trunk" and ahead.trial:
+            if ahead.came_true():
+                return
+            self._withdraw(canvas, ahead)
         if canvas.num_new >= canvas.budget:
             canvas.finished = True
             return
+        self._open_sync(canvas, line, [])
+
+    def _open_sync(self, canvas: Canvas, line: int, trial: list[tuple[Lane, list[int]]]) -> None:
+        """The next trunk segment, behind parts that stand or, on ``trial``, are expected to stand."""
+        end = max([canvas.end, *(lane.start + len(tokens) for lane, tokens in trial)])
         before = tuple(range(canvas.num_spans))
-        sync = Lane("trunk", canvas.new_span(), canvas.end, [self.control.sync], hidden=[(0, 1)], sees=before)
-        sync.limit = canvas.budget - canvas.num_new
+        sync = Lane("trunk", canvas.new_span(), end, [self.control.sync], hidden=[(0, 1)], sees=before, trial=trial)
+        sync.limit = canvas.budget - canvas.num_new - sum(len(tokens) - len(lane.tokens) for lane, tokens in trial)
         self.runner.relate(line, sync.span, before)
         canvas.lanes.append(sync)
         self._open_segment(canvas, sync, line)
+
+    def look_ahead(self, canvas: Canvas, line: int) -> None:
+        """A part whose last dependency is expected to end, and ``<sync/>`` where the last part is, ride in the pass
+        that checks the end. Entries of the plan that are on trial get their spans."""
+        for lane in canvas.running():
+            self._reserve(lane, line)
+        rounds = self.rounds[canvas.row]
+        if not rounds:
+            return
+        current = rounds[-1]
+        for lane in current.lanes:
+            if not (lane.done or lane.ready()):
+                lane.trial = canvas.expected(lane.depends)
+        if canvas.lanes[-1].kind == "trunk" or not current.whole or len(rounds) < len(self.given):
+            return
+        trial = canvas.expected(current.lanes)
+        if trial and canvas.num_new + sum(len(tokens) - len(lane.tokens) for lane, tokens in trial) < canvas.budget:
+            self._open_sync(canvas, line, trial)
+
+    def dismiss(self, canvas: Canvas, lane: Lane) -> None:
+        """A ``<sync/>`` too early is taken back."""
+        super().dismiss(canvas, lane)
+        if lane.kind == "trunk" and lane in canvas.lanes:
+            self._withdraw(canvas, lane)
+
+    def _withdraw(self, canvas: Canvas, sync: Lane) -> None:
+        canvas.lanes.remove(sync)
+        canvas.num_spans = sync.span
+        del self.states[sync]
 
     def finished(self, canvas: Canvas) -> None:
         """Report every part as it stands in the answer."""
@@ -352,7 +390,7 @@ class PlannedDiffusion(Strategy):
     def stage(self, canvas: Canvas) -> str:
         """``plan`` while the trunk plans (parts may be written beside it), ``spans`` while parts alone run, else
         ``text``."""
-        trunk = next(lane for lane in reversed(canvas.lanes) if lane.kind == "trunk")
+        trunk = next(lane for lane in reversed(canvas.lanes) if lane.kind == "trunk" and not lane.trial)
         if trunk.done:
             return "spans"
         return "text" if self.states[trunk].stage == "text" and self.rounds[canvas.row] else "plan"
@@ -366,7 +404,8 @@ class PlannedDiffusion(Strategy):
     def _room(self, canvas: Canvas, drafted: int) -> int:
         """Tokens left for the rest of the plan and its parts: what parts hold already is in their planned lengths."""
         trunk = next(lane for lane in reversed(canvas.lanes) if lane.kind == "trunk")
-        return canvas.budget - canvas.new_upto(trunk) - drafted
+        ahead = sum(len(tokens) - len(lane.tokens) for lane, tokens in trunk.trial)
+        return canvas.budget - canvas.new_upto(trunk) - ahead - drafted
 
     def _fresh(self, canvas: Canvas, lane: Lane) -> bool:
         """True: nothing was written behind the switch or ``<sync/>`` that opened the segment."""

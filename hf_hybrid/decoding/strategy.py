@@ -109,14 +109,26 @@ class Strategy(ABC):
         return dict.fromkeys(self.context.ends, True)
 
     def draft(self, canvas: Canvas, lane: Lane, proposed: list[int]) -> list[int]:
-        """The part of ``proposed`` (which follows the settled tokens) that is worth a trial."""
+        """The part of ``proposed`` (which follows the settled tokens) that is worth a trial; notes whether the lane
+        should end behind it."""
         ends = self.terminators(lane)
         stop = next((i for i, token in enumerate(proposed) if token in ends), len(proposed))
-        return proposed[: min(stop, max(lane.limit - len(lane.tokens), 0))]
+        room = max(lane.limit - len(lane.tokens), 0)
+        lane.ending = stop < len(proposed) and stop < room
+        return proposed[: min(stop, room)]
 
     def guesses(self, lane: Lane) -> frozenset[int]:
         """Ids of which nothing behind them depends much: one in place of another leaves the rest worth a trial."""
         return frozenset()
+
+    def look_ahead(self, canvas: Canvas, line: int) -> None:
+        """Let lanes run on trial beside those whose end is expected in the next pass."""
+        return
+
+    def dismiss(self, canvas: Canvas, lane: Lane) -> None:
+        """``lane`` ran ahead and what it read did not come true; its rows are gone."""
+        lane.trial = []
+        lane.passes -= 1
 
     def finished(self, canvas: Canvas) -> None:
         """``canvas`` leaves the batch: complete its report."""
@@ -154,11 +166,20 @@ class Strategy(ABC):
         noise = self._noise(flat, batch)
         tokens, windows = self._choose(flat, batch, noise)
         for rows in batch.lanes:
-            if not rows.lane.done:
+            lane = rows.lane
+            if lane.trial and not lane.came_true():
+                batch.rejected += [(rows.line, column) for column in (*rows.silent, *rows.checks)]
+                self.dismiss(rows.canvas, lane)
+                continue
+            lane.trial = []
+            if not lane.done:
                 self._settle(rows, batch, raw, noise, tokens, windows)
             else:
-                rows.lane.cached += rows.fed
+                lane.cached += rows.fed
         self._commit(batch)
+        for line, canvas in enumerate(canvases, first):
+            if not canvas.finished:
+                self.look_ahead(canvas, line)
         seconds = time.perf_counter() - started
         for canvas, stage in zip(canvases, stages, strict=True):
             canvas.num_forwards += 1
@@ -173,7 +194,7 @@ class Strategy(ABC):
             if lane.done:
                 continue
             ids = self.forbidden(lane)
-            short = self.context.min_new_tokens - rows.canvas.num_new
+            short = self.context.min_new_tokens - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
             ban, early = self._ban(ids), self._ban((*ids, *self.context.ends)) if short > 0 else 0
             for i, column in enumerate((*rows.checks, *rows.opens)):
                 bans[batch.flat(rows.line, column)] = early if i < short else ban

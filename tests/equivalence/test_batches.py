@@ -70,7 +70,7 @@ def answers(sampled: bool, mode: dict[str, Any], prompts: Any, seeds: list[int])
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_row_equals_its_own_batch_of_one(mode: str, sampled: bool) -> None:
-    seeds = [3, 7, 7, 1000]
+    seeds = [5, 7, 7, 1000]
     batch = answers(sampled, MODES[mode], PROMPTS, seeds)
     alone = [answers(sampled, MODES[mode], (p,), [s])[0] for p, s in zip(PROMPTS, seeds, strict=True)]
     assert batch == alone

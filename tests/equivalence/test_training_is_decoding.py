@@ -182,6 +182,7 @@ SPANS: dict[str, dict[str, Any]] = {
     "block": {"verify_spans": False, "commit": "block"},
     "tokens": {"span_decoding": "autoregressive"},
     "planned-window": {"plan_window": 3},
+    "several-entries": {"plan_window": 12, "draft_threshold": 0.0},
 }
 
 
