@@ -17,7 +17,7 @@ from test_cli import call
 
 from hf_hybrid import Plan, Span
 from hf_hybrid.cli.command import UsageError
-from hf_hybrid.cli.plan import as_json, from_json, read_plans
+from hf_hybrid.cli.plan import as_json, from_json, plans_to_write, read_plan_file
 
 PART: dict[str, Any] = {"label": "Area", "length": 16, "depends": []}
 
@@ -57,7 +57,7 @@ def test_plan_prints_what_generate_carries_out(folder: Path, tmp_path: Path) -> 
     path.write_text(json.dumps(edited))
     report = json.loads(call("generate", *place, "--plan", path, "--json").stdout)
     assert report["text"].startswith("AreaArea") and report["text"].rstrip().count("Forest") >= 1
-    assert [(p["length"], p["depends"]) for p in report["plan"][0]] == [(16, []), (16, [1])]
+    assert [(p["length"], p["depends"]) for p in report["plan"]["rounds"][0]["parts"]] == [(16, []), (16, [1])]
     spans = report["report"]["spans"]
     assert spans[1]["ended"] == "given" and spans[1]["passes"] == 0 and spans[0]["passes"] > 0
 
@@ -68,7 +68,9 @@ def test_only_reopens_a_part_and_what_depends_on_it(tmp_path: Path, tokenizer: A
     path.write_text(json.dumps({"rounds": [{"parts": texts}, {"parts": texts}]}))
 
     def opened(only: str | None) -> list[list[bool]]:
-        return [[span.text is None for span in plan.spans] for plan in read_plans(path, only, tokenizer)]
+        return [
+            [span.text is None for span in plan.spans] for plan in plans_to_write(read_plan_file(path), only, tokenizer)
+        ]
 
     kept = [False, False, False]
     assert opened(None) == [kept, kept]
