@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, console, load, quiet
+from hf_hybrid.cli.command import DEFAULT_MODEL, InputError, Model, Threads, UsageError, console, load, quiet
 from hf_hybrid.cli.lines import Job, plan_job, read_prompts, write_answers
 from hf_hybrid.cli.options import given_settings, setting_parameters
 from hf_hybrid.cli.plan import as_json as plan_json
@@ -73,7 +73,8 @@ def generate(
     confirmed. What no option names comes from the checkpoint.
 
     With --output, --input holds JSON lines: {"prompt": "..."} or {"messages": [...]}; other fields are kept. Answers
-    are appended in the same order, one by one; a run that was interrupted goes on where it stopped.
+    are appended in the same order, one by one; a run that was interrupted goes on where it stopped. Lines that are no
+    prompts are named and left out, and the exit code is 1.
     """
     if plan is not None and strategy != "planned_diffusion":
         raise UsageError(f"--plan needs --strategy planned_diffusion, not {strategy}")
@@ -81,7 +82,7 @@ def generate(
         raise UsageError("--only needs --plan")
     if race and (strategy in ("host", RIVAL) or target is not None):
         raise UsageError("--race is one answer of another strategy against autoregressive: leave it out")
-    job = _job(prompt, source, target, strategy, as_json, plan is not None)
+    job, faults = _job(prompt, source, target, strategy, as_json, plan is not None)
     text = "" if job else read_prompt(prompt, source)
     if temperature is not None and not do_sample:
         raise UsageError("--temperature needs --do-sample")
@@ -99,13 +100,16 @@ def generate(
         if job is not None:
             call |= {"strategy": strategy, **settings}
             write_answers(job, _answers(network, tokenizer, job, chat, batch_size, call), Console(stderr=True))
+            if faults:
+                raise InputError(f"{len(faults)} lines of {source} were left out; they are named above")
             return
         inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat).items()}
         rival = run_race(network, inputs, strategy, call) if race else None
         call |= _how(strategy, settings)
         if given is not None:
-            call["plan"] = plans_to_write(given, only, tokenizer)
-        output = _write(network, tokenizer, inputs, call, rival, "json" if as_json else "view" if watch else "text")
+            call["plan"] = _checked(plans_to_write(given, only, tokenizer), network, settings, plan)
+        shown = "json" if as_json else "view" if watch else "text"
+        output = _write(network, tokenizer, inputs, call, rival, shown)
         if as_json:
             new = output.sequences[0, inputs["input_ids"].shape[1] :]  # (new,)
             written = tokenizer.decode(new, skip_special_tokens=True)
@@ -114,6 +118,19 @@ def generate(
                 plain = tokenizer.decode(rival.tokens, skip_special_tokens=True)
                 content["race"] = _as_json(plain, rival.report, tokenizer)
             typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _checked(plans: list[Any], network: Any, settings: dict[str, Any], source: Path | None) -> list[Any]:
+    """``plans`` if this model can carry them out."""
+    from hf_hybrid import PlanError, control_tokens
+
+    control = control_tokens(network)
+    stored = getattr(network.generation_config, "hf_hybrid", None)
+    limits = settings_for("planned_diffusion", settings, stored).limits  # type: ignore[attr-defined]
+    try:
+        return plans if control is None else [plan.check(limits, control) for plan in plans]
+    except PlanError as error:
+        raise UsageError(f"--plan {source}: {error}") from error
 
 
 def _how(strategy: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -180,17 +197,21 @@ generate.__signature__ = (
 
 def _job(
     prompt: str | None, source: Path | None, target: Path | None, strategy: str, as_json: bool, plan: bool
-) -> Job | None:
-    """What --output asks for; None without it."""
+) -> tuple[Job | None, list[str]]:
+    """What --output asks for, None without it, and the lines of the input that are no prompts; they are told."""
     if target is None:
-        return None
+        return None, []
     if prompt is not None or source is None:
         raise UsageError("--output needs --input FILE with one prompt a line, and no PROMPT")
     if as_json or plan:
         raise UsageError("--output writes JSON, and every prompt its own plan: leave --json and --plan out")
     if strategy == "host":
         raise UsageError("--output needs a strategy of this package; try --strategy autoregressive")
-    return plan_job(read_prompts(source), target)
+    records, faults = read_prompts(source)
+    job = plan_job(records, target)
+    for fault in faults:
+        typer.echo(fault, err=True)
+    return job, faults
 
 
 def _answers(
