@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 import hf_hybrid
 from hf_hybrid import checkpoints, evaluation
 from hf_hybrid.cli import app
-from hf_hybrid.cli.bench import result_table
+from hf_hybrid.cli.bench import group_table, result_table
 from hf_hybrid.cli.command import load
 from hf_hybrid.cli.options import given_settings
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, SettingsError
@@ -112,6 +112,9 @@ def test_version() -> None:
         (["demo", "--number", "99"], "held-out records"),
         (["bench", "--num-prompts", "99"], "the split has 13"),
         (["bench", "--json", "no/such/folder.json"], "no such folder"),
+        (["bench", "--dtype", "float32,int8"], "float16"),
+        (["bench", "--dtype", "float32,float32"], "each once"),
+        (["bench", "--feedback", "--sweep"], "give one"),
         (["bench", "--test-set", "no.jsonl"], "--test-set"),
         (["train", "no.yaml"], "no recipe"),
     ],
@@ -219,6 +222,33 @@ def test_bench_prints_a_table_and_writes_json(folder: Path, tmp_path: Path, monk
     assert content["num_prompts"] == 2 and content["results"][1]["settings"]["window_length"] == 4
     assert [r["strategy"] for r in content["results"]] == ["host", "planned_diffusion"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_bench_measures_the_feedback_rules_in_two_types(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "FEEDBACK", FEW)
+    file = tmp_path / "numbers.json"
+    flags = ["--feedback", "--dtype", "float32,bfloat16", "--num-prompts", 2, "--max-new-tokens", 8]
+    text = call("bench", "--model", folder, *flags, "--json", file).output
+    content = json.loads(file.read_text())
+    assert [r["name"] for r in content["results"]] == ["host", "planned", "host bf16", "planned bf16"]
+    assert [r["baseline"] for r in content["results"]] == [True, False, True, False] and "host bf16*" in text
+    assert content["device"]["dtype"] == "float32" and isinstance(content["device"]["bfloat16_units"], list)
+    assert sum(group["num_prompts"] for group in content["groups"]) == 2
+
+
+def test_groups_stand_in_a_table_of_their_own() -> None:
+    def group(count: int, speedup: float | None) -> dict[str, Any]:
+        row = {"name": "planned_unverified", "speedup": speedup, "answer_exact_match": 0.5}
+        return {"dependent_parts": count, "num_prompts": 7, "results": [row]}
+
+    out = Console(file=io.StringIO(), width=80)
+    out.print(group_table([group(0, 4.5), group(1, None)]))
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].strip() == "by parts that read other parts" and max(map(len, lines)) <= 80
+    assert lines[1].split() == ["candidate", "0", "(7", "prompts)", "right", "1", "(7", "prompts)", "right"]
+    assert lines[2].split() == ["planned_unverified", "4.50", "50.0", "-", "50.0"]
 
 
 def test_a_sweep_is_done_on_the_development_countries(
