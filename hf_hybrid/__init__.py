@@ -1,27 +1,31 @@
 """Planned diffusion, block diffusion and other ways to write text for the models of Hugging Face transformers."""
 
-from hf_hybrid.config import Settings as Settings
-from hf_hybrid.config import SettingsError as SettingsError
-from hf_hybrid.core.plan import ControlTokens as ControlTokens
-from hf_hybrid.core.plan import Plan as Plan
-from hf_hybrid.core.plan import PlanError as PlanError
-from hf_hybrid.core.plan import Span as Span
-from hf_hybrid.decoding import Answer as Answer
-from hf_hybrid.decoding import DecodingError as DecodingError
-from hf_hybrid.decoding import GenerationReport as GenerationReport
-from hf_hybrid.decoding import HybridGenerateOutput as HybridGenerateOutput
-from hf_hybrid.decoding import PlanLogitsProcessor as PlanLogitsProcessor
-from hf_hybrid.many import generate_many as generate_many
-from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
-from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
-from hf_hybrid.mixin import UnsupportedCallError as UnsupportedCallError
-from hf_hybrid.mixin import disable as disable
-from hf_hybrid.mixin import enable as enable
-from hf_hybrid.mixin import install as install
-from hf_hybrid.mixin import uninstall as uninstall
-from hf_hybrid.models.vocabulary import VocabularyError as VocabularyError
-from hf_hybrid.models.vocabulary import control_tokens as control_tokens
-from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_hybrid.config import Settings as Settings
+    from hf_hybrid.config import SettingsError as SettingsError
+    from hf_hybrid.core.plan import ControlTokens as ControlTokens
+    from hf_hybrid.core.plan import Plan as Plan
+    from hf_hybrid.core.plan import PlanError as PlanError
+    from hf_hybrid.core.plan import Span as Span
+    from hf_hybrid.decoding import Answer as Answer
+    from hf_hybrid.decoding import DecodingError as DecodingError
+    from hf_hybrid.decoding import GenerationReport as GenerationReport
+    from hf_hybrid.decoding import HybridGenerateOutput as HybridGenerateOutput
+    from hf_hybrid.decoding import PlanLogitsProcessor as PlanLogitsProcessor
+    from hf_hybrid.many import generate_many as generate_many
+    from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
+    from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
+    from hf_hybrid.mixin import UnsupportedCallError as UnsupportedCallError
+    from hf_hybrid.mixin import disable as disable
+    from hf_hybrid.mixin import enable as enable
+    from hf_hybrid.mixin import install as install
+    from hf_hybrid.mixin import uninstall as uninstall
+    from hf_hybrid.models.vocabulary import VocabularyError as VocabularyError
+    from hf_hybrid.models.vocabulary import control_tokens as control_tokens
+    from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
 
 __version__ = "0.1.0"
 
@@ -50,3 +54,41 @@ __all__ = [
     "prepare_vocabulary",
     "uninstall",
 ]
+
+_HOME = {
+    "Settings": "hf_hybrid.config",
+    "SettingsError": "hf_hybrid.config",
+    "ControlTokens": "hf_hybrid.core.plan",
+    "Plan": "hf_hybrid.core.plan",
+    "PlanError": "hf_hybrid.core.plan",
+    "Span": "hf_hybrid.core.plan",
+    "Answer": "hf_hybrid.decoding",
+    "DecodingError": "hf_hybrid.decoding",
+    "GenerationReport": "hf_hybrid.decoding",
+    "HybridGenerateOutput": "hf_hybrid.decoding",
+    "PlanLogitsProcessor": "hf_hybrid.decoding",
+    "generate_many": "hf_hybrid.many",
+    "AutoHybridModelForCausalLM": "hf_hybrid.mixin",
+    "HybridGenerationMixin": "hf_hybrid.mixin",
+    "UnsupportedCallError": "hf_hybrid.mixin",
+    "disable": "hf_hybrid.mixin",
+    "enable": "hf_hybrid.mixin",
+    "install": "hf_hybrid.mixin",
+    "uninstall": "hf_hybrid.mixin",
+    "VocabularyError": "hf_hybrid.models.vocabulary",
+    "control_tokens": "hf_hybrid.models.vocabulary",
+    "prepare_vocabulary": "hf_hybrid.models.vocabulary",
+}
+"""Public name -> its module, imported on first use (PEP 562): `import hf_hybrid` alone loads no torch."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

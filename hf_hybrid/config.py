@@ -11,9 +11,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from hf_hybrid.core.plan import PlanLimits
+if TYPE_CHECKING:
+    from hf_hybrid.core.plan import PlanLimits
 
 
 class SettingsError(ValueError):
@@ -115,6 +116,8 @@ class PlannedDiffusionSettings(DiffusionSettings):
     @property
     def limits(self) -> PlanLimits:
         """The caps of the plan grammar."""
+        from hf_hybrid.core.plan import PlanLimits  # brings torch, which help and errors of usage do without
+
         return PlanLimits(self.max_parts, self.max_part_length, self.max_plan_length, self.max_label_length)
 
 

@@ -1,14 +1,16 @@
 """The command line: every command on a tiny checkpoint, its output without a terminal, its exit codes.
 
 Bugs these tests catch: a setting that has no option, or an option that does not reach ``generate()``; colour codes in a
-file; a traceback where a line is due, or none with --debug; 0 after an error; a live view taller than the terminal; a
-race that is timed while it is drawn; numbers lost after Ctrl-C; a sweep over the test countries.
+file; a traceback where a line is due, or none with --debug; 0 after an error; a race that
+is timed while it is drawn; numbers lost after Ctrl-C; a sweep over the test countries; help that waits for torch.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -24,12 +26,10 @@ from typer.testing import CliRunner
 import hf_hybrid
 from hf_hybrid import checkpoints, evaluation
 from hf_hybrid.cli import app
-from hf_hybrid.cli.bench import result_table
+from hf_hybrid.cli.bench import group_table, result_table
 from hf_hybrid.cli.command import load
 from hf_hybrid.cli.options import given_settings
-from hf_hybrid.cli.view import CanvasView
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, SettingsError
-from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.evaluation import Candidate, Measurement, Run, harness, results_of
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.recipes.factbook import Sheet, TestItem
@@ -69,6 +69,26 @@ def test_every_setting_is_an_option_with_its_help() -> None:
             assert field.metadata["help"].split()[0] in text
 
 
+def test_help_and_wrong_usage_load_no_torch() -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from hf_hybrid.cli import app\n"
+        "for line in (['--help'], ['generate', '--help'], ['generate', 'a', '--only', '3'], ['generate', 'a', '--race',"
+        " '-s', 'host'], ['generate', 'a', '--strategy', 'autoregressive', '--window-length', '4']):\n"
+        "    result = CliRunner().invoke(app, line)\n"
+        "    assert result.exit_code == (0 if '--help' in line else 2), result.output\n"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_front_door_opens_for_every_public_name() -> None:
+    assert all(getattr(hf_hybrid, name) is not None for name in hf_hybrid.__all__)
+    assert set(hf_hybrid.__all__) <= set(dir(hf_hybrid))
+    assert set(hf_hybrid._HOME) == set(hf_hybrid.__all__) - {"__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hf_hybrid.nothing  # type: ignore[attr-defined]
+
+
 def test_version() -> None:
     assert call("--version").output == f"hf-hybrid {hf_hybrid.__version__}\n"
 
@@ -88,9 +108,13 @@ def test_version() -> None:
         (["generate", "a", "--span-fallback-confidence", "low"], "none"),
         (["generate", "a", "--strategy", "autoregressive", "--window-length", "4"], "window_length"),
         (["generate", "a", "--strategy", "host", "--window-length", "4"], "window_length"),
+        (["generate", "a", "--strategy", "autoregressive", "--race"], "leave it out"),
         (["demo", "--number", "99"], "held-out records"),
         (["bench", "--num-prompts", "99"], "the split has 13"),
         (["bench", "--json", "no/such/folder.json"], "no such folder"),
+        (["bench", "--dtype", "float32,int8"], "float16"),
+        (["bench", "--dtype", "float32,float32"], "each once"),
+        (["bench", "--feedback", "--sweep"], "give one"),
         (["bench", "--test-set", "no.jsonl"], "--test-set"),
         (["train", "no.yaml"], "no recipe"),
     ],
@@ -138,7 +162,8 @@ def test_generate_writes_the_text_of_the_model(folder: Path) -> None:
     flags = ["--model", folder, "--max-new-tokens", 24, "--window-length", 4, "--no-verify-spans"]
     content = json.loads(call("generate", prompt, *flags, "--json").output)
     assert content["text"] == text and content["report"]["strategy"] == "planned_diffusion"
-    assert [len(content["plan"][0]), content["plan"][0][0].keys()] == [
+    (only_round,) = content["plan"]["rounds"]
+    assert [len(only_round["parts"]), only_round["parts"][0].keys()] == [
         len(content["report"]["spans"]),
         {"label", "depends", "length"},
     ]
@@ -197,6 +222,33 @@ def test_bench_prints_a_table_and_writes_json(folder: Path, tmp_path: Path, monk
     assert content["num_prompts"] == 2 and content["results"][1]["settings"]["window_length"] == 4
     assert [r["strategy"] for r in content["results"]] == ["host", "planned_diffusion"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_bench_measures_the_feedback_rules_in_two_types(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "FEEDBACK", FEW)
+    file = tmp_path / "numbers.json"
+    flags = ["--feedback", "--dtype", "float32,bfloat16", "--num-prompts", 2, "--max-new-tokens", 8]
+    text = call("bench", "--model", folder, *flags, "--json", file).output
+    content = json.loads(file.read_text())
+    assert [r["name"] for r in content["results"]] == ["host", "planned", "host bf16", "planned bf16"]
+    assert [r["baseline"] for r in content["results"]] == [True, False, True, False] and "host bf16*" in text
+    assert content["device"]["dtype"] == "float32" and isinstance(content["device"]["bfloat16_units"], list)
+    assert sum(group["num_prompts"] for group in content["groups"]) == 2
+
+
+def test_groups_stand_in_a_table_of_their_own() -> None:
+    def group(count: int, speedup: float | None) -> dict[str, Any]:
+        row = {"name": "planned_unverified", "speedup": speedup, "answer_exact_match": 0.5}
+        return {"dependent_parts": count, "num_prompts": 7, "results": [row]}
+
+    out = Console(file=io.StringIO(), width=80)
+    out.print(group_table([group(0, 4.5), group(1, None)]))
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].strip() == "by parts that read other parts" and max(map(len, lines)) <= 80
+    assert lines[1].split() == ["candidate", "0", "(7", "prompts)", "right", "1", "(7", "prompts)", "right"]
+    assert lines[2].split() == ["planned_unverified", "4.50", "50.0", "-", "50.0"]
 
 
 def test_a_sweep_is_done_on_the_development_countries(
@@ -338,69 +390,6 @@ def test_demo_takes_a_record_of_ones_own(folder: Path, tmp_path: Path) -> None:
     assert "Country: Mine" in text and "held out" not in text
     call("demo", "--model", folder, "--prompt", tmp_path / "empty.txt", code=2)
     assert "mine.txt" not in call("demo", "--model", folder, "--prompt", tmp_path / "none.txt", code=1).output
-
-
-def canvas_of(parts: int, tokens: int) -> Canvas:
-    """A prompt, a plan, and parts of which the first is done, the second writes and the last waits for the second."""
-    canvas = Canvas(0, 0, [1, 2], 100)
-    canvas.lanes = [Lane("trunk", 0, 0, [1, 2, 3], done=True)]
-    for number in range(parts):
-        lane = Lane("span", number + 1, 3, [4, 50 + number, *[7] * tokens], opening=2, planned=tokens, window=3)
-        lane.draft, lane.part = [8], number
-        canvas.lanes.append(lane)
-    canvas.lanes[1].finish("end")
-    canvas.lanes[-1].depends = (canvas.lanes[2],)
-    return canvas
-
-
-def words(ids: list[int]) -> str:
-    return "".join(f"w{token} " for token in ids)
-
-
-def drawn(canvas: Canvas, width: int, height: int | None, terminal: bool = False) -> str:
-    out = Console(file=io.StringIO(), width=width, height=24, force_terminal=terminal, color_system=None)
-    view = CanvasView(out, words, "title", 1.0, 10, 1.0)
-    out.print(view.frame(canvas, height))
-    return out.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_a_part_shows_what_is_settled_drafted_and_open() -> None:
-    lines = drawn(canvas_of(3, 2), 80, None).splitlines()
-    top = lines[2]  # behind title and border
-    done, writing = top[:40], top[40:]
-    assert done.split() == ["│", "w7", "w7", "│"] and "·" not in done  # finished: nothing open, no draft
-    assert writing.split() == ["│", "w7", "w7", "w8", "···", "│"]
-    text = "\n".join(lines)
-    assert "w50" in text and "2/2" in text and "waits" in text
-
-
-@pytest.mark.parametrize(("parts", "tokens", "height"), [(2, 5, 23), (8, 60, 23), (5, 200, 23), (8, 60, 40)])
-def test_the_view_fits_into_the_terminal(parts: int, tokens: int, height: int) -> None:
-    lines = drawn(canvas_of(parts, tokens), 80, height).splitlines()
-    assert len(lines) <= height and max(map(len, lines)) <= 80
-    assert sum("w5" in line for line in lines) >= parts // 2  # every row of panels is there
-
-
-@pytest.mark.parametrize("strategy", ["planned_diffusion", "autoregressive"])
-def test_the_view_follows_a_real_call(folder: Path, strategy: str) -> None:
-    model, tokenizer, items = read_checkpoint(folder, torch.float32)
-    out = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system="standard")
-    view = CanvasView(out, tokenizer.decode, "title", 0.0, 10, 0.0)
-    inputs = tokenizer(items[0].sheet.prompt, return_tensors="pt")["input_ids"]  # (1, prompt)
-    options: dict[str, Any] = {"max_new_tokens": 40, "return_dict_in_generate": True}
-    with view:
-        output = model.generate(inputs, strategy=strategy, streamer=view, **options)
-    text = out.file.getvalue()  # type: ignore[attr-defined]
-    assert view.passes == output.report[0].num_forwards
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor comes back
-
-
-def test_the_cursor_comes_back_after_an_interrupt() -> None:
-    out = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system="standard")
-    with pytest.raises(KeyboardInterrupt), CanvasView(out, words, "title", 0.0, 1, 0.0) as view:
-        view.put_canvas(canvas_of(2, 2), 0)
-        raise KeyboardInterrupt
-    assert out.file.getvalue().rstrip().endswith("\x1b[?25h") or "\x1b[?25h" in out.file.getvalue()  # type: ignore[attr-defined]
 
 
 # train.

@@ -7,18 +7,29 @@ to other prompts that are taken for ours, seeds that start anew after an interru
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from checkpoint_for_tests import read_checkpoint, write_checkpoint
+from rich.console import Console
 from test_cli import call
 
 import hf_hybrid
+from hf_hybrid.cli.generate import _answers
+from hf_hybrid.cli.lines import plan_job, read_prompts, write_answers
 
+generate_module = sys.modules["hf_hybrid.cli.generate"]  # the package has a command of this name
 RECORDS = [{"id": n, "prompt": f"Area: {n} sq km" + "\nForest: 2" * (n % 3)} for n in range(7)]
 
 
@@ -98,7 +109,7 @@ def test_strings_and_chats_are_prompts_too(folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"),
+        ('\n{"prompt": ', "line 2: not JSON"),
         ('{"text": "a"}\n', 'line 1: give {"prompt": "..."}'),
         ('{"prompt": " "}\n', "line 1: the prompt must be a text"),
         ('{"messages": [1]}\n', "line 1: messages must be a list"),
@@ -137,3 +148,87 @@ def test_answers_to_other_prompts_are_not_touched(folder: Path, prompts: Path) -
 def test_options_that_do_not_go_together(folder: Path, prompts: Path, arguments: list[str], message: str) -> None:
     named = [argument.format(prompts=prompts) for argument in arguments]
     assert message in call("generate", "--model", folder, *named, code=2).stderr
+
+
+def test_a_broken_line_is_named_and_the_rest_goes_on(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"id": 1, "prompt": "Area: 1"}\n{"prompt": \n\n[3]\n{"id": 2, "prompt": "Area: 2"}\n')
+    for _ in range(2):  # the second run finds everything answered, and says the same
+        result = answer(folder, path, "out.jsonl", code=1)
+        assert "line 2: not JSON" in result.stderr and "line 4: give" in result.stderr
+        assert "2 lines of" in result.stderr.splitlines()[-1]
+        assert [a["id"] for a in lines(tmp_path / "out.jsonl")] == [1, 2]
+
+
+class Full:
+    """A file on a disk that takes ``room`` more lines and half of the next."""
+
+    def __init__(self, path: Path, room: int):
+        self.file, self.room = path.open("a", encoding="utf-8"), room
+
+    def __enter__(self) -> Full:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def write(self, text: str) -> None:
+        self.room -= 1
+        if self.room < 0:
+            self.file.write(text[: len(text) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.file.write(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def test_a_full_disk_loses_nothing_and_the_model_goes_on(folder: Path, prompts: Path) -> None:
+    answer(folder, prompts, "whole.jsonl")
+    model, tokenizer, *_ = read_checkpoint(folder, torch.float32)
+    output = prompts.parent / "full.jsonl"
+    call_options = {"max_new_tokens": 12, "do_sample": True, "seed": 3, "strategy": "planned_diffusion"}
+    job = plan_job(read_prompts(prompts)[0], output)
+    full = dataclasses.replace(job, output=SimpleNamespace(open=lambda *a, **o: Full(output, 2)))  # type: ignore[arg-type]
+    said = Console(file=io.StringIO(), width=200)
+    with pytest.raises(OSError, match="No space left"):
+        write_answers(full, _answers(model, tokenizer, full, False, 2, dict(call_options)), said)
+    assert "2 of 7 answers stand in" in said.file.getvalue()  # type: ignore[attr-defined]
+    assert len(output.read_text().splitlines()) == 3  # two, and half a line
+    job = plan_job(read_prompts(prompts)[0], output)
+    assert job.done == 2
+    write_answers(job, _answers(model, tokenizer, job, False, 2, dict(call_options)), said)  # the same model
+    assert [a["text"] for a in lines(output)] == [a["text"] for a in lines(prompts.parent / "whole.jsonl")]
+
+
+def test_answers_go_into_an_ordinary_file(folder: Path, prompts: Path) -> None:
+    for place in ("/dev/full", prompts.parent):
+        arguments = ("generate", "--model", folder, "--input", prompts, "--output", place)
+        assert "ordinary file" in call(*arguments, code=2).stderr
+
+
+@pytest.mark.parametrize("kind", ["full", "closed"])
+def test_an_answer_that_cannot_be_printed_is_one_line(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = {"full": OSError(errno.ENOSPC, "No space left on device"), "closed": BrokenPipeError()}
+    model, tokenizer, *_ = read_checkpoint(folder, torch.float32)
+    monkeypatch.setattr(generate_module, "load", lambda *a: (model, tokenizer, folder))
+    flags = ("generate", "Area: 5", "--max-new-tokens", 12)
+    before = call(*flags).stdout
+
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise faults[kind]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.generation.streamers.print", broken, raising=False)
+        patch.setattr(os, "dup2", lambda *a: None)  # the runner's own output stays open
+        result = call(*flags, code=1)
+    assert "Traceback" not in result.output and result.stdout == ""
+    assert ("No space left" in result.stderr) == (kind == "full")
+    assert call(*flags).stdout == before  # the model is as it was
+
+
+def test_help_that_cannot_be_written_is_one_line() -> None:
+    program = "from hf_hybrid.cli import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error:") and len(done.stderr.splitlines()) == 1

@@ -7,6 +7,7 @@ that are kept when they should be written, edits that are silently ignored.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from test_cli import call
 
 from hf_hybrid import Plan, Span
 from hf_hybrid.cli.command import UsageError
-from hf_hybrid.cli.plan import as_json, from_json, read_plans
+from hf_hybrid.cli.plan import as_json, from_json, plans_to_write, read_plan_file
 
 PART: dict[str, Any] = {"label": "Area", "length": 16, "depends": []}
 
@@ -57,7 +58,7 @@ def test_plan_prints_what_generate_carries_out(folder: Path, tmp_path: Path) -> 
     path.write_text(json.dumps(edited))
     report = json.loads(call("generate", *place, "--plan", path, "--json").stdout)
     assert report["text"].startswith("AreaArea") and report["text"].rstrip().count("Forest") >= 1
-    assert [(p["length"], p["depends"]) for p in report["plan"][0]] == [(16, []), (16, [1])]
+    assert [(p["length"], p["depends"]) for p in report["plan"]["rounds"][0]["parts"]] == [(16, []), (16, [1])]
     spans = report["report"]["spans"]
     assert spans[1]["ended"] == "given" and spans[1]["passes"] == 0 and spans[0]["passes"] > 0
 
@@ -68,7 +69,9 @@ def test_only_reopens_a_part_and_what_depends_on_it(tmp_path: Path, tokenizer: A
     path.write_text(json.dumps({"rounds": [{"parts": texts}, {"parts": texts}]}))
 
     def opened(only: str | None) -> list[list[bool]]:
-        return [[span.text is None for span in plan.spans] for plan in read_plans(path, only, tokenizer)]
+        return [
+            [span.text is None for span in plan.spans] for plan in plans_to_write(read_plan_file(path), only, tokenizer)
+        ]
 
     kept = [False, False, False]
     assert opened(None) == [kept, kept]
@@ -112,3 +115,48 @@ def test_options_that_do_not_go_together(folder: Path, tmp_path: Path) -> None:
     ):
         prompt = [] if "--output" in arguments else ["Area: 1"]
         assert message in call("generate", "--model", folder, *prompt, *arguments, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100000, "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        ({"rounds": [{"parts": [PART]}], "round": 1}, "a plan has the form"),
+        ({"rounds": [{"parts": [PART], "leed": "x"}]}, "round 1 may have lead and parts, not ['leed']"),
+        ({"rounds": [{"parts": [{**PART, "length": True}]}]}, "length is a number"),
+        ({"rounds": [{"parts": [{**PART, "length": float("nan")}]}]}, "length is a number"),
+        ({"rounds": [{"parts": [{**PART, "length": -3}]}]}, "length -3, outside 1 to"),
+        ({"rounds": [{"parts": [{**PART, "length": 10**30}]}]}, "outside 1 to"),
+        ({"rounds": [{"parts": [{**PART, "depends": [2]}, {**PART, "depends": [1]}]}]}, "form a cycle"),
+        ({"rounds": [{"parts": [{**PART, "depends": [1]}]}]}, "form a cycle"),
+        ({"rounds": [{"parts": [{**PART, "depends": [7]}]}]}, "depends on part 7; the round has parts 1 to 1"),
+        ({"rounds": [{"parts": [{**PART, "label": "<topic>"}]}]}, "holds a control token"),
+        ({"rounds": [{"parts": [{**PART, "label": ""}]}]}, "has no label"),
+        ({"rounds": [{"parts": [{**PART, "text": "<sync/>"}]}]}, "holds a control token"),
+        ({"rounds": [{"parts": [PART] * 17}]}, "more than max_parts=16"),
+        ({"rounds": [{"parts": [PART] * 100000}]}, "no plan may have more than 256"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_one_line(
+    content: Any, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, *_ = read_checkpoint(folder, torch.float32)
+    monkeypatch.setattr(sys.modules["hf_hybrid.cli.generate"], "load", lambda *a: (model, tokenizer, folder))
+    path = tmp_path / "plan.json"
+    raw = content.encode() if isinstance(content, str) else content
+    path.write_bytes(raw if isinstance(raw, bytes) else json.dumps(raw).encode())
+    result = call("generate", "Area: 1", "--plan", path, code=2)
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    path.write_text(json.dumps({"rounds": [{"parts": [{**PART, "text": "Forest"}]}]}))
+    assert "Forest" in call("generate", "Area: 1", "--plan", path).stdout  # the model goes on
+
+
+def test_parts_move_behind_what_they_depend_on(tokenizer: Any) -> None:
+    parts = [{**PART, "depends": [2]}, {**PART, "label": "Forest"}]
+    (plan,) = plans_to_write({"rounds": [{"parts": parts}]}, None, tokenizer)
+    assert [(span.label, span.depends) for span in plan.spans] == [
+        (ids(tokenizer, "Forest"), ()),
+        (ids(tokenizer, "Area"), (0,)),
+    ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from checkpoint_for_tests import read_checkpoint, write_checkpoint
 from hf_hybrid.config import settings_for
 from hf_hybrid.evaluation import (
     CANDIDATES,
+    FEEDBACK,
     SWEEP,
     Candidate,
     Measurement,
@@ -32,7 +34,9 @@ from hf_hybrid.evaluation import (
     draw_frontier,
     environment,
     even_subset,
+    groups_of,
     harness,
+    in_types,
     measure,
     paired_ratios,
     report,
@@ -131,7 +135,9 @@ def run() -> Run:
     measurements = {
         "host": row((4.0, 6.0, 90.0), (True, True, False), "xyz", num_forwards=10, seconds_per_stage={}),
         "ours": row((7.0, 7.0, 7.0), (True, True, False), "xyz", num_forwards=10),
-        "fast": row((2.0, 2.0, 5.0), (True, False, False), "xyq", extended=1, cut=2, fallen_back=3),
+        "fast": row(
+            (2.0, 2.0, 5.0), (True, False, False), "xyq", extended=1, cut=2, fallen_back=3, contradictions=1, restated=2
+        ),
     }
     return Run(candidates, [item(str(n), c) for n, c in enumerate(places)], measurements)
 
@@ -149,6 +155,7 @@ def test_results_against_numbers_by_hand(run: Run) -> None:
     assert fast.seconds_per_stage == {"plan": 0.25} and host.seconds_per_stage == {}
     assert (fast.field_exact_match, fast.answer_exact_match) == (0.75, pytest.approx(1 / 3))
     assert (fast.extended, fast.cut, fast.fallen_back, fast.peak_memory_mb) == (3, 6, 9, 100.0)
+    assert (fast.contradictions, fast.restated, host.restated) == (3, 6, 0)
     assert (ours.equal_share, fast.equal_to) == (1.0, "ours") and fast.equal_share == pytest.approx(2 / 3)
     assert fast.settings["window_length"] == 4 and fast.settings["draft_threshold"] == 0.5  # call, then checkpoint
 
@@ -157,6 +164,62 @@ def test_without_a_right_pair_there_is_no_speedup(run: Run) -> None:
     run.measurements["fast"] = [measured(1.0, False) for _ in run.items]
     fast = results_of(run)[2]
     assert fast.speedup is None and fast.speedup_interval is None and fast.speedup_all is not None
+
+
+def test_groups_are_by_dependent_parts_and_share_the_baseline(run: Run) -> None:
+    one, two = SheetPart("a", "b"), SheetPart("c", "d", (0,))
+    run.items[1] = TestItem("1", "test", Sheet("p", ((one, two),), ("B",)))
+    free, bound = groups_of(run)
+    assert (free["dependent_parts"], free["num_prompts"]) == (0, 2)
+    assert (bound["dependent_parts"], bound["num_prompts"]) == (1, 1)
+    # Alone, prompts 0 and 2 have the medians 47 (host) and 7 (ours): the baseline is still that of the run, the host.
+    by_name = {r["name"]: r for r in free["results"]}
+    assert by_name["fast"]["speedup"] == 2.0 and by_name["fast"]["speedup_prompts"] == 1  # 4/2; prompt 2 is wrong
+    assert by_name["fast"]["speedup_all"] == 10.0 and by_name["fast"]["answer_exact_match"] == 0.5  # 2 and 18
+    (fast,) = [r for r in bound["results"] if r["name"] == "fast"]
+    assert fast["speedup"] is None and fast["speedup_all"] == 3.0 and fast["num_forwards"] == 5.0
+    assert to_json(run, results_of(run), {}, {}, "bench")["groups"] == [free, bound]
+
+
+def test_types_have_their_own_baselines(run: Run) -> None:
+    twice = in_types(run.candidates, ("float32", "bfloat16"))
+    assert [c.name for c in twice[3:]] == ["host bf16", "ours bf16", "fast bf16"]
+    assert [c.equals for c in twice[3:]] == [None, "host bf16", "ours bf16"]
+    rows = {f"{name} bf16": [replace(m, seconds=m.seconds * 3) for m in ms] for name, ms in run.measurements.items()}
+    both = results_of(Run(twice, run.items, {**run.measurements, **rows}))
+    assert [r.baseline for r in both] == [True, False, False, True, False, False]
+    assert [r.dtype for r in both] == [None] * 3 + ["bfloat16"] * 3
+    assert [r.speedup_all for r in both[:3]] == pytest.approx([r.speedup_all for r in both[3:]])
+
+
+def test_a_candidate_runs_with_the_weights_of_its_type() -> None:
+    first, second = Scripted(), Scripted()
+    pair = in_types(THREE[:1], ("float32", "bfloat16"))
+    measure(first, Digits(), [item("0", "A")], pair, others={"bfloat16": second})
+    assert len(first.calls) == len(second.calls) == 2  # a warm-up and an answer each
+    with pytest.raises(ValueError, match="no model in bfloat16"):
+        measure(first, Digits(), [item("0", "A")], pair)
+
+
+def test_every_feedback_rule_is_on_once_and_off_once() -> None:
+    stored = {"max_span_extension": 9.0}
+    by_name = {c.name: settings_for(c.strategy, c.settings, stored) for c in FEEDBACK if c.strategy is not None}
+    on: Any = by_name["all rules"]
+    assert on.verify_spans and on.max_span_extension == 9.0 and on.span_fallback_confidence is not None
+    rules = ("verify_spans", "max_span_extension", "span_fallback_confidence")
+    changed = {
+        name: [rule for rule in rules if getattr(settings, rule) != getattr(on, rule)]
+        for name, settings in by_name.items()
+        if name not in ("autoregressive", "spans", "all rules")
+    }
+    assert changed == {
+        "-extension": ["max_span_extension"],
+        "-fallback": ["span_fallback_confidence"],
+        "-verification": ["verify_spans"],
+        "-verif. -ext.": ["verify_spans", "max_span_extension"],
+        "-verif. -fallb.": ["verify_spans", "span_fallback_confidence"],
+        "no rules": list(rules),
+    }
 
 
 def test_an_empty_run_has_no_results() -> None:
@@ -342,7 +405,8 @@ def test_a_real_run_in_float64(checkpoint: tuple[Any, Any, list[TestItem]], tmp_
     assert run.measurements["host"][0].num_rows == run.measurements["autoregressive"][0].num_rows
     assert all(m.seconds_to_first_text is not None for m in run.measurements["host"])
     content = to_json(run, list(results.values()), shape_of(items, tokenizer), environment(model), "hf-hybrid bench")
-    assert list(content) == ["command", "commit", "versions", "device", "num_prompts", "batch_size", "shape", "results"]
+    head = ["command", "commit", "versions", "device", "num_prompts", "batch_size"]
+    assert list(content) == [*head, "shape", "groups", "results"]
     content = json.loads(json.dumps(content))
     assert content["num_prompts"] == 2 and len(content["results"]) == len(CANDIDATES)
     assert all(set(result) >= RESULT_KEYS for result in content["results"])

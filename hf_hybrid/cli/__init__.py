@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from hf_hybrid.cli import bench, demo, generate, plan, train, tune
-from hf_hybrid.cli.command import guarded
+from hf_hybrid.cli.command import ERROR, guarded
 
 app = typer.Typer(
     add_completion=False,
@@ -45,4 +47,9 @@ for _command in (demo.demo, generate.generate, plan.plan, bench.bench, tune.tune
 
 def main() -> None:
     """The console script."""
-    app(prog_name="hf-hybrid")
+    try:
+        app(prog_name="hf-hybrid")
+    except OSError as error:  # help and version that cannot be written; commands have their own guard
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter closes it
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(ERROR) from None

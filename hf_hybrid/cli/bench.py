@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,6 +31,7 @@ from hf_hybrid.cli.command import (
 if TYPE_CHECKING:
     from hf_hybrid.evaluation import Result, Run
 
+DTYPES = ("float32", "bfloat16", "float16")
 SWEEP_PROMPTS = 39
 """Prompts of a sweep: three of each development country."""
 
@@ -49,11 +50,17 @@ def bench(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Every strategy over its settings. hf-hybrid tune takes the best over.")
     ] = False,
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="Extension, fallback and verification of parts, on and off.")
+    ] = False,
     picture: Annotated[
         Path | None, typer.Option("--plot", help="Draw exact match against speed to this file (.png or .svg).")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option(help=f"Of the weights: {', '.join(DTYPES)}; several, with commas, stand in one table."),
+    ] = "float32",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     threads: Threads = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call; times are divided by it.")] = 1,
@@ -75,15 +82,22 @@ def bench(
         raise UsageError(f"--json {json_file}: there is no such folder")
     if picture is not None and (picture.suffix not in (".png", ".svg") or not picture.resolve().parent.is_dir()):
         raise UsageError(f"--plot {picture}: give a .png or .svg file in a folder that exists")
+    dtypes = [name.strip() for name in dtype.split(",")]
+    if not set(dtypes) <= set(DTYPES) or len(set(dtypes)) < len(dtypes):
+        raise UsageError(f"--dtype {dtype}: give one or more of {', '.join(DTYPES)}, each once")
+    if feedback and sweep:
+        raise UsageError("--feedback and --sweep are two comparisons: give one of them")
     with quiet():
-        network, tokenizer, folder = load(model, dtype, device, threads)
+        network, tokenizer, folder = load(model, dtypes[0], device, threads)
         from hf_hybrid.evaluation import (
             CANDIDATES,
+            FEEDBACK,
             SWEEP,
             check_plots,
             draw_frontier,
             environment,
             even_subset,
+            in_types,
             measure,
             pass_costs,
             results_of,
@@ -98,7 +112,8 @@ def bench(
             raise UsageError(f"--num-prompts {num_prompts}: the split has {len(items)}")
         wanted = min(SWEEP_PROMPTS, len(items)) if sweep and num_prompts is None else num_prompts
         items = even_subset(items, wanted)
-        candidates = SWEEP if sweep else CANDIDATES
+        candidates = in_types(SWEEP if sweep else FEEDBACK if feedback else CANDIDATES, dtypes)
+        others = {name: load(model, name, device, threads)[0] for name in dtypes[1:]}
         errors = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
@@ -111,6 +126,7 @@ def bench(
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 read_back=coherence,
+                others=others,
                 progress=lambda count: bar.advance(task, count),
             )
         results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
@@ -121,12 +137,20 @@ def bench(
         if result.seam_nll is not None and result.middle_nll is not None:
             nats = f"{result.seam_nll:.3f} nats per token at seams, {result.middle_nll:.3f} elsewhere"
             console().print(f"{result.name}: {nats}")
+    for result in results:
+        if result.contradictions:
+            console().print(
+                f"{result.name}: {result.contradictions} of {result.restated} facts that a part states again "
+                "are stated otherwise"
+            )
     for cost in costs:
         console().print(
             f"a pass of {cost.rows} rows behind {cost.written} tokens: {cost.runner_ms:.2f} ms, "
             f"{cost.ratio:.2f} times a bare forward"
         )
-    content = to_json(run, results, shape, facts, shlex.join(["hf-hybrid", *sys.argv[1:]]))
+    content: dict[str, Any] = to_json(run, results, shape, facts, shlex.join(["hf-hybrid", *sys.argv[1:]]))
+    if len(content["groups"]) > 1:
+        console().print(group_table(content["groups"]))
     if json_file is not None:
         content["pass_costs"] = [asdict(cost) for cost in costs]
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -182,6 +206,22 @@ def result_table(results: Sequence[Result]) -> Table:
             _interval(result.answer_exact_match_interval, 100, 0),
         )
     table.caption = "* baseline; t/pass: tokens per pass; lines, right: exact match of lines, answers"
+    table.caption_justify = "left"
+    return table
+
+
+def group_table(groups: Sequence[Mapping[str, Any]]) -> Table:
+    """Speedup and exact match of every candidate by the number of parts that depend on others."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, title="by parts that read other parts")
+    table.title_justify = "left"
+    table.add_column("candidate", no_wrap=True)
+    for group in groups:
+        table.add_column(f"{group['dependent_parts']} ({group['num_prompts']} prompts)", justify="right")
+        table.add_column("right", justify="right")
+    for row in zip(*(group["results"] for group in groups), strict=True):
+        cells = [(_number(r["speedup"], 2), f"{100 * r['answer_exact_match']:.1f}") for r in row]
+        table.add_row(row[0]["name"], *(cell for pair in cells for cell in pair))
+    table.caption = "speedup where both answers are right; parts that read others must wait for them"
     table.caption_justify = "left"
     return table
 

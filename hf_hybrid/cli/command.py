@@ -33,6 +33,10 @@ class UsageError(ValueError):
     """Options that do not go together; exit code 2."""
 
 
+class InputError(ValueError):
+    """A part of the input that could not be used; the rest was; exit code 1."""
+
+
 class LoadingError(ValueError):
     """A model that cannot be loaded."""
 

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, TestSet, Threads, UsageError, console, load, quiet, read_items
+from hf_hybrid.cli.parts import plan_table
 from hf_hybrid.cli.picture import Film, animated_svg
-from hf_hybrid.cli.view import CanvasView, plan_table
+from hf_hybrid.cli.view import CanvasView, Pace, watchable
 
 SHOWN, TWIN = "planned_verified", "autoregressive"
 TITLE, TWIN_TITLE = "planned diffusion", "the same prompt, token by token"
@@ -40,6 +41,7 @@ def demo(
         own = _own_prompt(prompt) if prompt is not None else None
         network, tokenizer, folder = load(model, threads=threads)
         item = own or _item(read_items(folder, test_set, "test"), number)
+        from hf_hybrid import control_tokens
         from hf_hybrid.evaluation import CANDIDATES, measure, results_of
 
         out.print(Text(f"The record{_about(item)}:", style="bold"))
@@ -53,12 +55,13 @@ def demo(
             candidate = by_name[name]
             return _write(network, tokenizer, item, candidate.strategy, candidate.settings, max_new_tokens, streamer)
 
-        def clock(name: str, title: str) -> tuple[Any, ...]:
+        def about(name: str, title: str) -> tuple[Any, ...]:
             before = run.measurements[name][0]
-            return tokenizer.decode, title, before.seconds, before.num_forwards, slower
+            pace = Pace(before.seconds, before.num_forwards, slower)
+            return tokenizer.decode, title, control_tokens(network), pace
 
         def show(name: str, title: str) -> Any:
-            view = CanvasView(out, *clock(name, title)) if out.is_terminal else None
+            view = CanvasView(out, *about(name, title)) if watchable(out) else None
             if view is None:
                 return write(name, None)
             with view:
@@ -73,12 +76,12 @@ def demo(
             out.print(plan_table(report, tokenizer.decode))
         out.print(Text("\nThe answer:", style="bold"))
         out.print(Text(run.measurements[SHOWN][0].text.rstrip("\n") + "\n"))
-        if out.is_terminal:
+        if watchable(out):
             show(TWIN, TWIN_TITLE)
         results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
         out.print(race_table(run, results, item))
         if svg is not None:
-            films = [Film(*clock(SHOWN, TITLE)), Film(*clock(TWIN, TWIN_TITLE), height=8)]
+            films = [Film(*about(SHOWN, TITLE)), Film(*about(TWIN, TWIN_TITLE), height=8)]
             for name, film in zip((SHOWN, TWIN), films, strict=True):
                 write(name, film)
             svg.write_text(animated_svg(films), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, load, quiet
+from hf_hybrid.cli.command import DEFAULT_MODEL, InputError, Model, Threads, UsageError, console, load, quiet
 from hf_hybrid.cli.lines import Job, plan_job, read_prompts, write_answers
 from hf_hybrid.cli.options import given_settings, setting_parameters
-from hf_hybrid.cli.plan import read_plans
+from hf_hybrid.cli.plan import as_json as plan_json
+from hf_hybrid.cli.plan import plans_to_write, read_plan_file
 from hf_hybrid.cli.prompts import encode, read_prompt
-from hf_hybrid.config import SETTINGS
+from hf_hybrid.cli.race import RIVAL, Race, run_race
+from hf_hybrid.cli.view import CanvasView, watchable
+from hf_hybrid.config import SETTINGS, settings_for
 
 Strategy = Literal["host", *SETTINGS]  # type: ignore[valid-type]
 
@@ -51,6 +55,13 @@ def generate(
         typer.Option("--only", help="Write this part of --plan (3, or 2.3: of round 2) and what depends on it anew."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print text, plan and report as JSON.")] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch/--no-watch", help="In a terminal: show plan and parts while they grow, or text alone."),
+    ] = True,
+    race: Annotated[
+        bool, typer.Option("--race", help="Also write the answer token by token, to compare: watched, or in numbers.")
+    ] = False,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     threads: Threads = None,
@@ -58,26 +69,30 @@ def generate(
 ) -> None:
     """Write an answer to PROMPT.
 
-    Without --json the text appears as it is confirmed. What no option names comes from the checkpoint.
+    In a terminal plan and parts are shown while they grow, then the answer; elsewhere the text appears as it is
+    confirmed. What no option names comes from the checkpoint.
 
     With --output, --input holds JSON lines: {"prompt": "..."} or {"messages": [...]}; other fields are kept. Answers
-    are appended in the same order, one by one; a run that was interrupted goes on where it stopped.
+    are appended in the same order, one by one; a run that was interrupted goes on where it stopped. Lines that are no
+    prompts are named and left out, and the exit code is 1.
     """
     if plan is not None and strategy != "planned_diffusion":
         raise UsageError(f"--plan needs --strategy planned_diffusion, not {strategy}")
     if only is not None and plan is None:
         raise UsageError("--only needs --plan")
-    job = _job(prompt, source, target, strategy, as_json, plan is not None)
+    if race and (strategy in ("host", RIVAL) or target is not None):
+        raise UsageError("--race is one answer of another strategy against autoregressive: leave it out")
+    job, faults = _job(prompt, source, target, strategy, as_json, plan is not None)
     text = "" if job else read_prompt(prompt, source)
     if temperature is not None and not do_sample:
         raise UsageError("--temperature needs --do-sample")
     if temperature is not None and not temperature > 0:
         raise UsageError(f"--temperature {temperature}: must be above 0")
+    given = read_plan_file(plan) if plan is not None else None
     settings = given_settings(options)
+    if strategy != "host":
+        settings_for(strategy, settings)  # a wrong one is an error before the model is loaded
     with quiet():
-        import torch
-        from transformers import TextStreamer
-
         network, tokenizer, _ = load(model, dtype, device, threads)
         call: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
         if temperature is not None:
@@ -85,27 +100,92 @@ def generate(
         if job is not None:
             call |= {"strategy": strategy, **settings}
             write_answers(job, _answers(network, tokenizer, job, chat, batch_size, call), Console(stderr=True))
+            if faults:
+                raise InputError(f"{len(faults)} lines of {source} were left out; they are named above")
             return
         inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat).items()}
-        if strategy == "host":
-            seed = settings.pop("seed", None)
-            if seed is not None:
-                torch.manual_seed(seed)
-            if settings:
-                raise UsageError(f"--strategy host takes no settings, not {', '.join(sorted(settings))}")
-            call["hf_hybrid"] = {}  # the host, also where the checkpoint names a strategy
-        else:
-            call |= {"strategy": strategy, **settings}
-        if plan is not None:
-            call["plan"] = read_plans(plan, only, tokenizer)
-        if not as_json:
-            call["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        output = network.generate(**inputs, return_dict_in_generate=True, **call)
+        rival = run_race(network, inputs, strategy, call) if race else None
+        call |= _how(strategy, settings)
+        if given is not None:
+            call["plan"] = _checked(plans_to_write(given, only, tokenizer), network, settings, plan)
+        shown = "json" if as_json else "view" if watch else "text"
+        output = _write(network, tokenizer, inputs, call, rival, shown)
         if as_json:
             new = output.sequences[0, inputs["input_ids"].shape[1] :]  # (new,)
             written = tokenizer.decode(new, skip_special_tokens=True)
-            report = output.report[0] if strategy != "host" else None
-            typer.echo(json.dumps(_as_json(written, report, tokenizer), ensure_ascii=False, indent=1))
+            content = _as_json(written, output.report[0] if strategy != "host" else None, tokenizer)
+            if rival is not None:
+                plain = tokenizer.decode(rival.tokens, skip_special_tokens=True)
+                content["race"] = _as_json(plain, rival.report, tokenizer)
+            typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _checked(plans: list[Any], network: Any, settings: dict[str, Any], source: Path | None) -> list[Any]:
+    """``plans`` if this model can carry them out."""
+    from hf_hybrid import PlanError, control_tokens
+
+    control = control_tokens(network)
+    stored = getattr(network.generation_config, "hf_hybrid", None)
+    limits = settings_for("planned_diffusion", settings, stored).limits  # type: ignore[attr-defined]
+    try:
+        return plans if control is None else [plan.check(limits, control) for plan in plans]
+    except PlanError as error:
+        raise UsageError(f"--plan {source}: {error}") from error
+
+
+def _how(strategy: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``generate()`` that choose ``strategy``; for the host its seed is set and not passed."""
+    if strategy != "host":
+        return {"strategy": strategy, **settings}
+    seed = settings.pop("seed", None)
+    if settings:
+        raise UsageError(f"--strategy host takes no settings, not {', '.join(sorted(settings))}")
+    if seed is not None:
+        import torch
+
+        torch.manual_seed(seed)
+    return {"hf_hybrid": {}}  # the host, also where the checkpoint names a strategy
+
+
+def _write(
+    network: Any, tokenizer: Any, inputs: dict[str, Any], call: dict[str, Any], rival: Race | None, shown: str
+) -> Any:
+    """The output of ``generate()``. ``shown``: ``json``, nothing; ``text``, as it is confirmed; ``view``, that too
+    where it cannot be drawn or there is nothing to draw."""
+    from transformers import TextStreamer
+
+    from hf_hybrid import control_tokens
+
+    out = console()
+    strategy, call = call.get("strategy"), {**call, "return_dict_in_generate": True}
+    if shown == "json":
+        return network.generate(**inputs, **call)
+    if shown == "view" and strategy not in (None, RIVAL) and watchable(out):
+        view = CanvasView(out, tokenizer.decode, strategy, control_tokens(network), race=rival)
+        with view:
+            output = network.generate(**inputs, **call, streamer=view)
+            view.finish_race()
+        new = output.sequences[0, inputs["input_ids"].shape[1] :]  # (new,)
+        typer.echo(tokenizer.decode(new, skip_special_tokens=True))
+        typer.echo(_numbers(output.report[0], view.clock), err=True)
+    else:
+        begin = time.perf_counter()
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        output = network.generate(**inputs, **call, streamer=streamer)
+        if rival is not None:
+            typer.echo(_numbers(output.report[0], time.perf_counter() - begin), err=True)
+    if rival is not None:
+        typer.echo(_numbers(rival.report, rival.seconds), err=True)
+    return output
+
+
+def _numbers(report: Any, seconds: float) -> str:
+    """One line about an answer."""
+    parts = f"{len(report.spans)} parts, " if report.spans else ""
+    return (
+        f"{report.strategy}: {report.num_tokens} tokens, {parts}{report.num_forwards} passes, "
+        f"{report.tokens_per_forward:.1f} tokens a pass, {seconds:.2f} s"
+    )
 
 
 generate.__signature__ = (
@@ -117,17 +197,21 @@ generate.__signature__ = (
 
 def _job(
     prompt: str | None, source: Path | None, target: Path | None, strategy: str, as_json: bool, plan: bool
-) -> Job | None:
-    """What --output asks for; None without it."""
+) -> tuple[Job | None, list[str]]:
+    """What --output asks for, None without it, and the lines of the input that are no prompts; they are told."""
     if target is None:
-        return None
+        return None, []
     if prompt is not None or source is None:
         raise UsageError("--output needs --input FILE with one prompt a line, and no PROMPT")
     if as_json or plan:
         raise UsageError("--output writes JSON, and every prompt its own plan: leave --json and --plan out")
     if strategy == "host":
         raise UsageError("--output needs a strategy of this package; try --strategy autoregressive")
-    return plan_job(read_prompts(source), target)
+    records, faults = read_prompts(source)
+    job = plan_job(records, target)
+    for fault in faults:
+        typer.echo(fault, err=True)
+    return job, faults
 
 
 def _answers(
@@ -146,17 +230,19 @@ def _answers(
 
 
 def _as_json(text: str, report: Any, tokenizer: Any) -> dict[str, Any]:
+    """Text, plan (as ``hf-hybrid plan`` prints it) and report of an answer; the host has neither of the last two."""
     if report is None:
         return {"text": text, "plan": None, "report": None}
-
-    def part(label: tuple[int, ...], depends: tuple[int, ...]) -> dict[str, Any]:
-        return {"label": tokenizer.decode(label).strip(), "depends": [d + 1 for d in depends]}
-
-    plan = [[{**part(s.label, s.depends), "length": s.length} for s in p.spans] for p in report.plans]
     numbers = asdict(report) | {"tokens_per_forward": report.tokens_per_forward}
     numbers.pop("plans")
     numbers["spans"] = [
-        {**asdict(span), **part(span.label, span.depends), "tokens": len(span.tokens), "part": span.part + 1}
+        {
+            **asdict(span),
+            "label": tokenizer.decode(span.label),
+            "depends": [d + 1 for d in span.depends],
+            "tokens": len(span.tokens),
+            "part": span.part + 1,
+        }
         for span in report.spans
     ]
-    return {"text": text, "plan": plan, "report": numbers}
+    return {"text": text, "plan": plan_json(report.plans, tokenizer), "report": numbers}

@@ -26,24 +26,31 @@ class Job:
     output: Path
 
 
-def read_prompts(source: Path) -> list[Record]:
-    """JSON lines: objects with ``prompt`` (text) or ``messages`` (a chat), or strings; blank lines are skipped."""
+def read_prompts(source: Path) -> tuple[list[Record], list[str]]:
+    """JSON lines: objects with ``prompt`` (text) or ``messages`` (a chat), or strings; blank lines are skipped.
+
+    Returns:
+        the records, and what is wrong with each line that is none.
+    """
     records: list[Record] = []
+    faults: list[str] = []
     for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{source}, line {number}: not JSON ({error})") from error
+        except (ValueError, RecursionError) as error:
+            faults.append(f"{source}, line {number}: not JSON ({error})")
+            continue
         record = {"prompt": value} if isinstance(value, str) else value
         fault = _fault(record)
         if fault:
-            raise UsageError(f"{source}, line {number}: {fault}")
-        records.append(record)
+            faults.append(f"{source}, line {number}: {fault}")
+        else:
+            records.append(record)
     if not records:
-        raise UsageError(f"{source} holds no prompts")
-    return records
+        raise UsageError(faults[0] if faults else f"{source} holds no prompts")
+    return records, faults
 
 
 def _fault(record: Any) -> str:
@@ -64,6 +71,8 @@ def plan_job(records: Sequence[Record], output: Path) -> Job:
     """What ``output`` lacks. A line that an interrupt cut in two is taken off; answers to other prompts are refused."""
     if not output.resolve().parent.is_dir():
         raise UsageError(f"--output {output}: there is no such folder")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"--output {output}: give an ordinary file; answers are appended to it")
     text = output.read_bytes() if output.exists() else b""
     whole = text[: text.rfind(b"\n") + 1]
     answers = whole.decode("utf-8", errors="replace").splitlines()
@@ -116,7 +125,7 @@ def write_answers(job: Job, answers: Iterator[tuple[int, Record]], console: Cons
                     written += 1
                 speed = f"{tokens / (time.perf_counter() - started):.0f} tokens/s"
                 bar.update(task, completed=job.done + written, speed=speed)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):  # an interrupt, or a disk that is full
             console.print(
                 f"{job.done + written} of {job.done + len(job.records)} answers stand in {job.output}; "
                 "the same command goes on from there",

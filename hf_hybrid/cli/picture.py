@@ -13,10 +13,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
 
-from hf_hybrid.cli.view import CanvasView
+from hf_hybrid.cli.view import CanvasView, Pace
 
 if TYPE_CHECKING:
     from hf_hybrid.core.canvas import Canvas
+    from hf_hybrid.core.plan import ControlTokens
 
 CELL, LINE, MARGIN = 7.2, 15.0, 12.0  # width of a character, height of a line, border; in pixels
 BACKGROUND, PLAIN, BRIGHT, DIM = "#0d1117", "#c9d1d9", "#ffffff", "#6e7681"
@@ -30,15 +31,14 @@ class Film:
     """A streamer that keeps a frame per pass: hand it to ``generate(streamer=...)``.
 
     Args:
-        decode: token ids to text. title: of the answer. seconds, num_forwards: of the same call without drawing.
-        slower: how many times slower to show it. width, height: in characters.
+        decode: token ids to text. title: of the answer. control: tokens that are no text. pace: of the picture.
+        width, height: in characters.
     """
 
     decode: Any
     title: str
-    seconds: float
-    num_forwards: int
-    slower: float
+    control: ControlTokens | None
+    pace: Pace
     width: int = 80
     height: int = 24
     frames: list[tuple[float, list[list[Segment]]]] = field(default_factory=list)
@@ -48,8 +48,7 @@ class Film:
         self.console = Console(
             file=io.StringIO(), width=self.width, height=self.height, force_terminal=True, color_system="standard"
         )
-        about = (self.decode, self.title, self.seconds, self.num_forwards, self.slower)
-        self.view = CanvasView(self.console, *about)
+        self.view = CanvasView(self.console, self.decode, self.title, self.control, self.pace)
 
     def put(self, value: Any) -> None:
         """Confirmed tokens; the canvas shows them."""
@@ -59,9 +58,9 @@ class Film:
 
     def put_canvas(self, canvas: Canvas, mask: int) -> None:
         """Keep the canvas as it stands."""
-        self.view.passes += 1
+        self.view.step(canvas)
         lines = self.console.render_lines(self.view.frame(canvas, self.height), pad=False)
-        self.frames.append((self.view.passes * self.view.pause, lines[: self.height]))
+        self.frames.append((self.view.passes * self.pace.pause, lines[: self.height]))
 
 
 def animated_svg(films: Sequence[Film]) -> str:

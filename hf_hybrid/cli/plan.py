@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, load, quiet
 from hf_hybrid.cli.prompts import encode, read_prompt
-from hf_hybrid.core.plan import Plan, PlanError, Span
+from hf_hybrid.config import PlannedDiffusionSettings
+
+if TYPE_CHECKING:
+    from hf_hybrid.core.plan import Plan, Span
 
 FORM = (
     '{"rounds": [{"lead": text, "parts": [{"label": text, "length": tokens, "depends": [part, ...], "text": text}]}]}'
@@ -68,56 +71,103 @@ def as_json(plans: Sequence[Plan], tokenizer: Any) -> dict[str, Any]:
 
 def from_json(data: Any, tokenizer: Any) -> list[Plan]:
     """Plans from their JSON; what is wrong with it is a ``UsageError`` that names the part."""
+    from hf_hybrid.core.plan import Plan, Span
 
-    def ids(text: Any, where: str) -> tuple[int, ...]:
-        if not isinstance(text, str):
-            raise UsageError(f"{where} must be a text, not {text!r}")
+    def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def span(part: Mapping[str, Any]) -> Span:
+        depends = tuple(d - 1 for d in part.get("depends", []))
+        text = None if part.get("text") is None else ids(part["text"])
+        return Span(ids(part["label"]), part.get("length", 32), depends, text)
+
+    return [
+        Plan(tuple(span(part) for part in entry["parts"]), ids(entry.get("lead", ""))) for entry in check_form(data)
+    ]
+
+
+def check_form(data: Any) -> list[Any]:
+    """The rounds of a plan in JSON; needs no model. Whether lengths and labels are allowed is known only with one."""
     rounds = data.get("rounds") if isinstance(data, Mapping) else None
-    if not isinstance(rounds, list) or not rounds:
+    if not isinstance(rounds, list) or not rounds or set(data) != {"rounds"}:
         raise UsageError(f"a plan has the form {FORM}")
-    plans: list[Plan] = []
+    most = next(field.metadata["high"] for field in fields(PlannedDiffusionSettings) if field.name == "max_parts")
     for number, entry in enumerate(rounds, 1):
         parts = entry.get("parts") if isinstance(entry, Mapping) else None
         if not isinstance(parts, list):
             raise UsageError(f"round {number} has no parts; a plan has the form {FORM}")
-        spans: list[Span] = []
+        if unknown := sorted(set(entry) - {"lead", "parts"}):
+            raise UsageError(f"round {number} may have lead and parts, not {unknown}")
+        if not isinstance(entry.get("lead", ""), str):
+            raise UsageError(f"round {number}: lead must be a text, not {entry['lead']!r}")
+        if len(parts) > most:
+            raise UsageError(f"round {number} has {len(parts)} parts; no plan may have more than {most}")
         for place, part in enumerate(parts, 1):
-            where = f"round {number}, part {place}"
-            unknown = set(part) - {"label", "length", "depends", "text"} if isinstance(part, Mapping) else {str(part)}
-            if unknown or "label" not in part:
-                raise UsageError(f"{where} needs a label and may have length, depends and text, not {sorted(unknown)}")
-            length, depends = part.get("length", 32), part.get("depends", [])
-            whole = isinstance(length, int) and isinstance(depends, list) and all(isinstance(d, int) for d in depends)
-            if not whole:
-                raise UsageError(f"{where}: length is a number of tokens, and depends a list of part numbers from 1")
-            text = None if part.get("text") is None else ids(part["text"], f"{where}: text")
-            spans.append(Span(ids(part["label"], f"{where}: label"), length, tuple(d - 1 for d in depends), text))
-        plans.append(Plan(tuple(spans), ids(entry.get("lead", ""), f"round {number}: lead")))
-    return plans
+            _check_part(part, f"round {number}, part {place}", len(parts))
+    return rounds
 
 
-def read_plans(path: Path, only: str | None, tokenizer: Any) -> list[Plan]:
-    """The plans of a file; with ``only`` (``PART`` or ``ROUND.PART``, from 1) that part is to be written again."""
+def _check_part(part: Any, where: str, count: int) -> None:
+    """A ``UsageError`` when ``part``, one of ``count``, has not the form of one."""
+    unknown = set(part) - {"label", "length", "depends", "text"} if isinstance(part, Mapping) else {str(part)}
+    if unknown or "label" not in part:
+        raise UsageError(f"{where} needs a label and may have length, depends and text, not {sorted(unknown)}")
+    depends = part.get("depends", [])
+    whole = [part.get("length", 32), *depends] if isinstance(depends, list) else [None]
+    if not all(type(value) is int for value in whole):  # True is an int too
+        raise UsageError(f"{where}: length is a number of tokens, and depends a list of part numbers from 1")
+    missing = next((d for d in depends if not 1 <= d <= count), None)
+    if missing is not None:
+        raise UsageError(f"{where} depends on part {missing}; the round has parts 1 to {count}")
+    for name in ("label", "text"):
+        if not isinstance(part.get(name, ""), str) and not (name == "text" and part[name] is None):
+            raise UsageError(f"{where}: {name} must be a text, not {part[name]!r}")
+
+
+def read_plan_file(path: Path) -> Any:
+    """The JSON of a plan; its form is checked, before a model is loaded."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON ({error})") from error
+    try:
+        check_form(data)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return data
+
+
+def plans_to_write(data: Any, only: str | None, tokenizer: Any) -> list[Plan]:
+    """The plans of a file, parts behind those that they depend on; with ``only`` (``PART`` or ``ROUND.PART``, numbers
+    of the file, from 1) that part is to be written again."""
+    from hf_hybrid.core.plan import PlanError
+
     plans = from_json(data, tokenizer)
-    if only is None:
-        return plans
+    if only is not None:
+        number, part = _place(only)
+        if not 1 <= number <= len(plans):
+            raise UsageError(f"--only {only}: the plan has {len(plans)} rounds")
+        spans = plans[number - 1].spans
+        if len(spans) > 1 and all(span.text is None for span in spans):
+            raise UsageError(
+                f"--only {only} keeps the other parts, and the plan has no texts; make it with plan --texts"
+            )
+        try:
+            plans[number - 1] = plans[number - 1].reopen(part - 1)
+        except PlanError as error:
+            raise UsageError(f"--only {only}: {error}") from error
+    sorted_plans: list[Plan] = []
+    for number, plan in enumerate(plans, 1):
+        try:
+            sorted_plans.append(plan.sorted())
+        except PlanError as error:
+            raise UsageError(f"round {number}: {error}") from error
+    return sorted_plans
+
+
+def _place(only: str) -> tuple[int, int]:
+    """Round and part, from 1."""
     first, dot, second = only.partition(".")
     if not first.isdigit() or (dot and not second.isdigit()):
         raise UsageError(f"--only {only}: give the number of a part, or ROUND.PART")
-    number, part = (int(first), int(second)) if dot else (1, int(first))
-    if not 1 <= number <= len(plans):
-        raise UsageError(f"--only {only}: the plan has {len(plans)} rounds")
-    spans = plans[number - 1].spans
-    if len(spans) > 1 and all(span.text is None for span in spans):
-        raise UsageError(f"--only {only} keeps the other parts, and {path} has no texts; make it with plan --texts")
-    try:
-        plans[number - 1] = plans[number - 1].reopen(part - 1)
-    except PlanError as error:
-        raise UsageError(f"--only {only}: {error}") from error
-    return plans
+    return (int(first), int(second)) if dot else (1, int(first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -11,28 +12,63 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from hf_hybrid.cli.parts import Entry, read_trunk, readable
+
 if TYPE_CHECKING:
+    from hf_hybrid.cli.race import Race
     from hf_hybrid.core.canvas import Canvas, Lane
+    from hf_hybrid.core.plan import ControlTokens
 
 SETTLED, DRAFTED, OPEN = "bold", "dim italic", "dim"
 MASK = "·"
 BORDER = 2  # lines of a panel that hold no text
+LIST_LINES, RACE_LINES = 3, 3  # most lines of the plan in a low terminal; lines of the rival's text
+LONGEST_REPLAY = 3.0  # seconds in which a rival that is still writing gets to its end
+
+
+def watchable(console: Console) -> bool:
+    """True: the console can show a view: a terminal that moves its cursor and knows the signs that we draw with."""
+    return console.is_terminal and not console.is_dumb_terminal and console.encoding.lower().startswith("utf")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """To show an answer ``slower`` times slower than it was: ``seconds`` and ``num_forwards`` of the same call without
+    drawing."""
+
+    seconds: float
+    num_forwards: int
+    slower: float
+
+    @property
+    def pause(self) -> float:
+        """Seconds of a pass on the screen."""
+        return self.slower * self.seconds / max(self.num_forwards, 1)
 
 
 class CanvasView:
     """A streamer that draws every pass: hand it to ``generate(streamer=...)`` inside ``with``.
 
     Args:
-        console: a terminal. decode: token ids to text.
-        seconds, num_forwards: of the same call without drawing. slower: how many times slower to show it.
+        console: a terminal. decode: token ids to text. title: of the answer. control: tokens that are no text; None:
+            the model has none. pace: None: as fast as it is written, the clock without the time of drawing. race: shown
+            on the same clock below.
     """
 
-    def __init__(self, console: Console, decode: Any, title: str, seconds: float, num_forwards: int, slower: float):
+    def __init__(
+        self,
+        console: Console,
+        decode: Any,
+        title: str,
+        control: ControlTokens | None = None,
+        pace: Pace | None = None,
+        race: Race | None = None,
+    ):
         self.console, self.decode, self.title = console, decode, title
-        self.pause = slower * seconds / max(num_forwards, 1)
-        self.slower, self.seconds, self.num_forwards = slower, seconds, num_forwards
+        self.control, self.pace, self.race = control, pace, race
         self.live = Live(console=console, auto_refresh=False, transient=True)
-        self.passes, self.started = 0, 0.0
+        self.passes, self.started, self.drawing, self.clock = 0, 0.0, 0.0, 0.0
+        self.rival_clock: float | None = None
         self.last: Canvas | None = None
 
     def __enter__(self) -> CanvasView:
@@ -53,41 +89,130 @@ class CanvasView:
         """Nothing follows."""
 
     def put_canvas(self, canvas: Canvas, mask: int) -> None:
-        """Draw, not before the pass is due."""
+        """Draw; with a pace not before the next pass is due."""
+        begin = time.perf_counter()
+        self.step(canvas)
+        if self.pace is None:
+            self.clock = begin - self.started - self.drawing
+        self._draw(canvas)
+        if self.pace is not None:
+            time.sleep(max(self.started + self.passes * self.pace.pause - time.perf_counter(), 0.0))
+        self.drawing += time.perf_counter() - begin
+
+    def step(self, canvas: Canvas) -> None:
+        """One more pass was made."""
         self.passes, self.last = self.passes + 1, canvas
+        if self.pace is not None:
+            self.clock = min(self.passes / max(self.pace.num_forwards, 1), 1.0) * self.pace.seconds
+
+    def finish_race(self) -> None:
+        """Show the rival up to its end, faster where that would take long."""
+        if self.race is None or self.last is None:
+            return
+        rest = self.race.seconds - self.clock
+        speed = max(rest / LONGEST_REPLAY, 1.0)
+        begin = time.perf_counter()
+        while rest > 0 and (ahead := (time.perf_counter() - begin) * speed) < rest:
+            self.rival_clock = self.clock + ahead
+            self._draw(self.last)
+            time.sleep(0.02)
+
+    def _draw(self, canvas: Canvas) -> None:
         self.live.update(self.frame(canvas, self.console.height - 1), refresh=True)
-        wait = self.started + self.passes * self.pause - time.perf_counter()
-        if wait > 0:
-            time.sleep(wait)
 
     def frame(self, canvas: Canvas, height: int | None = None) -> RenderableType:
-        """The canvas as it stands, in at most ``height`` lines (None: as many as it takes)."""
-        share = min(self.passes / max(self.num_forwards, 1), 1.0)
-        clock = (
-            f"{self.title}   pass {self.passes}   {share * self.seconds:.2f} s   (shown {self.slower:g} times slower)"
-        )
-        head: list[RenderableType] = [Text(clock if height else self.title, style="bold cyan", no_wrap=True)]
-        plans, spans = [], []
+        """The canvas as it stands, in at most ``height`` lines; None: as many as it takes, and without plan and clock.
+
+        From above: title, plan, text before the parts, parts, text behind them, the rival, clock.
+        """
+        trunks, spans = [], []
         for lane in canvas.lanes:
-            if lane.kind == "trunk":
-                plans.append(lane)
-            else:
-                spans.append(lane)
-        trunk = plans[-1]
-        if spans and (trunk is plans[0] or height is None):  # nothing behind the parts yet, or only the end
-            return Group(*head, self._panels(spans, None if height is None else height - 1))
-        written = trunk.tokens[len(canvas.prompt) :] if trunk is plans[0] else trunk.tokens
-        words = self._words(trunk, written)
-        if not spans:
-            words = words if height is None else _tail(words, self.console, self.console.width, height - 1)
-            return Group(*head, words)
-        foot = words if height is None else _tail(words, self.console, self.console.width, 2)
-        lines = 0 if height is None else height - 1 - max(1, len(foot.wrap(self.console, self.console.width)))
-        return Group(*head, self._panels(spans, lines or None), foot)
+            (trunks if lane.kind == "trunk" else spans).append(lane)
+        behind = trunks[-1] if len(trunks) > 1 or not spans else None
+        title = Text(readable(self.title), style="bold cyan", no_wrap=True, overflow="ellipsis")
+        if height is None:
+            foot = [self._trunk(canvas, behind)] if behind is not None else []
+            return Group(title, *([self._panels(spans, None)] if spans else []), *foot)
+        clock = Text(self._clock(canvas, trunks, spans), no_wrap=True, overflow="ellipsis")
+        room = height - 2  # title and clock
+        rival = self._rival() if self.race is not None and room > 3 * BORDER + RACE_LINES else None
+        room -= BORDER + RACE_LINES if rival is not None else 0
+        plan = self._plan(canvas, trunks, spans, room)
+        room -= len(plan)
+        lead = self._lines(self._trunk(canvas, trunks[0]), 1) if spans and room > 1 + BORDER else []
+        room -= len(lead)
+        foot = (
+            [] if behind is None else self._lines(self._trunk(canvas, behind), min(2, room - BORDER) if spans else room)
+        )
+        room -= len(foot)
+        panels = [self._panels(spans, max(room, 1))] if spans else []
+        return Group(title, *plan, *lead, *panels, *foot, *([rival] if rival is not None else []), clock)
+
+    def _clock(self, canvas: Canvas, trunks: list[Lane], spans: list[Lane]) -> str:
+        written = sum(len(self._read(canvas, lane)[0]) for lane in trunks) + sum(len(lane.text()) for lane in spans)
+        slower = f"   (shown {self.pace.slower:g} times slower)" if self.pace is not None else ""
+        return f"pass {self.passes}   {written / max(self.passes, 1):.1f} tokens a pass   {self.clock:.2f} s{slower}"
+
+    def _read(self, canvas: Canvas, lane: Lane, drafted: bool = False) -> tuple[list[int], list[Entry]]:
+        """Text and plan of a trunk segment, with ``drafted`` also what is on trial."""
+        settled = lane.tokens[len(canvas.prompt) :] if lane is canvas.lanes[0] else lane.tokens
+        return read_trunk([*settled, *lane.draft] if drafted else settled, self.control)
+
+    def _plan(self, canvas: Canvas, trunks: list[Lane], spans: list[Lane], room: int) -> list[Text]:
+        """The parts with their lengths: one a line where there is room, else in a row."""
+        items: list[Text] = []
+        parts = [lane for lane in spans if lane.kind == "span"]
+        rounds = [trunk for trunk in trunks if self._read(canvas, trunk, drafted=True)[1]]
+        for number, trunk in enumerate(rounds, 1):
+            settled = len(self._read(canvas, trunk)[1])
+            for place, entry in enumerate(self._read(canvas, trunk, drafted=True)[1], 1):
+                lane = parts[len(items)] if len(items) < len(parts) else None
+                name = f"{number}.{place}" if len(rounds) > 1 else str(place)
+                items.append(self._item(name, entry, lane, place > settled))
+        if room - len(items) >= 6 * -(-max(len(spans), 1) // 2):
+            return items
+        row = Text("   ").join(items)
+        lines = list(row.wrap(self.console, self.console.width)) if items else []
+        return lines[-min(LIST_LINES, room // 4) :] if room >= 4 else []
+
+    def _item(self, name: str, entry: Entry, lane: Lane | None, drafted: bool) -> Text:
+        length = "?" if entry.length is None else str(entry.length)
+        if lane is not None:
+            length = f"{len(lane.tokens) - lane.opening}/{length}"
+        reads = f" reads {','.join(map(str, entry.reads))}" if entry.reads else ""
+        style = DRAFTED if drafted else "" if lane is None else _state_style(lane)
+        return Text(f"{name} {self._decode(entry.label).strip()} {length}{reads}", style=style, no_wrap=True)
+
+    def _trunk(self, canvas: Canvas, lane: Lane) -> Text:
+        """The text of a trunk segment, up to where its plan begins; what is drafted of a plan stands in the plan."""
+        settled, (drafted, entries) = self._read(canvas, lane)[0], self._read(canvas, lane, drafted=True)
+        text = Text(self._decode(settled).lstrip("\n"), style=SETTLED if not lane.done else "")
+        text.append(self._decode(drafted[len(settled) :]), DRAFTED)
+        return text if entries else self._open(text, lane)
+
+    def _rival(self) -> RenderableType:
+        """The same prompt token by token, as far as it was at this time."""
+        assert self.race is not None
+        clock = min(self.clock if self.rival_clock is None else self.rival_clock, self.race.seconds)
+        passes, tokens = self.race.at(clock)
+        text = Text(self._decode(tokens))
+        lines = _tail(text, self.console, self.console.width - 4, RACE_LINES)
+        return Panel(
+            lines,
+            title="the same prompt, token by token",
+            title_align="left",
+            subtitle=f"pass {passes}   {len(tokens) / max(passes, 1):.1f} tokens a pass   {clock:.2f} s",
+            subtitle_align="right",
+            height=BORDER + RACE_LINES,
+            border_style="green" if passes == len(self.race.ends) else "yellow",
+        )
 
     def _panels(self, spans: list[Lane], height: int | None) -> Table:
-        """Two panels (three on a wide terminal) side by side; a panel that is too small shows the end of its text."""
+        """Two panels (three on a wide terminal) side by side; a panel that is too small shows the end of its text.
+        Where not all fit, parts that are finished make room first."""
         columns = 3 if self.console.width >= 120 and len(spans) > 2 else min(2, len(spans))
+        if height is not None:
+            spans = _fitting(spans, columns * max(height // (1 + BORDER), 1))
         rows = -(-len(spans) // columns)
         room = None if height is None else max(1, height // rows - BORDER)
         grid = Table.grid(expand=True)
@@ -100,44 +225,55 @@ class CanvasView:
         return grid
 
     def _panel(self, lane: Lane, width: int, room: int | None) -> Panel:
-        words = self._words(lane, lane.tokens[lane.opening :])
-        label = self.decode(lane.tokens[1 : lane.opening]).strip() or "part"
+        words = self._words(lane)
+        label = self._decode(lane.tokens[1 : lane.opening]).strip() or "part"
         written = len(lane.tokens) - lane.opening
-        state = "waits" if not lane.ready() else f"{written}/{lane.planned}"
-        style = "green" if lane.done else "yellow" if lane.ready() else "dim"
         return Panel(
             words if room is None else _tail(words, self.console, width, room),
             title=Text(label, no_wrap=True, overflow="ellipsis"),
             title_align="left",
-            subtitle=state,
+            subtitle="waits" if not lane.ready() else f"{written}/{lane.planned}",
             subtitle_align="right",
-            border_style=style,
+            border_style=_state_style(lane),
         )
 
-    def _words(self, lane: Lane, written: list[int]) -> Text:
-        """Settled text bright, drafts dim, open positions as dots."""
-        text = Text(self.decode(written).lstrip("\n"), style=SETTLED if not lane.done else "")
-        if lane.done or not lane.ready():
+    def _words(self, lane: Lane) -> Text:
+        """The text of a part: settled bright, drafts dim, open positions as dots."""
+        text = Text(self._decode(lane.tokens[lane.opening :]).lstrip("\n"), style=SETTLED if not lane.done else "")
+        text.append(self._decode(lane.draft), DRAFTED)
+        return self._open(text, lane)
+
+    def _open(self, text: Text, lane: Lane) -> Text:
+        """``text`` and the window behind it, up to where a plan is proposed."""
+        if not lane.ready():
             return text
-        text.append(self.decode(lane.draft), DRAFTED)
         fills = lane.fills[: lane.open_length]
         for token in [*fills, *[None] * (lane.open_length - len(fills))]:
-            text.append(MASK if token is None else self.decode([token]), OPEN if token is None else DRAFTED)
+            if self.control is not None and token == self.control.topic:
+                break
+            text.append(MASK if token is None else self._decode([token]), OPEN if token is None else DRAFTED)
         return text
 
+    def _decode(self, tokens: list[int]) -> str:
+        """Text without control tokens, and without what would steer the terminal."""
+        hidden = () if self.control is None else (*self.control.banned, self.control.eos)
+        return readable(self.decode([token for token in tokens if token not in hidden]))
 
-def plan_table(report: Any, decode: Any) -> Table:
-    """Every part that was planned: its label, its planned and its written tokens, and what it reads."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name, justify in (("part", "right"), ("label", "left"), ("planned", "right"), ("written", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("reads parts")
-    for span in report.spans:
-        number = f"{span.round}.{span.part + 1}" if len(report.plans) > 1 else str(span.part + 1)
-        reads = ", ".join(str(d + 1) for d in span.depends)
-        label = decode(list(span.label)).strip()
-        table.add_row(number, label, str(span.planned), str(len(span.tokens)), reads or "-")
-    return table
+    def _lines(self, text: Text, room: int) -> list[Text]:
+        """The last ``room`` lines of ``text``, none of an empty one."""
+        text.rstrip()
+        lines = list(text.wrap(self.console, self.console.width)) if text.plain.strip() else []
+        return lines[-room:] if room > 0 else []
+
+
+def _state_style(lane: Lane) -> str:
+    return "green" if lane.done else "yellow" if lane.ready() else "dim"
+
+
+def _fitting(spans: list[Lane], count: int) -> list[Lane]:
+    """At most ``count`` of the parts, in their order: those that are not finished before those that are."""
+    ranked = sorted(range(len(spans)), key=lambda i: (spans[i].done, not spans[i].ready(), i))
+    return [spans[i] for i in sorted(ranked[:count])]
 
 
 def _tail(text: Text, console: Console, width: int, room: int) -> Text:

@@ -1,14 +1,15 @@
 """One harness for every comparison: same weights, same prompts, same process, candidates interleaved."""
 
-from hf_hybrid.evaluation.candidates import CANDIDATES, SWEEP, Candidate
+from hf_hybrid.evaluation.candidates import CANDIDATES, FEEDBACK, SWEEP, Candidate, in_types
 from hf_hybrid.evaluation.frontier import PlotError, check_plots, draw_frontier
 from hf_hybrid.evaluation.harness import Measurement, Run, even_subset, measure
 from hf_hybrid.evaluation.passes import PassCost, pass_costs
-from hf_hybrid.evaluation.report import Result, environment, results_of, shape_of, to_json
+from hf_hybrid.evaluation.report import Result, environment, groups_of, results_of, shape_of, to_json
 from hf_hybrid.evaluation.statistics import bootstrap_interval, paired_ratios
 
 __all__ = [
     "CANDIDATES",
+    "FEEDBACK",
     "SWEEP",
     "Candidate",
     "Measurement",
@@ -21,6 +22,8 @@ __all__ = [
     "draw_frontier",
     "environment",
     "even_subset",
+    "groups_of",
+    "in_types",
     "measure",
     "paired_ratios",
     "pass_costs",

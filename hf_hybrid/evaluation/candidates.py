@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -14,13 +14,15 @@ class Candidate:
     Attributes:
         name: unique in a comparison. strategy: a key of ``hf_hybrid.config.SETTINGS``, None: the host's own
         ``generate()``. settings: what differs from what the checkpoint stores.
-        equals: name of the candidate whose text it must reproduce, None: it may differ.
+        equals: name of the candidate whose text it must reproduce, None: it may differ. dtype: of the weights, None:
+        that of the model which is measured.
     """
 
     name: str
     strategy: str | None
     settings: Mapping[str, Any] = field(default_factory=dict)
     equals: str | None = None
+    dtype: str | None = None
 
 
 _VERIFIED = {"span_decoding": "diffusion", "verify_spans": True}
@@ -38,6 +40,41 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("block_diffusion", "block_diffusion"),
 )
 """The default comparison."""
+
+
+_NO_EXTENSION = {"max_span_extension": 1.0}
+_NO_FALLBACK = {"span_fallback_confidence": None}
+
+FEEDBACK: tuple[Candidate, ...] = (
+    *_PLAIN,
+    Candidate("spans", "planned_diffusion", {"span_decoding": "autoregressive"}),
+    Candidate("all rules", "planned_diffusion", _VERIFIED, equals="spans"),
+    Candidate("-extension", "planned_diffusion", {**_VERIFIED, **_NO_EXTENSION}),
+    Candidate("-fallback", "planned_diffusion", {**_VERIFIED, **_NO_FALLBACK}, equals="spans"),
+    Candidate("-verification", "planned_diffusion", _UNVERIFIED),
+    Candidate("-verif. -ext.", "planned_diffusion", {**_UNVERIFIED, **_NO_EXTENSION}),
+    Candidate("-verif. -fallb.", "planned_diffusion", {**_UNVERIFIED, **_NO_FALLBACK}),
+    Candidate("no rules", "planned_diffusion", {**_UNVERIFIED, **_NO_EXTENSION, **_NO_FALLBACK}),
+)
+"""Each feedback rule off: parts may outgrow their plan, a part that is never sure goes on token by token, drafts are
+checked. The other settings are those of the checkpoint."""
+
+
+def in_types(candidates: Sequence[Candidate], dtypes: Sequence[str]) -> tuple[Candidate, ...]:
+    """The candidates in the type of the model, ``dtypes[0]``, and again in each of the others."""
+    again = [
+        replace(c, name=f"{c.name} {SHORT.get(dtype, dtype)}", dtype=dtype, equals=_named(c.equals, dtype))
+        for dtype in dtypes[1:]
+        for c in candidates
+    ]
+    return (*candidates, *again)
+
+
+SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+def _named(name: str | None, dtype: str) -> str | None:
+    return None if name is None else f"{name} {SHORT.get(dtype, dtype)}"
 
 
 def _verified(window: int, draft: int, plan: int) -> Candidate:

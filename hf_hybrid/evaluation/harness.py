@@ -10,7 +10,7 @@ memory instead. Elsewhere nothing honest can be read (``getrusage`` never falls)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hf_hybrid.evaluation.candidates import Candidate
 from hf_hybrid.evaluation.coherence import Coherence, coherence
-from hf_hybrid.training.recipes.factbook import TestItem, exact_match, score_fields
+from hf_hybrid.training.recipes.factbook import TestItem, contradictions, exact_match, score_fields
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -36,7 +36,8 @@ class Measurement:
         seconds_to_first_text: None when it was not observed. seconds_per_stage: empty for the host.
         peak_memory_mb: see the module, in 2**20 bytes. fields_right, fields_total: lines of the answer.
         right: True: the text is the answer. extended, cut, fallen_back: parts that outgrew their plan, were cut at
-        their limit, or went on token by token. coherence: None when it was not asked for.
+        their limit, or went on token by token. coherence: None when it was not asked for. contradictions, restated:
+        facts that a part states otherwise than an earlier one, of those that it states again.
     """
 
     text: str
@@ -55,6 +56,8 @@ class Measurement:
     cut: int = 0
     fallen_back: int = 0
     coherence: Coherence | None = None
+    contradictions: int = 0
+    restated: int = 0
 
 
 @dataclass
@@ -98,6 +101,7 @@ def measure(
     batch_size: int = 1,
     read_back: bool = False,
     progress: Callable[[int], None] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> Run:
     """Let every candidate answer every prompt, greedily.
 
@@ -109,20 +113,26 @@ def measure(
         batch_size: prompts per call; times are then divided by it.
         read_back: True: also measure how coherent the answers are, outside the clock.
         progress: is told how many prompts just finished.
+        others: ``Candidate.dtype`` -> the same model in that type, for candidates that name one.
     """
     if not items or not candidates:
         raise ValueError("nothing to measure: give at least one prompt and one candidate")
     if len({c.name for c in candidates}) != len(candidates):
         raise ValueError("two candidates have the same name")
+    known = others or {}
+    missing = sorted({c.dtype for c in candidates if c.dtype is not None and c.dtype not in known})
+    if missing:
+        raise ValueError(f"no model in {', '.join(missing)}; give it in others=")
+    models = {c.name: model if c.dtype is None else known[c.dtype] for c in candidates}
     run = Run(tuple(candidates), measurements={c.name: [] for c in candidates}, batch_size=batch_size)
     try:
         for candidate in candidates:
-            answer(model, tokenizer, items[:batch_size], candidate, max_new_tokens)
+            answer(models[candidate.name], tokenizer, items[:batch_size], candidate, max_new_tokens)
         for turn, start in enumerate(range(0, len(items), batch_size)):
             batch = items[start : start + batch_size]
             first = turn % len(candidates)
             order = [*candidates[first:], *candidates[:first]]
-            answers = {c.name: answer(model, tokenizer, batch, c, max_new_tokens, read_back) for c in order}
+            answers = {c.name: answer(models[c.name], tokenizer, batch, c, max_new_tokens, read_back) for c in order}
             for name, done in answers.items():
                 run.measurements[name] += done
             run.items += batch
@@ -173,6 +183,7 @@ def answer(
         counts = _counts(output.report[row] if candidate.strategy is not None else None, new, len(prompt), first)
         text = tokenizer.decode(new, skip_special_tokens=True)
         right, total = score_fields(item.sheet, text)
+        otherwise, again = contradictions(text)
         done.append(
             Measurement(
                 text=text,
@@ -183,6 +194,8 @@ def answer(
                 fields_right=right,
                 fields_total=total,
                 right=exact_match(item.sheet, text),
+                contradictions=otherwise,
+                restated=again,
                 coherence=coherence(model, prompt, new, _labels(item, tokenizer)) if read_back else None,
                 **counts,
             )

@@ -28,7 +28,7 @@ class Result:
 
     Attributes:
         strategy: its name, ``host`` for the host's ``generate()``. name: of the candidate. settings: all of them, as
-        they were in force. baseline: True: the ratios are to this one.
+        they were in force. baseline: True: the ratios are to this one; every type of weights has its own.
         seconds_per_answer: median. speedup: median over prompts of the baseline's seconds divided by its own, where
         both answers are right, and over how many (``speedup_prompts``). speedup_all: the same over all prompts.
         tokens_per_second, tokens_per_forward: sums divided by sums. num_forwards, num_rows: mean of an answer.
@@ -38,6 +38,8 @@ class Result:
         equal_to, equal_share: the candidate whose text it must reproduce, and on what share of the prompts it did.
         seam_nll, middle_nll: nats per token of the first 8 tokens behind a heading and of all others, read in
         autoregressive mode; None when not asked for.
+        contradictions, restated: facts that a part states otherwise than an earlier one, of those that it states
+        again, in all answers. dtype: of the weights, None: that of the run (``device``).
         Intervals are 95 %, over countries.
     """
 
@@ -67,6 +69,9 @@ class Result:
     equal_share: float | None
     seam_nll: float | None = None
     middle_nll: float | None = None
+    contradictions: int = 0
+    restated: int = 0
+    dtype: str | None = None
 
 
 def results_of(run: Run, stored: Mapping[str, Any] | None = None) -> list[Result]:
@@ -77,14 +82,15 @@ def results_of(run: Run, stored: Mapping[str, Any] | None = None) -> list[Result
     """
     if not run.items:
         return []
-    base = baseline_of(run)
-    return [_result(run, candidate, base, stored) for candidate in run.candidates]
+    bases = {dtype: baseline_of(run, dtype) for dtype in dict.fromkeys(c.dtype for c in run.candidates)}
+    return [_result(run, candidate, bases[candidate.dtype], stored) for candidate in run.candidates]
 
 
-def baseline_of(run: Run) -> str:
-    """Name of the faster one of the host and our autoregression (median seconds); without either, of the first."""
-    plain = [c.name for c in run.candidates if c.strategy in (None, "autoregressive")]
-    names = plain or [run.candidates[0].name]
+def baseline_of(run: Run, dtype: str | None = None) -> str:
+    """Name of the faster one of the host and our autoregression (median seconds) among the candidates of ``dtype``;
+    without either, of the first."""
+    own = [c for c in run.candidates if c.dtype == dtype]
+    names = [c.name for c in own if c.strategy in (None, "autoregressive")] or [own[0].name]
     return min(names, key=lambda name: float(np.median([m.seconds for m in run.measurements[name]])))
 
 
@@ -128,6 +134,9 @@ def _result(run: Run, candidate: Candidate, base: str, stored: Mapping[str, Any]
         fallen_back=sum(m.fallen_back for m in own),
         equal_to=candidate.equals if twin is not None else None,
         equal_share=None if twin is None else _mean([float(m.text == t.text) for m, t in zip(own, twin, strict=True)]),
+        contradictions=sum(m.contradictions for m in own),
+        restated=sum(m.restated for m in own),
+        dtype=candidate.dtype,
         **_coherence(own),
     )
 
@@ -206,6 +215,7 @@ def environment(model: Any) -> dict[str, Any]:
             "processor": name,
             "threads": torch.get_num_threads(),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "bfloat16_units": _bfloat16_units() if device.type == "cpu" else None,
         },
     }
 
@@ -220,8 +230,50 @@ def to_json(
         "num_prompts": len(run.items),
         "batch_size": run.batch_size,
         "shape": dict(shape),
+        "groups": groups_of(run),
         "results": [asdict(result) for result in results],
     }
+
+
+def groups_of(run: Run) -> list[dict[str, Any]]:
+    """Every candidate on the prompts whose answer has 0, 1, ... parts that read other parts: where such parts are many,
+    writing parts at once gains little. The baselines are those of the whole run; keys are those of ``Result``."""
+    groups: list[dict[str, Any]] = []
+    for count in sorted({dependent_parts(item) for item in run.items}):
+        places = [i for i, item in enumerate(run.items) if dependent_parts(item) == count]
+        results: list[dict[str, Any]] = []
+        for candidate in run.candidates:
+            base = run.measurements[baseline_of(run, candidate.dtype)]
+            pairs = [(base[i], run.measurements[candidate.name][i]) for i in places]
+            ratios = [slow.seconds / own.seconds for slow, own in pairs]
+            right = [ratio for ratio, (slow, own) in zip(ratios, pairs, strict=True) if slow.right and own.right]
+            results.append(
+                {
+                    "name": candidate.name,
+                    "seconds_per_answer": median([own.seconds for _, own in pairs]),
+                    "speedup": median(right),
+                    "speedup_prompts": len(right),
+                    "speedup_all": median(ratios),
+                    "num_forwards": _mean([own.num_forwards for _, own in pairs]),
+                    "answer_exact_match": _mean([float(own.right) for _, own in pairs]),
+                }
+            )
+        groups.append({"dependent_parts": count, "num_prompts": len(places), "results": results})
+    return groups
+
+
+def dependent_parts(item: TestItem) -> int:
+    """Parts of the answer that read other parts."""
+    return sum(bool(part.depends) for part in item.sheet.parts)
+
+
+def _bfloat16_units() -> list[str]:
+    """Instructions of the processor that multiply in bfloat16; without any it is slower than float32."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return []
+    return sorted(flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
 
 
 def _processor() -> str:

