@@ -144,7 +144,7 @@ def _print(run: Run, results: Sequence[Result], shape: dict[str, Any], facts: di
         return
     device = facts["device"]
     out.print(
-        f"{len(run.items)} prompts{ended}, {shape['countries']} countries ({', '.join(shape['splits'])}); "
+        f"{len(run.items)} prompts{ended}, {_groups(shape)} ({', '.join(shape['splits'])}); "
         f"{device['processor']}, {device['threads']} threads, {device['dtype']}"
     )
     out.print(
@@ -161,6 +161,11 @@ def _print(run: Run, results: Sequence[Result], shape: dict[str, Any], facts: di
                 f"{result.name}: {result.extended} parts extended, {result.cut} cut, "
                 f"{result.fallen_back} finished token by token"
             )
+
+
+def _groups(shape: dict[str, Any]) -> str:
+    """Over how many groups of prompts the intervals are."""
+    return f"{shape['countries']} countries" if "countries" in shape else f"{shape['groups']} groups"
 
 
 def result_table(results: Sequence[Result]) -> Table:
