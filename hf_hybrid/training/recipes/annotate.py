@@ -288,7 +288,8 @@ def _lists(answer: str, settings: AnnotatorSettings) -> list[_Cut]:
     page = _Markdown(answer)
     cuts: list[_Cut] = []
     items = [first for _, first, _ in page.blocks("list_item_open", 1)]
-    for kind, treatment in (("bullet_list_open", settings.lists), ("ordered_list_open", settings.ordered_lists)):
+    kinds: dict[str, Treatment] = {"bullet_list_open": settings.lists, "ordered_list_open": settings.ordered_lists}
+    for kind, treatment in kinds.items():
         for _, first, last in page.blocks(kind):
             own = [line for line in items if first <= line < last]
             named = [page.name(line, _ITEM) for line in own]
