@@ -11,14 +11,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from hf_hybrid.core.plan import PlanLimits
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class SettingsError(ValueError):
     """An unknown strategy or setting, or a value outside its range; the message lists the choices."""
+
+
+REQUIRED: Any = "required"
+"""Default of a setting that must be given."""
 
 
 def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
@@ -132,6 +140,23 @@ SETTING_NAMES: frozenset[str] = frozenset(f.name for cls in SETTINGS.values() fo
 """Every setting of every strategy: the names that ``generate()`` takes besides the host's."""
 
 
+def checked(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A settings dataclass (fields made by ``setting``) from plain values, such as a section of a recipe.
+
+    Raises:
+        SettingsError: an unknown or missing name, or a value outside its range.
+    """
+    own = {f.name for f in fields(cls)}
+    for name in values:
+        if name not in own:
+            raise SettingsError(_unknown(name, own))
+    coerced = {name: _coerce(cls, name, value) for name, value in values.items()}
+    missing = next((f.name for f in fields(cls) if f.default is REQUIRED and f.name not in values), None)
+    if missing is not None:
+        raise SettingsError(f"{missing} is missing: {cls.__dataclass_fields__[missing].metadata['help']}")
+    return cls(**coerced)
+
+
 def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Settings:
     """The settings of ``strategy`` from the arguments of a call and from what a checkpoint stores.
 
@@ -197,7 +222,7 @@ def _unknown(name: object, choices: frozenset[str] | set[str]) -> str:
     return f"unknown setting {name!r}{hint}; choose from {', '.join(sorted(choices))}"
 
 
-def _coerce(cls: type[Settings], name: str, value: Any) -> Any:
+def _coerce(cls: type, name: str, value: Any) -> Any:
     """``value`` checked against the type and the range of the field; the field's annotation is the one source of its
     type."""
     hint = get_type_hints(cls)[name]
@@ -209,6 +234,10 @@ def _coerce(cls: type[Settings], name: str, value: Any) -> Any:
         return value
     if value is None and type(None) in options:
         return None
+    if options == (str,):
+        if not isinstance(value, str) or not value:
+            raise SettingsError(f"{name}={value!r}: must be a text")
+        return value
     kinds = tuple(o for o in options if o in (int, float, bool))
     if isinstance(value, (list, tuple)) and list[int] in options:
         return [_number(name, v, (int,), meta) for v in value]

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 import hf_hybrid
 from hf_hybrid.training.recipe import TEST_SET
 from hf_hybrid.training.recipes import factbook
+from hf_hybrid.training.recipes.sheets import TestItem, read_test_set
 from hf_hybrid.training.recipes.tokenizer import build_tokenizer, token_counter, training_texts
 
 VOCAB_SIZE = 700
@@ -76,8 +77,8 @@ def favour(model: Any, weights: Mapping[int, float]) -> None:
         model.lm_head.weight[token, 0] = weight
 
 
-def read_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, list[factbook.TestItem]]:
+def read_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, list[TestItem]]:
     """Model (enabled), tokenizer and all held-out prompts."""
     model = hf_hybrid.AutoHybridModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    return model, tokenizer, factbook.read_test_set(folder / TEST_SET)
+    return model, tokenizer, read_test_set(folder / TEST_SET)

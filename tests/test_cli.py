@@ -32,7 +32,7 @@ from hf_hybrid.cli.options import given_settings
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, SettingsError
 from hf_hybrid.evaluation import Candidate, Measurement, Run, harness, results_of
 from hf_hybrid.training import recipe as recipes
-from hf_hybrid.training.recipes.factbook import Sheet, TestItem
+from hf_hybrid.training.recipes.sheets import Sheet, TestItem
 
 COMMANDS = ("demo", "generate", "plan", "bench", "tune", "train")
 FEW = (Candidate("host", None), Candidate("planned", "planned_diffusion", {"window_length": 4}))

@@ -45,7 +45,7 @@ from hf_hybrid.evaluation import (
     to_json,
 )
 from hf_hybrid.evaluation.frontier import families
-from hf_hybrid.training.recipes.factbook import Sheet, SheetPart, TestItem
+from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, TestItem
 
 RESULT_KEYS = {"strategy", "settings", "seconds_per_answer", "speedup", "speedup_all", "tokens_per_second"} | {
     "tokens_per_forward",

@@ -41,11 +41,11 @@ def bench(
     model: Model = DEFAULT_MODEL,
     split: Annotated[
         Literal["test", "dev"] | None,
-        typer.Option(help="Countries to report on; settings are chosen on dev. Default: test, with --sweep dev."),
+        typer.Option(help="Prompts to report on; settings are chosen on dev. Default: test, with --sweep dev."),
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option(min=1, help=f"An even subset over the countries. Default: all, with --sweep {SWEEP_PROMPTS}."),
+        typer.Option(min=1, help=f"An even subset over the groups. Default: all, with --sweep {SWEEP_PROMPTS}."),
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Every strategy over its settings. hf-hybrid tune takes the best over.")
@@ -64,7 +64,9 @@ def bench(
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     threads: Threads = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call; times are divided by it.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: the checkpoint's, or 512.")
+    ] = None,
     test_set: TestSet = None,
     coherence: Annotated[
         bool, typer.Option("--coherence", help="Also read every answer back: nats per token at seams and elsewhere.")
@@ -76,7 +78,7 @@ def bench(
     All candidates use the same weights and prompts in one process, in an order that rotates from prompt to prompt.
     The speedup is the median over prompts of the baseline's seconds divided by the candidate's, where both answers are
     right; the baseline is the faster of generate() of transformers and our own autoregression. Intervals are 95 %, by
-    a bootstrap over countries. Ctrl-C prints what was measured.
+    a bootstrap over countries (or whatever groups the prompts have). Ctrl-C prints what was measured.
     """
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise UsageError(f"--json {json_file}: there is no such folder")
@@ -123,7 +125,7 @@ def bench(
                 tokenizer,
                 items,
                 candidates,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max_new_tokens or network.generation_config.max_new_tokens or 512,
                 batch_size=batch_size,
                 read_back=coherence,
                 others=others,
@@ -168,7 +170,7 @@ def _print(run: Run, results: Sequence[Result], shape: dict[str, Any], facts: di
         return
     device = facts["device"]
     out.print(
-        f"{len(run.items)} prompts{ended}, {shape['countries']} countries ({', '.join(shape['splits'])}); "
+        f"{len(run.items)} prompts{ended}, {_groups(shape)} ({', '.join(shape['splits'])}); "
         f"{device['processor']}, {device['threads']} threads, {device['dtype']}"
     )
     out.print(
@@ -185,6 +187,11 @@ def _print(run: Run, results: Sequence[Result], shape: dict[str, Any], facts: di
                 f"{result.name}: {result.extended} parts extended, {result.cut} cut, "
                 f"{result.fallen_back} finished token by token"
             )
+
+
+def _groups(shape: dict[str, Any]) -> str:
+    """Over how many groups of prompts the intervals are."""
+    return f"{shape['countries']} countries" if "countries" in shape else f"{shape['groups']} groups"
 
 
 def result_table(results: Sequence[Result]) -> Table:

@@ -130,7 +130,7 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
 def read_items(folder: Path, test_set: Path | None, split: str) -> list[Any]:
     """The held-out prompts of ``split`` of a checkpoint."""
     from hf_hybrid.training.recipe import TEST_SET
-    from hf_hybrid.training.recipes.factbook import read_test_set
+    from hf_hybrid.training.recipes.sheets import read_test_set
 
     path = test_set if test_set is not None else folder / TEST_SET
     if not path.is_file():

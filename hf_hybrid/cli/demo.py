@@ -124,7 +124,7 @@ def race_table(run: Any, results: list[Any], item: Any) -> Table:
 
 
 def _own_prompt(path: Path) -> Any:
-    from hf_hybrid.training.recipes.factbook import Sheet, TestItem
+    from hf_hybrid.training.recipes.sheets import Sheet, TestItem
 
     text = path.read_text(encoding="utf-8").strip()
     if not text:
@@ -139,4 +139,4 @@ def _item(items: list[Any], number: int) -> Any:
 
 
 def _about(item: Any) -> str:
-    return f" ({item.id}, {' and '.join(item.sheet.countries)}, held out)" if item.sheet.countries else ""
+    return f" ({item.id}, {' and '.join(item.sheet.groups)}, held out)" if item.sheet.groups else ""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
-from hf_hybrid.cli.command import INTERRUPTED, UsageError
+from hf_hybrid.cli.command import INTERRUPTED, UsageError, console
 
 
 def train(
@@ -18,6 +20,9 @@ def train(
         bool, typer.Option("--resume/--no-resume", help="Go on from the last whole checkpoint, if there is one.")
     ] = True,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the data, show what was found and one plan, and train nothing.")
+    ] = False,
 ) -> None:
     """Train the checkpoint that RECIPE describes.
 
@@ -25,12 +30,17 @@ def train(
     """
     if not recipe.is_file():
         raise UsageError(f"there is no recipe {recipe}; the source repository has recipes/pocket.yaml")
-    from hf_hybrid.training.recipe import read_recipe, run_recipe
+    from hf_hybrid.training.recipe import read_recipe, read_task, run_recipe
     from hf_hybrid.training.trainer import last_whole_checkpoint
 
     read = read_recipe(recipe)
+    if check:
+        task = read_task(read)
+        _report(task)
+        _show_plan(task)
+        return
     try:
-        folder = run_recipe(read, resume=resume, max_steps=max_steps)
+        folder = run_recipe(read, resume=resume, max_steps=max_steps, tell=_report)
     except KeyboardInterrupt:
         last = last_whole_checkpoint(read.output_dir)
         if last is None:
@@ -41,3 +51,37 @@ def train(
             typer.echo(f"interrupted; the last whole checkpoint is {last}; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"{folder}\nTry it with: hf-hybrid demo --model {folder}")
+
+
+def _report(task: Any) -> None:
+    """What the data holds, on standard error: what was left out must be seen, and is no result."""
+    for line in task.report:
+        typer.echo(line, err=True)
+
+
+def _show_plan(task: Any) -> None:
+    """One sample of the data with its plan."""
+    if task.sample is None:
+        typer.echo("no sample has a plan")
+        return
+    out = console()
+    out.print(Text("A prompt:", style="bold"))
+    out.print(Text(f"{task.sample.prompt}\n"))
+    out.print(Text("Its answer, as it is planned:", style="bold"))
+    number = 0
+    for piece in task.sample.pieces:
+        if isinstance(piece, str):
+            out.print(Text(f"text: {_short(piece)}"), soft_wrap=True)
+            continue
+        first = number
+        for part in piece:
+            number += 1
+            reads = f" (reads {', '.join(str(first + d + 1) for d in part.depends)})" if part.depends else ""
+            line = f"part {number}{reads}: {_short(part.label)} | {_short(part.text)}"
+            out.print(Text(line), soft_wrap=True)
+
+
+def _short(text: str) -> str:
+    """The beginning of a text on one line, escaped."""
+    shown = json.dumps(text, ensure_ascii=False)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from hf_hybrid.evaluation.candidates import Candidate
 from hf_hybrid.evaluation.coherence import Coherence, coherence
-from hf_hybrid.training.recipes.factbook import TestItem, contradictions, exact_match, score_fields
+from hf_hybrid.training.recipes.factbook import contradictions
+from hf_hybrid.training.recipes.sheets import TestItem, exact_match, score_fields
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -75,8 +76,8 @@ class Run:
 
 
 def country_of(item: TestItem) -> str:
-    """The country that a prompt was drawn for; a second one in it is a random companion."""
-    return item.sheet.countries[0] if item.sheet.countries else ""
+    """The country (or other group) that a prompt was drawn for; a second one in it is a random companion."""
+    return item.sheet.groups[0] if item.sheet.groups else ""
 
 
 def even_subset(items: Sequence[TestItem], count: int | None = None) -> list[TestItem]:

@@ -17,7 +17,7 @@ from hf_hybrid.config import settings_for
 from hf_hybrid.evaluation.candidates import Candidate
 from hf_hybrid.evaluation.harness import Measurement, Run, country_of
 from hf_hybrid.evaluation.statistics import bootstrap_interval, median, paired_ratios
-from hf_hybrid.training.recipes.factbook import TestItem
+from hf_hybrid.training.recipes.sheets import TestItem
 
 Interval = tuple[float, float] | None
 
@@ -186,7 +186,7 @@ def shape_of(items: Sequence[TestItem], tokenizer: Any) -> dict[str, Any]:
             uneven.append(max(lengths) / max(_mean(lengths), 1e-9))
     return {
         "splits": sorted({item.split for item in items}),
-        "countries": len({country_of(item) for item in items}),
+        (items[0].kind if items else "groups"): len({country_of(item) for item in items}),
         "prompt_tokens": median(prompts),
         "answer_tokens": median(answers),
         "parts": median(parts),

@@ -45,7 +45,7 @@ def render_table(data: Mapping[str, Any]) -> str:
     uneven = shape["longest_to_mean_part"]  # None: no sheet has parts
     parts = "" if uneven is None else f" in {shape['parts']:g} parts, the longest part {uneven:.2f} times the mean"
     lines = [
-        f"{data['num_prompts']} prompts from {shape['countries']} countries never seen, {_batches(data)}, "
+        f"{data['num_prompts']} {_source(shape)}, {_batches(data)}, "
         f"{device['dtype']}, {where}, one interleaved run (`{data['command']}`). "
         f"Medians: prompt {shape['prompt_tokens']:g} tokens, "
         f"answer {shape['answer_tokens']:g} tokens{parts}.",
@@ -65,7 +65,7 @@ def render_table(data: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Speedup: median over the prompts where both answers are right ({_range(counted)} of {data['num_prompts']}); "
-        "in brackets 95 % intervals over countries. "
+        f"in brackets 95 % intervals over {'countries' if 'countries' in shape else 'groups'}. "
         "The baseline is the faster of the host's `generate()` and `autoregressive`, both writing the plain answer.",
     ]
     for result in data["results"]:
@@ -73,6 +73,13 @@ def render_table(data: Mapping[str, Any]) -> str:
             share = f"{result['equal_share']:.1%}"
             lines.append(f"`{result['name']}` wrote the same text as `{result['equal_to']}` on {share} of the prompts.")
     return "\n".join(lines)
+
+
+def _source(shape: Mapping[str, Any]) -> str:
+    """What the prompts were drawn from."""
+    if "countries" in shape:
+        return f"prompts from {shape['countries']} countries never seen"
+    return f"prompts in {shape['groups']} groups, held out"
 
 
 def _batches(data: Mapping[str, Any]) -> str:

@@ -21,6 +21,9 @@ from hf_hybrid.core.plan import ControlTokens
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Lengths in tokens that a plan can name: steps of at most a third, so that rounding up wastes little."""
 
+MAX_DEPENDS = 8
+"""How many parts of a round a plan can name as dependencies, by default."""
+
 _TAGS = {"par": "<par>", "topic": "<topic>", "async": "<async>", "sync": "<sync/>", "spad": "<spad>"}
 _REPAIR = "run hf_hybrid.prepare_vocabulary(model, tokenizer) to write it anew"
 
@@ -34,7 +37,7 @@ def prepare_vocabulary(
     tokenizer: PreTrainedTokenizerBase,
     *,
     lengths: Sequence[int] = LENGTHS,
-    max_depends: int = 8,
+    max_depends: int = MAX_DEPENDS,
 ) -> ControlTokens:
     """Add the mask token and the control tags as special tokens, and record their ids in ``model.config.hf_hybrid``.
 

@@ -47,3 +47,21 @@ class Example:
                 else:
                     ids.append(item)
         return tuple(ids)
+
+    @property
+    def planned_rows(self) -> int:
+        """Clean rows of the planned form (`hf_hybrid.training.layout`), which has more of them than the plain one."""
+        rows = len(self.prompt) + 1 + len(self.answer)
+        for parts in self.rounds:
+            rows += 1 + sum(3 + len(part.label) + len(part.depends) for part in parts)
+        return rows
+
+    @property
+    def planned_spans(self) -> int:
+        """Spans of the planned form: the parts, and a trunk segment before and behind every round."""
+        return 1 + sum(1 + len(parts) for parts in self.rounds)
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds of parts, in order."""
+        return [piece for piece in self.pieces if piece and isinstance(piece[0], Part)]  # type: ignore[misc]

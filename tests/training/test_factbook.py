@@ -8,11 +8,12 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_hybrid.training.recipes import factbook
-from hf_hybrid.training.recipes.factbook import FIELDS, HEADINGS, SECTION_OF, Sheet, SheetPart, SheetSampler
+from hf_hybrid.training.recipes.factbook import FIELDS, HEADINGS, SECTION_OF, SheetSampler
+from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, exact_match, read_test_set, score_fields
 from hf_hybrid.training.recipes.tokenizer import (
     SPECIAL_TOKENS,
+    SheetEncoder,
     build_tokenizer,
-    encode_sheet,
     filter_values,
     token_counter,
     training_texts,
@@ -113,8 +114,8 @@ def test_the_prompt_decides_the_answer(sampler: SheetSampler, augment: bool) -> 
 
 
 def test_true_values_without_augmentation(sampler: SheetSampler) -> None:
-    sheet = next(s for i in range(50) if len((s := sampler.draw(i, False)).countries) == 2)
-    values = [f"{field}: {value}" for name in sheet.countries for field, value in sampler.records[name].items()]
+    sheet = next(s for i in range(50) if len((s := sampler.draw(i, False)).groups) == 2)
+    values = [f"{field}: {value}" for name in sheet.groups for field, value in sampler.records[name].items()]
     lines = [line for line in sheet.prompt.splitlines() if not line.startswith("Country: ")]
     assert set(lines) <= set(values)
 
@@ -140,17 +141,17 @@ def test_score_fields() -> None:
         ("## Geography\n", "- **Forest:** 2"),
         ("## Energy\n", "- **Oil use:** 3"),
     ]
-    assert factbook.score_fields(sheet, right) == (4, 4)
-    assert factbook.exact_match(sheet, right.strip())
-    assert factbook.score_fields(sheet, right.replace("2", "9")) == (3, 4)
-    assert factbook.score_fields(sheet, right.replace("- **Area:** 1\n", "")) == (3, 4)
-    assert factbook.score_fields(sheet, right.replace("# Aba\n", "", 1)) == (3, 4)
+    assert score_fields(sheet, right) == (4, 4)
+    assert exact_match(sheet, right.strip())
+    assert score_fields(sheet, right.replace("2", "9")) == (3, 4)
+    assert score_fields(sheet, right.replace("- **Area:** 1\n", "")) == (3, 4)
+    assert score_fields(sheet, right.replace("# Aba\n", "", 1)) == (3, 4)
     moved = "# Aba\n## Geography\n- **Area:** 1\n## Energy\n- **Forest:** 2\n- **Oil use:** 3\n"
-    assert factbook.score_fields(sheet, moved) == (3, 4)
+    assert score_fields(sheet, moved) == (3, 4)
     swapped = "# Aba\n## Geography\n- **Forest:** 2\n- **Area:** 1\n## Energy\n- **Oil use:** 3\n"
-    assert factbook.score_fields(sheet, swapped) == (3, 4)
-    assert factbook.score_fields(sheet, "") == (0, 4)
-    assert not factbook.exact_match(sheet, moved)
+    assert score_fields(sheet, swapped) == (3, 4)
+    assert score_fields(sheet, "") == (0, 4)
+    assert not exact_match(sheet, moved)
 
 
 def test_records_of_two_do_not_mix_in_the_score() -> None:
@@ -159,9 +160,9 @@ def test_records_of_two_do_not_mix_in_the_score() -> None:
         SheetPart("## Energy\n", "- **Oil use:** 2\n"),
     )
     sheet = Sheet("", ("# A\n", (first,), "# B\n", (second,)), ("A", "B"))
-    assert factbook.score_fields(sheet, sheet.answer) == (4, 4)
+    assert score_fields(sheet, sheet.answer) == (4, 4)
     exchanged = Sheet("", ("# A\n", (second,), "# B\n", (first,)), ("A", "B"))
-    assert factbook.score_fields(sheet, exchanged.answer) == (2, 4)
+    assert score_fields(sheet, exchanged.answer) == (2, 4)
 
 
 def test_clean() -> None:
@@ -178,9 +179,10 @@ def test_tokenizer(tokenizer: PreTrainedTokenizerFast, sampler: SheetSampler) ->
     assert (tokenizer.padding_side, tokenizer.model_max_length) == ("left", 1024)
     digits = [token.lstrip("Ġ") for token in tokenizer.tokenize("x 12,345,678 1234567")]
     assert all(len(token) <= 3 for token in digits)
+    encode = SheetEncoder(tokenizer)
     for index in range(60):
         sheet = sampler.draw(index, True)
-        example = encode_sheet(sheet, tokenizer)
+        example = encode(sheet)
         assert list(example.prompt) == tokenizer(sheet.prompt)["input_ids"]
         assert list(example.answer) == tokenizer(sheet.answer, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(example.prompt, skip_special_tokens=True) == sheet.prompt
@@ -214,12 +216,12 @@ def test_test_set(tmp_path: Path) -> None:
     records = make_records(40)
     path = tmp_path / "test.jsonl"
     assert factbook.write_test_set(path, records, factbook.estimate_tokens, prompts_per_country=2) == 52
-    items = factbook.read_test_set(path)
+    items = read_test_set(path)
     dev, test = factbook.dev_countries(records), factbook.test_countries(records)
     assert len(dev) == len(test) == 13
     assert sorted([*dev, *test, *factbook.train_countries(records)]) == sorted(records)
     for item in items:
-        assert set(item.sheet.countries) <= set(dev if item.split == "dev" else test)
+        assert set(item.sheet.groups) <= set(dev if item.split == "dev" else test)
         assert rebuild(item.sheet.prompt) == item.sheet.answer
     first = items[0].sheet
     sampler = SheetSampler({name: records[name] for name in dev}, factbook.HELD_OUT_SEED)
@@ -229,10 +231,10 @@ def test_test_set(tmp_path: Path) -> None:
     for change in ({"answer": "x"}, {"split": "train"}, {"pieces": 3}):
         path.write_text(json.dumps(row | change) + "\n")
         with pytest.raises(ValueError, match="line 1"):
-            factbook.read_test_set(path)
+            read_test_set(path)
     path.write_text((json.dumps(row) + "\n") * 2)
     with pytest.raises(ValueError, match="twice"):
-        factbook.read_test_set(path)
+        read_test_set(path)
 
 
 def test_fetch_checks_the_hash(tmp_path: Path) -> None:

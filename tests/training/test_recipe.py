@@ -21,7 +21,8 @@ import hf_hybrid
 from hf_hybrid.models.vocabulary import control_tokens
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.examples import Example, Part
-from hf_hybrid.training.recipe import RecipeError, Task, build_model, read_recipe, run_recipe
+from hf_hybrid.training.recipe import RecipeError, build_model, read_recipe, read_task, run_recipe
+from hf_hybrid.training.tasks import Source, Task
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ def counting_task(drawn: list[int]) -> Any:
         path.write_text("{}\n", encoding="utf-8")
         return 1
 
-    def task(cache_dir: Path, seed: int) -> Task:
+    def task(source: Source) -> Task:
         vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, 40)}
         raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
         raw.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -94,7 +95,7 @@ def written(folder: Path, data: Any) -> Path:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"nam": "x"}, r"recipe\.yaml: unknown field 'nam'; did you mean 'name'\?"),
-    "far from any": ({"zzzz": 1}, "unknown field 'zzzz'; choose from batches, generation, model"),
+    "far from any": ({"zzzz": 1}, "unknown field 'zzzz'; choose from batches, data, generation, model"),
     "missing field": ({"task": None}, "missing field 'task'"),
     "unknown task": ({"task": "countin"}, "unknown task 'countin'; choose one of .*factbook.*counting"),
     "task is a list": ({"task": ["counting"]}, "unknown task"),
@@ -103,6 +104,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "batches": ({"batches": {"num_row": 8}}, r"batches: unknown field 'num_row'; did you mean 'num_rows'\?"),
     "training": ({"training": {"max_step": 8}}, r"training: unknown field 'max_step'; did you mean 'max_steps'\?"),
     "training seed": ({"training": {"max_steps": 8, "seed": 1}}, "training: unknown field 'seed'"),
+    "data of a task without settings": ({"data": {"jsonl": "x"}}, "data: the task 'counting' has no settings here"),
+    "data that is no mapping": ({"task": "jsonl", "data": "x.jsonl"}, "data: must be a mapping .* got 'x.jsonl'"),
+    "no path": ({"task": "jsonl", "data": {}}, "data: jsonl is missing: path of the file"),
+    "data": ({"task": "jsonl", "data": {"jsonl": "x", "list": "text"}}, "data: unknown setting 'list' .*'lists'"),
+    "treatment": ({"task": "jsonl", "data": {"jsonl": "x", "lists": "no"}}, "lists='no': choose one of parallel"),
+    "held out": ({"task": "jsonl", "data": {"jsonl": "x", "held_out": 0.9}}, "held_out=0.9 is out of range"),
     "no steps": ({"training": {}}, "training: missing field 'max_steps'"),
     "generation": ({"generation": {"do_sampl": True}}, r"unknown field 'do_sampl'; did you mean 'do_sample'\?"),
     "empty section": ({"batches": "none"}, r"batches: must be a mapping of fields to values .* got 'none'"),
@@ -209,7 +216,7 @@ def test_build_model_is_a_function_of_the_seed(drawn: list[int], tmp_path: Path)
         "copy_heads": True,
     }
     recipe = read_recipe(written(tmp_path, data))
-    tokenizers = [recipes.TASKS["counting"](tmp_path, 0).tokenizer for _ in range(2)]  # each gets its control tokens
+    tokenizers = [read_task(recipe).tokenizer for _ in range(2)]  # each gets its control tokens
     (one, control), (two, _) = (build_model(recipe, tokenizer) for tokenizer in tokenizers)
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b), name

