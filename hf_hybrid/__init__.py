@@ -14,6 +14,7 @@ from hf_hybrid.decoding import DrafterError as DrafterError
 from hf_hybrid.decoding import GenerationReport as GenerationReport
 from hf_hybrid.decoding import HybridGenerateOutput as HybridGenerateOutput
 from hf_hybrid.decoding import MemoryFileError as MemoryFileError
+from hf_hybrid.decoding import ModelDrafter as ModelDrafter
 from hf_hybrid.decoding import PlanLogitsProcessor as PlanLogitsProcessor
 from hf_hybrid.decoding import Sampler as Sampler
 from hf_hybrid.decoding import SuffixDrafter as SuffixDrafter
@@ -45,6 +46,7 @@ __all__ = [
     "HybridGenerateOutput",
     "HybridGenerationMixin",
     "MemoryFileError",
+    "ModelDrafter",
     "Plan",
     "PlanError",
     "PlanLogitsProcessor",

@@ -2,6 +2,7 @@
 
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
+from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.engine import STRATEGIES, decode
 from hf_hybrid.decoding.output import Answer, DraftingReport, GenerationReport, HybridGenerateOutput, SpanReport
@@ -21,6 +22,7 @@ __all__ = [
     "GenerationReport",
     "HybridGenerateOutput",
     "MemoryFileError",
+    "ModelDrafter",
     "PlanLogitsProcessor",
     "Processors",
     "Sampler",

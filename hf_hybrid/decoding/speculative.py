@@ -17,6 +17,8 @@ from hf_hybrid.config import SpeculativeSettings
 from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
+from hf_hybrid.decoding.drafters.model import ModelDrafter
+from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.output import DraftingReport
 from hf_hybrid.decoding.pace import Acceptance, Pace
@@ -41,8 +43,9 @@ class Speculative(Strategy):
         self.rejecting = context.sampling and settings.acceptance == "rejection"
         # Under rejection the length of a draft changes the text (not its law), so that time may not choose it.
         self.adaptive = settings.adaptive and not self.rejecting
-        self.drafter = _drafter_of(context)
+        self.drafter = _drafter_of(context, settings)
         self.drafter.prepare(context.runner.model, context.vocab_size, context.runner.batch_size)
+        self._window = self.drafter.window if isinstance(self.drafter, SelfDrafter) else 0
         self.sampler = DraftSampler(
             context.processors,
             context.vocab_size,
@@ -67,6 +70,7 @@ class Speculative(Strategy):
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt."""
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
+        trunk.window = self._window
         canvas.lanes.append(trunk)
         text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
         self.texts[canvas.row], self.own[canvas.row] = text, Acceptance()
@@ -97,6 +101,8 @@ class Speculative(Strategy):
 
     def draft(self, canvas: Canvas, lane: Lane, proposed: list[int]) -> list[int]:
         """None yet: drafts of all lanes are made together, before the next pass."""
+        if isinstance(self.drafter, SelfDrafter):
+            self.drafter.offer(canvas.row, proposed)
         return []
 
     def prepare(self, canvases: list[Canvas]) -> None:
@@ -107,7 +113,7 @@ class Speculative(Strategy):
         texts = [self.texts[canvas.row] for canvas in canvases]
         for text, lane in zip(texts, lanes, strict=True):
             text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
-        drafts, length = self._drafts(texts, [len(lane.pending) for lane in lanes])
+        drafts, length = self._drafts(texts, [len(lane.pending) + lane.open_length for lane in lanes])
         for canvas, lane, text, draft in zip(canvases, lanes, texts, drafts, strict=True):
             trial = self._trial(canvas, text, draft, length)
             self.trials[canvas.row] = trial
@@ -115,9 +121,12 @@ class Speculative(Strategy):
             report = self.reports[canvas.row].drafting
             assert report is not None
             if not trial.tokens:
-                off = length == 0 and text.room > 0 and (len(draft.tokens) > 0 or self.drafter.costly)
+                had = len(draft.tokens) > 0 or self.drafter.costly or lane.window < self._window
+                off = length == 0 and text.room > 0 and had and not self.broken
                 report.off, report.empty = report.off + off, report.empty + (not off)
             report.probes += self.probing and bool(trial.tokens)
+        if isinstance(self.drafter, SelfDrafter) and self.adaptive:
+            self._open_windows(lanes, self.drafter)
         seconds = time.perf_counter() - started
         for canvas in canvases:
             spent = self.reports[canvas.row].seconds
@@ -156,6 +165,17 @@ class Speculative(Strategy):
             chances = [self._chances(text, draft) for text, draft in zip(texts, cut, strict=True)]
             length, self.probing = self.pace.choose(rows, chances)
         return drafts, length
+
+    def _open_windows(self, lanes: Sequence[Lane], drafter: SelfDrafter) -> None:
+        """Carry windows in the coming pass if what they draft pays, or to see whether it does."""
+        rows = len(lanes)
+        plain = self.pace.price(rows)
+        carried = self.pace.price(round(rows * (drafter.window + drafter.written)))
+        pays = drafter.written * plain >= carried
+        if not pays and not self.probing:
+            self.probing = self.pace.may_lose(2 * (carried - plain))  # one pass drafts, the next one checks
+        for lane in lanes:
+            lane.window = drafter.window if pays or self.probing else 0
 
     def _chances(self, text: Text, draft: Draft) -> list[float]:
         """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
@@ -274,13 +294,22 @@ def _probabilities(draft: Draft, vocab: int, device: torch.device) -> Tensor:
     return given
 
 
-def _drafter_of(context: Context) -> Drafter:
+def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
     """The drafter of the call, or the one that the settings name."""
-    partner = context.call.drafter
-    if partner is None:
-        return SuffixDrafter()
+    partner, control = context.call.drafter, context.call.control
     if isinstance(partner, Drafter):
         return partner
+    if isinstance(partner, torch.nn.Module):
+        return ModelDrafter(partner)
+    if partner is None and settings.drafter == "suffix":
+        return SuffixDrafter()
+    if partner is None and control is not None:
+        return SelfDrafter(control, settings.window_length)
+    if partner is None:
+        raise DecodingError(
+            "drafter='self' needs a mask token, and the model has none; take drafter='suffix', or add one with "
+            "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
+        )
     raise DecodingError(
         f"drafter={type(partner).__name__}: give 'suffix', 'self', a causal model of transformers or a "
         "hf_hybrid.Drafter"
