@@ -44,11 +44,13 @@ class ModelDrafter(Drafter):
         self._compared = tokenizer is not None and target_tokenizer is not None
         if self._compared and tokenizer.get_vocab() != target_tokenizer.get_vocab():
             raise DrafterError(
-                "the drafter has another tokenizer than the model; take a drafter of the same family, or drafter='suffix'"
+                "the drafter has another tokenizer than the model; take one of the same family, or drafter='suffix'"
             )
         self._runner: Runner | None = None
         self._lines: list[Text] = []  # batch row of the Runner -> its text
+        self._line: dict[Text, int] = {}
         self._fed: dict[Text, list[int]] = {}  # tokens whose keys are in the cache
+        self._settled: dict[Text, int] = {}  # how many of them were no draft
 
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
         """Compare the models, and make a Runner for the call."""
@@ -64,25 +66,26 @@ class ModelDrafter(Drafter):
         config = self.model.config.get_text_config(decoder=True)
         self._held = getattr(config, "max_position_embeddings", None) or 1 << 40
         self._runner = Runner(self.model, batch_size)
-        self._lines, self._fed = [], {}
+        self._lines, self._line, self._fed, self._settled = [], {}, {}, {}
 
     def begin(self, text: Text) -> None:
         """A batch row for ``text``."""
         assert self._runner is not None
         if len(self._lines) == self._runner.active:
             self._runner.enter()
+        self._line[text] = len(self._lines)
         self._lines.append(text)
-        self._fed[text] = []
+        self._fed[text], self._settled[text] = [], 0
 
     def end(self, text: Text) -> None:
         """Its batch row is free; with the last one the cache goes."""
         if text not in self._fed or self._runner is None:
             return
-        line = self._lines.index(text)
-        last = self._lines.pop()
-        if line < len(self._lines):
-            self._lines[line] = last
-        del self._fed[text]
+        line, last = self._line[text], self._lines.pop()
+        if last is not text:
+            self._lines[line], self._line[last] = last, line
+        for notes in (self._line, self._fed, self._settled):
+            del notes[text]
         self._runner.leave(line)
         if not self._lines:
             self._runner = None
@@ -119,26 +122,26 @@ class ModelDrafter(Drafter):
         """Forget what was fed of rejected drafts; the tokens that are to be fed."""
         assert self._runner is not None
         fed, tokens = self._fed[text], text.tokens
-        same = next(
-            (i for i, (a, b) in enumerate(zip(fed, tokens, strict=False)) if a != b), min(len(fed), len(tokens))
-        )
-        same = min(same, len(tokens) - 1)
+        same, most = self._settled[text], min(len(fed), len(tokens) - 1)
+        while same < most and fed[same] == tokens[same]:
+            same += 1
+        same = min(same, most)
+        self._settled[text] = len(tokens)
         if same < len(fed):
-            self._runner.rewind(self._lines.index(text), same)
+            self._runner.rewind(self._line[text], same)
             del fed[same:]
         return tokens[same:]
 
     def _pass(self, rows: dict[Text, list[int]]) -> Tensor:
         """Feed tokens to some texts: logits ``(texts, vocab)`` behind the last of each."""
         assert self._runner is not None
-        lines = {text: self._lines.index(text) for text in rows}
-        first = min(lines.values())
+        first = min(self._line[text] for text in rows)
         active = self._runner.active - first
         width = max(map(len, rows.values()))
         ids = torch.zeros((active, width), dtype=torch.long)  # (active, width)
         position, span = torch.zeros_like(ids), torch.full_like(ids, PADDING)
         for text, tokens in rows.items():
-            line, begin, count = lines[text] - first, len(self._fed[text]), len(tokens)
+            line, begin, count = self._line[text] - first, len(self._fed[text]), len(tokens)
             ids[line, width - count :] = torch.tensor(tokens)
             position[line, width - count :] = torch.arange(begin, begin + count)
             span[line, width - count :] = 0
@@ -146,7 +149,7 @@ class ModelDrafter(Drafter):
         plain = bool((span == 0).all())
         logits = self._runner.run(ids, Rows.clean(position, span), 1, plain=plain, first=first)
         self._runner.commit()
-        return logits[[lines[text] - first for text in rows], 0]
+        return logits[[self._line[text] - first for text in rows], 0]
 
 
 def _ids(value: Any) -> set[int]:
