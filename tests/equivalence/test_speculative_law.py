@@ -116,24 +116,24 @@ DRAFTERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", DRAFTERS)
 def test_rejection_follows_the_law(kind: str) -> None:
-    counts, share = drawn(DRAFTERS[kind](), 6 * BATCH, WARPED)
+    counts, share = drawn(DRAFTERS[kind](), 3 * BATCH, WARPED)
     assert excess(counts, exact(WARPED)) < 1
     assert share > 0.99 if kind == "same model" else 0.02 < share < 0.9
 
 
 @pytest.mark.parametrize("kind", ["stubborn", "model"])
 def test_rejection_follows_the_law_under_a_penalty(kind: str) -> None:
-    counts, _ = drawn(DRAFTERS[kind](), 2 * BATCH, PENALISED)
+    counts, _ = drawn(DRAFTERS[kind](), BATCH, PENALISED)
     assert excess(counts, exact(PENALISED)) < 1
 
 
 def test_a_drafter_that_lies_about_its_probabilities_is_caught() -> None:
-    counts, _ = drawn(other(Liar), 4 * BATCH, WARPED)
+    counts, _ = drawn(other(Liar), 3 * BATCH, WARPED)
     assert excess(counts, exact(WARPED)) > 1.5
 
 
 def test_the_test_tells_laws_apart() -> None:
-    counts, _ = drawn("suffix", 4 * BATCH, {**WARPED, "temperature": 1.1})
+    counts, _ = drawn("suffix", 3 * BATCH, {**WARPED, "temperature": 1.1})
     assert excess(counts, exact(WARPED)) > 1.2
 
 
