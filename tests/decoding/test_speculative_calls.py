@@ -91,7 +91,7 @@ def test_refused_before_the_first_pass(settings: dict[str, Any], message: str) -
 def test_a_model_without_a_mask_token_cannot_draft_for_itself() -> None:
     host = hybrid(seed=13)
     del host.config.hf_hybrid
-    with pytest.raises(DecodingError, match="drafter='self' needs a mask token.*take drafter='suffix'"):
+    with pytest.raises(DecodingError, match=r"drafter='self' needs a mask token.*take drafter='suffix'"):
         generate(host, drafter="self")
     assert generate(host).shape[1] > 5
 
@@ -187,7 +187,7 @@ def test_streams_and_interrupts(drafter: str) -> None:
     assert [token for piece in listener.pieces for token in piece] == expected[0].tolist() and listener.ends == 1
     assert any(len(piece) > 1 for piece in listener.pieces[1:]), "a round confirms several tokens at once"
     held = len(memory)
-    stopped = Listener(stop=3)
+    stopped = Listener(stop=2)
     with pytest.raises(KeyboardInterrupt):
         generate(drafter=partner, streamer=stopped)
     assert stopped.ends == 1 and len(memory) == held
