@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from hf_hybrid.core.plan import Span as Span
     from hf_hybrid.decoding import Answer as Answer
     from hf_hybrid.decoding import DecodingError as DecodingError
+    from hf_hybrid.decoding import Draft as Draft
+    from hf_hybrid.decoding import Drafter as Drafter
+    from hf_hybrid.decoding import DrafterError as DrafterError
     from hf_hybrid.decoding import GenerationReport as GenerationReport
     from hf_hybrid.decoding import HybridGenerateOutput as HybridGenerateOutput
+    from hf_hybrid.decoding import MemoryFileError as MemoryFileError
+    from hf_hybrid.decoding import ModelDrafter as ModelDrafter
     from hf_hybrid.decoding import PlanLogitsProcessor as PlanLogitsProcessor
+    from hf_hybrid.decoding import Sampler as Sampler
+    from hf_hybrid.decoding import SuffixDrafter as SuffixDrafter
+    from hf_hybrid.decoding import SuffixMemory as SuffixMemory
+    from hf_hybrid.decoding import Text as Text
     from hf_hybrid.many import generate_many as generate_many
     from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
     from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
@@ -34,15 +43,24 @@ __all__ = [
     "AutoHybridModelForCausalLM",
     "ControlTokens",
     "DecodingError",
+    "Draft",
+    "Drafter",
+    "DrafterError",
     "GenerationReport",
     "HybridGenerateOutput",
     "HybridGenerationMixin",
+    "MemoryFileError",
+    "ModelDrafter",
     "Plan",
     "PlanError",
     "PlanLogitsProcessor",
+    "Sampler",
     "Settings",
     "SettingsError",
     "Span",
+    "SuffixDrafter",
+    "SuffixMemory",
+    "Text",
     "UnsupportedCallError",
     "VocabularyError",
     "__version__",
@@ -64,9 +82,18 @@ _HOME = {
     "Span": "hf_hybrid.core.plan",
     "Answer": "hf_hybrid.decoding",
     "DecodingError": "hf_hybrid.decoding",
+    "Draft": "hf_hybrid.decoding",
+    "Drafter": "hf_hybrid.decoding",
+    "DrafterError": "hf_hybrid.decoding",
     "GenerationReport": "hf_hybrid.decoding",
     "HybridGenerateOutput": "hf_hybrid.decoding",
+    "MemoryFileError": "hf_hybrid.decoding",
+    "ModelDrafter": "hf_hybrid.decoding",
     "PlanLogitsProcessor": "hf_hybrid.decoding",
+    "Sampler": "hf_hybrid.decoding",
+    "SuffixDrafter": "hf_hybrid.decoding",
+    "SuffixMemory": "hf_hybrid.decoding",
+    "Text": "hf_hybrid.decoding",
     "generate_many": "hf_hybrid.many",
     "AutoHybridModelForCausalLM": "hf_hybrid.mixin",
     "HybridGenerationMixin": "hf_hybrid.mixin",

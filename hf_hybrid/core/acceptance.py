@@ -35,7 +35,9 @@ def matching_prefix(draft: Tensor, target: Tensor, drafted: Tensor) -> Tensor:
     return equal.long().cumprod(dim=-1).sum(dim=-1)
 
 
-def keyed_noise(seed: int, positions: Sequence[int], vocab: int, device: torch.device | str = "cpu") -> Tensor:
+def keyed_noise(
+    seed: int | Sequence[int], positions: Sequence[int], vocab: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Standard Gumbel noise that is a pure function of seed, position and token id.
 
     Row i is the SplitMix64 stream (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014) whose
@@ -44,7 +46,7 @@ def keyed_noise(seed: int, positions: Sequence[int], vocab: int, device: torch.d
     generator keeps the low 32 bits of its seed.
 
     Args:
-        seed: any whole number, taken modulo 2^64.
+        seed: any whole number, taken modulo 2^64; or one for each position.
         positions: places in the answer, one per row.
         vocab: number of token ids.
         device: where the noise is made.
@@ -53,7 +55,8 @@ def keyed_noise(seed: int, positions: Sequence[int], vocab: int, device: torch.d
         float32 ``(positions, vocab)``, ``-log(-log(u))`` with u uniform on (0, 1) in float64, hence finite, from -3.7
         to 36.8.
     """
-    base = _mix(torch.tensor(_signed(seed + _GOLDEN), dtype=torch.long, device=device))  # ()
+    seeds = [seed] if isinstance(seed, int) else seed
+    base = _mix(torch.tensor([_signed(s + _GOLDEN) for s in seeds], dtype=torch.long, device=device))  # (1,) or alike
     place = torch.tensor([_signed(p) for p in positions], dtype=torch.long, device=device)  # (positions,)
     state = _mix(base + place * _signed(_GOLDEN))  # (positions,)
     step = torch.arange(1, vocab + 1, dtype=torch.long, device=device) * _signed(_GOLDEN)  # (vocab,)
@@ -76,6 +79,39 @@ def sample(logits: Tensor, noise: Tensor) -> Tensor:
     """
     # bfloat16 sums would tie and favour low ids; adding float32 noise promotes them.
     return (logits + noise).argmax(dim=-1)
+
+
+def reject(target: Tensor, draft: Tensor, tokens: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact rejection of drafted tokens with the residual distribution (Leviathan et al., 2023, theorem 1 and appendix
+    A.1; Chen et al., "Accelerating Large Language Model Decoding with Speculative Sampling", 2023, algorithm 2).
+
+    A token that was drawn from ``draft`` stands with probability ``min(1, target / draft)``; else another one is drawn
+    from the normalised ``max(target - draft, 0)``. What comes out follows ``target``, if ``draft`` is what the token
+    was drawn from.
+
+    Args:
+        target, draft: probabilities ``(n, vocab)``.
+        tokens: int64 ``(n,)``, drafted tokens.
+        uniform: ``(n,)``, uniform on (0, 1). noise: ``(n, vocab)``, standard Gumbel noise; both independent of
+            whatever drew ``tokens``.
+
+    Returns:
+        int64 ``(n,)``: the token that takes each place if all drafted ones before it stand; bool ``(n,)``, True: the
+        drafted one.
+    """
+    index = tokens.unsqueeze(-1)  # (n, 1)
+    p, q = target.gather(-1, index).squeeze(-1), draft.gather(-1, index).squeeze(-1)  # (n,)
+    stands = uniform * q < p  # (n,), True: stands
+    left = (target - draft).clamp(min=0)  # (n, vocab)
+    # Equal distributions never reject, but for rounding: then any draw from the target will do.
+    left = torch.where(left.sum(dim=-1, keepdim=True) > 0, left, target)
+    redrawn = sample(left.log(), noise)  # (n,)
+    return torch.where(stands, tokens, redrawn), stands
+
+
+def keyed_uniform(seed: int | Sequence[int], positions: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Numbers in (0, 1), float32 ``(positions,)``, a pure function of seed and position, as in ``keyed_noise``."""
+    return torch.exp(-torch.exp(-keyed_noise(seed, positions, 1, device)[:, 0]))
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
 """Decoding: ids in, ids out. Strategies stand in the literal table ``STRATEGIES``."""
 
+from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
+from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
+from hf_hybrid.decoding.drafters.model import ModelDrafter
+from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.engine import STRATEGIES, decode
-from hf_hybrid.decoding.output import Answer, GenerationReport, HybridGenerateOutput, SpanReport
+from hf_hybrid.decoding.output import Answer, DraftingReport, GenerationReport, HybridGenerateOutput, SpanReport
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
 from hf_hybrid.decoding.strategy import Call, Context, DecodingError, Strategy
 
@@ -11,11 +15,21 @@ __all__ = [
     "Call",
     "Context",
     "DecodingError",
+    "Draft",
+    "Drafter",
+    "DrafterError",
+    "DraftingReport",
     "GenerationReport",
     "HybridGenerateOutput",
+    "MemoryFileError",
+    "ModelDrafter",
     "PlanLogitsProcessor",
     "Processors",
+    "Sampler",
     "SpanReport",
     "Strategy",
+    "SuffixDrafter",
+    "SuffixMemory",
+    "Text",
     "decode",
 ]
