@@ -434,9 +434,33 @@ def test_train_passes_its_options_on(recipe_file: Path, monkeypatch: pytest.Monk
 
     trained(monkeypatch, run)
     assert str(recipe_file.parent / "out" / "small") in call("train", recipe_file).output
+    assert callable(seen.pop("tell"))
     assert seen == {"name": "small", "resume": True, "max_steps": None}
     call("train", recipe_file, "--no-resume", "--max-steps", 3)
+    assert callable(seen.pop("tell"))
     assert seen == {"name": "small", "resume": False, "max_steps": 3}
+
+
+def test_train_check_shows_what_a_file_holds(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = recipe_file.parent / "own.jsonl"
+    answer = "# T\n## Leaf\nthe leaves of a bush\n## Cup\nhot water, see Leaf\n"
+    rows = [json.dumps({"prompt": f"p{n}", "answer": answer}) for n in range(8)]
+    data.write_text("\n".join([*rows, "{", "{"]))
+    recipe = recipe_file.read_text().replace("factbook", f"jsonl\ndata: {{jsonl: {data}, vocab_size: 600}}")
+    recipe_file.write_text(recipe)
+    trained(monkeypatch, lambda *_, **__: pytest.fail("--check trained"))
+    result = call("train", recipe_file, "--check")
+    assert result.stderr.splitlines()[:2] == [
+        "8 samples, 8 of them with a plan: 16 parts, 8 of which read earlier parts",
+        "2 left out: not JSON (lines 9, 10)",
+    ]
+    assert result.stdout.splitlines()[-3:] == [
+        r'text: "# T\n"',
+        r'part 1: "## Leaf\n" | "the leaves of a bush\n"',
+        r'part 2 (reads 1): "## Cup\n" | "hot water, see Leaf\n"',
+    ]
+    data.write_text("{}\n")
+    assert "too few samples to train on" in call("train", recipe_file, "--check", code=1).stderr
 
 
 def test_an_interrupted_training_says_how_to_go_on(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
