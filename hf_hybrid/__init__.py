@@ -8,6 +8,7 @@ from hf_hybrid.core.plan import PlanError as PlanError
 from hf_hybrid.core.plan import Span as Span
 from hf_hybrid.decoding import Answer as Answer
 from hf_hybrid.decoding import DecodingError as DecodingError
+from hf_hybrid.decoding import DiffusionDrafter as DiffusionDrafter
 from hf_hybrid.decoding import Draft as Draft
 from hf_hybrid.decoding import Drafter as Drafter
 from hf_hybrid.decoding import DrafterError as DrafterError
@@ -39,6 +40,7 @@ __all__ = [
     "AutoHybridModelForCausalLM",
     "ControlTokens",
     "DecodingError",
+    "DiffusionDrafter",
     "Draft",
     "Drafter",
     "DrafterError",
