@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hf_hybrid.core.plan import Span as Span
     from hf_hybrid.decoding import Answer as Answer
     from hf_hybrid.decoding import DecodingError as DecodingError
+    from hf_hybrid.decoding import DiffusionDrafter as DiffusionDrafter
     from hf_hybrid.decoding import Draft as Draft
     from hf_hybrid.decoding import Drafter as Drafter
     from hf_hybrid.decoding import DrafterError as DrafterError
@@ -43,6 +44,7 @@ __all__ = [
     "AutoHybridModelForCausalLM",
     "ControlTokens",
     "DecodingError",
+    "DiffusionDrafter",
     "Draft",
     "Drafter",
     "DrafterError",
@@ -82,6 +84,7 @@ _HOME = {
     "Span": "hf_hybrid.core.plan",
     "Answer": "hf_hybrid.decoding",
     "DecodingError": "hf_hybrid.decoding",
+    "DiffusionDrafter": "hf_hybrid.decoding",
     "Draft": "hf_hybrid.decoding",
     "Drafter": "hf_hybrid.decoding",
     "DrafterError": "hf_hybrid.decoding",

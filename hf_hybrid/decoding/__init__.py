@@ -1,5 +1,6 @@
 """Decoding: ids in, ids out. Strategies stand in the literal table ``STRATEGIES``."""
 
+from hf_hybrid.decoding.drafters.diffusion import DiffusionDrafter
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
 from hf_hybrid.decoding.drafters.model import ModelDrafter
@@ -15,6 +16,7 @@ __all__ = [
     "Call",
     "Context",
     "DecodingError",
+    "DiffusionDrafter",
     "Draft",
     "Drafter",
     "DrafterError",

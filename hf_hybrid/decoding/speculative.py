@@ -158,7 +158,8 @@ class Speculative(Strategy):
         if len(drafts) != len(texts):
             raise DecodingError(f"{self.drafter.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
         longest = max(len(draft.tokens) for draft in drafts)
-        if self.drafter.costly and longest:
+        # Not with the first draft of a text: the drafter has to read the prompt for it.
+        if self.drafter.costly and longest and all(text.row in self.trials for text in texts):
             measured = (time.perf_counter() - started) / longest
             self.seconds_per_token += (measured - self.seconds_per_token) * (0.2 if self.seconds_per_token else 1.0)
         if self.adaptive and not self.drafter.costly:

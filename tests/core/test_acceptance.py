@@ -86,7 +86,7 @@ def test_a_seed_for_every_position() -> None:
     both = keyed_noise([3, 9], [7, 4], 50)
     assert torch.equal(both, torch.cat([keyed_noise(3, [7], 50), keyed_noise(9, [4], 50)]))
     uniform = keyed_uniform(3, range(2000))
-    assert 0 < float(uniform.min()) and float(uniform.max()) < 1
+    assert float(uniform.min()) > 0 and float(uniform.max()) < 1
     # Mean 1/2, variance 1/12; 5 standard errors: a false alarm in 1.7 million.
     assert abs(float(uniform.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / 2000)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from hf_hybrid import Draft, Drafter, ModelDrafter, SuffixDrafter, SuffixMemory, Text, generate_many
+from hf_hybrid import DiffusionDrafter, Draft, Drafter, ModelDrafter, SuffixDrafter, SuffixMemory, Text, generate_many
 from tests.models_for_tests import (
     CONTROL,
     MAX_POSITIONS,
@@ -99,6 +99,7 @@ def drafters(ids: torch.Tensor) -> dict[str, Any]:
         "self": "self",
         "model": ModelDrafter(smaller(), least_chance=0.0),
         "same model": ModelDrafter(model(), least_chance=0.0),
+        "diffusion": DiffusionDrafter(model(), window=4, least_chance=0.0),
     }
 
 
@@ -115,7 +116,7 @@ def smaller() -> Any:
     return host
 
 
-KINDS = ("suffix", "memory", "right", "often right", "wrong", "self", "model", "same model")
+KINDS = ("suffix", "memory", "right", "often right", "wrong", "self", "model", "same model", "diffusion")
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "min_new_tokens": {"min_new_tokens": 12},
@@ -237,7 +238,7 @@ def test_many_prompts() -> None:
     assert {tuple(text) for text in drafter.memory.texts} == whole
 
 
-@pytest.mark.parametrize("kind", ["self", "model"])
+@pytest.mark.parametrize("kind", ["self", "model", "diffusion"])
 def test_many_prompts_with_drafters_that_keep_a_cache(kind: str) -> None:
     prompts = [*PROMPTS, *PROMPTS[::-1], (9, 9, 9)]
     options = {"max_new_tokens": 20, "batch_size": 3, "do_sample": False}
@@ -256,6 +257,27 @@ def test_the_same_model_drafts_what_it_would_write() -> None:
         for report in found.report:
             whole = report.accepted_per_round[:-1]  # the last round may end with the text
             assert whole == [5] * len(whole)
+
+
+def test_a_diffusion_model_drafts_a_block_in_one_pass() -> None:
+    """Its first token is that of its clean row: from the model itself, always right."""
+    expected, drafter = plain(), DiffusionDrafter(model(), window=4, least_chance=0.0)
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    hook = model().model.register_forward_pre_hook(count)
+    try:
+        found = speculative(drafter)
+    finally:
+        hook.remove()
+    assert torch.equal(found.sequences, expected)
+    for report in found.report:
+        assert all(stood >= 1 for stood in report.accepted_per_round[:-1])
+        assert report.drafting.rounds > 0
+    assert passes <= 2 * max(report.num_forwards for report in found.report)
 
 
 def test_the_report_counts() -> None:

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
+from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of, vocabulary_of
 from hf_hybrid.models.runner import Runner
-
-MOST_PADDING = 1024
-"""Vocabularies whose sizes differ by more are not taken for one tokenizer with another padding."""
 
 
 class ModelDrafter(Drafter):
@@ -46,49 +44,33 @@ class ModelDrafter(Drafter):
             raise DrafterError(
                 "the drafter has another tokenizer than the model; take one of the same family, or drafter='suffix'"
             )
-        self._runner: Runner | None = None
-        self._lines: list[Text] = []  # batch row of the Runner -> its text
-        self._line: dict[Text, int] = {}
+        self._rows: BatchRows | None = None
         self._fed: dict[Text, list[int]] = {}  # tokens whose keys are in the cache
         self._settled: dict[Text, int] = {}  # how many of them were no draft
 
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
         """Compare the models, and make a Runner for the call."""
-        own = int(self.model.get_output_embeddings().weight.shape[0])
-        ends = [_ids(host.generation_config.eos_token_id) for host in (model, self.model)]
-        if not self._compared and (abs(own - vocab_size) > MOST_PADDING or (all(ends) and not ends[0] & ends[1])):
-            raise DrafterError(
-                f"the drafter ({own} tokens, ends {sorted(ends[1])}) seems to have another tokenizer than the model "
-                f"({vocab_size} tokens, ends {sorted(ends[0])}); take one of the same family, or vouch for it: "
-                "ModelDrafter(drafter, tokenizer=..., target_tokenizer=...)"
-            )
-        self._known = min(own, vocab_size)
-        config = self.model.config.get_text_config(decoder=True)
-        self._held = getattr(config, "max_position_embeddings", None) or 1 << 40
-        self._runner = Runner(self.model, batch_size)
-        self._lines, self._line, self._fed, self._settled = [], {}, {}, {}
+        if not self._compared:
+            check_family(self.model, model, vocab_size)
+        self._known = min(vocabulary_of(self.model), vocab_size)
+        self._held = positions_of(self.model)
+        self._rows = BatchRows(Runner(self.model, batch_size))
+        self._fed, self._settled = {}, {}
 
     def begin(self, text: Text) -> None:
         """A batch row for ``text``."""
-        assert self._runner is not None
-        if len(self._lines) == self._runner.active:
-            self._runner.enter()
-        self._line[text] = len(self._lines)
-        self._lines.append(text)
+        assert self._rows is not None
+        self._rows.enter(text)
         self._fed[text], self._settled[text] = [], 0
 
     def end(self, text: Text) -> None:
         """Its batch row is free; with the last one the cache goes."""
-        if text not in self._fed or self._runner is None:
+        if text not in self._fed or self._rows is None:
             return
-        line, last = self._line[text], self._lines.pop()
-        if last is not text:
-            self._lines[line], self._line[last] = last, line
-        for notes in (self._line, self._fed, self._settled):
-            del notes[text]
-        self._runner.leave(line)
-        if not self._lines:
-            self._runner = None
+        del self._fed[text], self._settled[text]
+        self._rows.leave(text)
+        if not self._fed:
+            self._rows = None
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> list[Draft]:
         """Up to ``length`` tokens for each text, in as many passes."""
@@ -120,7 +102,7 @@ class ModelDrafter(Drafter):
 
     def _pending(self, text: Text) -> list[int]:
         """Forget what was fed of rejected drafts; the tokens that are to be fed."""
-        assert self._runner is not None
+        assert self._rows is not None
         fed, tokens = self._fed[text], text.tokens
         same, most = self._settled[text], min(len(fed), len(tokens) - 1)
         while same < most and fed[same] == tokens[same]:
@@ -128,32 +110,26 @@ class ModelDrafter(Drafter):
         same = min(same, most)
         self._settled[text] = len(tokens)
         if same < len(fed):
-            self._runner.rewind(self._line[text], same)
+            self._rows.runner.rewind(self._rows.line[text], same)
             del fed[same:]
         return tokens[same:]
 
     def _pass(self, rows: dict[Text, list[int]]) -> Tensor:
         """Feed tokens to some texts: logits ``(texts, vocab)`` behind the last of each."""
-        assert self._runner is not None
-        first = min(self._line[text] for text in rows)
-        active = self._runner.active - first
+        assert self._rows is not None
+        runner, lines = self._rows.runner, self._rows.line
+        first = min(lines[text] for text in rows)
+        active = runner.active - first
         width = max(map(len, rows.values()))
         ids = torch.zeros((active, width), dtype=torch.long)  # (active, width)
         position, span = torch.zeros_like(ids), torch.full_like(ids, PADDING)
         for text, tokens in rows.items():
-            line, begin, count = self._line[text] - first, len(self._fed[text]), len(tokens)
+            line, begin, count = lines[text] - first, len(self._fed[text]), len(tokens)
             ids[line, width - count :] = torch.tensor(tokens)
             position[line, width - count :] = torch.arange(begin, begin + count)
             span[line, width - count :] = 0
             self._fed[text] += tokens
         plain = bool((span == 0).all())
-        logits = self._runner.run(ids, Rows.clean(position, span), 1, plain=plain, first=first)
-        self._runner.commit()
-        return logits[[self._line[text] - first for text in rows], 0]
-
-
-def _ids(value: Any) -> set[int]:
-    """Token ids of a config: one, several or none."""
-    if value is None:
-        return set()
-    return {value} if isinstance(value, int) else {int(v) for v in value}
+        logits = runner.run(ids, Rows.clean(position, span), 1, plain=plain, first=first)
+        runner.commit()
+        return logits[[lines[text] - first for text in rows], 0]
