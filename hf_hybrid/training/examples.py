@@ -58,8 +58,9 @@ class Example:
 
     @property
     def planned_spans(self) -> int:
-        """Spans of the planned form: the parts, and a trunk segment before and behind every round."""
-        return 1 + sum(1 + len(parts) for parts in self.rounds)
+        """Spans of the planned form: a part and its entry each (the first entry belongs to the trunk segment before
+        it), and a trunk segment before and behind every round."""
+        return 1 + sum(2 * len(parts) for parts in self.rounds)
 
     @property
     def rounds(self) -> list[Round]:
