@@ -55,11 +55,10 @@ class SelfDrafter(Drafter):
         it along."""
         copies = self._copies.propose(texts, min(length, self.window), sampler)
         offers = [self._offered.pop(text.row, []) for text in texts]
+        sure = [copy if copy.chance >= _SURE else Draft(()) for copy in copies]
         return [
-            Draft(offer[:length], grade="window", chance=0.9)
-            if offer
-            else (copy if copy.chance >= _SURE else Draft(()))
-            for offer, copy in zip(offers, copies, strict=True)
+            Draft(offer[:length], grade="window", chance=0.9) if offer else copy
+            for offer, copy in zip(offers, sure, strict=True)
         ]
 
     def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
