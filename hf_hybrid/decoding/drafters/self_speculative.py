@@ -13,6 +13,7 @@ from hf_hybrid.core.plan import ControlTokens
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, Sampler, Text
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 
+_SURE = 0.8
 _KEPT = 0.9  # weight of the past in the running mean
 
 
@@ -50,12 +51,14 @@ class SelfDrafter(Drafter):
         self._copies.begin(text)
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> list[Draft]:
-        """What was offered since the last pass, else a copy."""
-        copies = self._copies.propose(texts, length, sampler)
+        """What was offered since the last pass, else a copy that is almost sure: one that falls takes the window behind
+        it along."""
+        copies = self._copies.propose(texts, min(length, self.window), sampler)
         offers = [self._offered.pop(text.row, []) for text in texts]
+        sure = [copy if copy.chance >= _SURE else Draft(()) for copy in copies]
         return [
             Draft(offer[:length], grade="window", chance=0.9) if offer else copy
-            for offer, copy in zip(offers, copies, strict=True)
+            for offer, copy in zip(offers, sure, strict=True)
         ]
 
     def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
