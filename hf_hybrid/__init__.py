@@ -8,9 +8,17 @@ from hf_hybrid.core.plan import PlanError as PlanError
 from hf_hybrid.core.plan import Span as Span
 from hf_hybrid.decoding import Answer as Answer
 from hf_hybrid.decoding import DecodingError as DecodingError
+from hf_hybrid.decoding import Draft as Draft
+from hf_hybrid.decoding import Drafter as Drafter
+from hf_hybrid.decoding import DrafterError as DrafterError
 from hf_hybrid.decoding import GenerationReport as GenerationReport
 from hf_hybrid.decoding import HybridGenerateOutput as HybridGenerateOutput
+from hf_hybrid.decoding import MemoryFileError as MemoryFileError
 from hf_hybrid.decoding import PlanLogitsProcessor as PlanLogitsProcessor
+from hf_hybrid.decoding import Sampler as Sampler
+from hf_hybrid.decoding import SuffixDrafter as SuffixDrafter
+from hf_hybrid.decoding import SuffixMemory as SuffixMemory
+from hf_hybrid.decoding import Text as Text
 from hf_hybrid.many import generate_many as generate_many
 from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
 from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
@@ -30,15 +38,23 @@ __all__ = [
     "AutoHybridModelForCausalLM",
     "ControlTokens",
     "DecodingError",
+    "Draft",
+    "Drafter",
+    "DrafterError",
     "GenerationReport",
     "HybridGenerateOutput",
     "HybridGenerationMixin",
+    "MemoryFileError",
     "Plan",
     "PlanError",
     "PlanLogitsProcessor",
+    "Sampler",
     "Settings",
     "SettingsError",
     "Span",
+    "SuffixDrafter",
+    "SuffixMemory",
+    "Text",
     "UnsupportedCallError",
     "VocabularyError",
     "__version__",

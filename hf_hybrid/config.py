@@ -49,10 +49,51 @@ class AutoregressiveSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionSettings(Settings):
-    """What every strategy with noisy rows understands."""
+class WindowSettings(Settings):
+    """What every strategy that may carry noisy rows understands."""
 
     window_length: int = setting(8, "open positions behind the settled prefix of a lane, in tokens", 1, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftSettings(WindowSettings):
+    """What every strategy that checks what a window drafts understands."""
+
+    draft_threshold: float = setting(
+        0.6,
+        "what a window drafts ends before the first position less sure than this (changes time, not text); "
+        "planned_diffusion: with verify_spans, speculative: with drafter self",
+        0.0,
+        1.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeSettings(DraftSettings):
+    """A drafter proposes several tokens, the model checks them in one pass."""
+
+    drafter: Literal["suffix", "self"] = setting(
+        "suffix",
+        "who drafts. suffix: copies what followed the same words before, needs no weights; self: the model's own noisy "
+        "window, needs a mask token. generate() also takes a model or a hf_hybrid.Drafter",
+    )
+    draft_length: int = setting(24, "most drafted tokens on trial in one pass", 1, 1024)
+    adaptive: bool = setting(
+        True,
+        "choose the length of a draft, and whether to draft at all, by measured times and acceptance "
+        "(changes time, not text); off: always draft_length",
+    )
+    acceptance: Literal["shared_noise", "rejection"] = setting(
+        "shared_noise",
+        "when sampling. shared_noise: drafts and checks draw with the same noise, so that a seed gives the same text "
+        "with any drafter and with none; rejection: by the drafter's probabilities, always draft_length",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSettings(WindowSettings):
+    """What every strategy that settles noisy rows understands."""
+
     commit: Literal["prefix", "block"] = setting(
         "prefix",
         "prefix: commit what is settled from the left and slide the window; block: keep a block noisy until it is full",
@@ -72,7 +113,7 @@ class BlockDiffusionSettings(DiffusionSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedDiffusionSettings(DiffusionSettings):
+class PlannedDiffusionSettings(DiffusionSettings, DraftSettings):
     """An autoregressive plan, then all parts at once, then the next round."""
 
     span_decoding: Literal["diffusion", "autoregressive"] = setting(
@@ -82,12 +123,6 @@ class PlannedDiffusionSettings(DiffusionSettings):
     verify_spans: bool = setting(
         True,
         "check drafted tokens with the clean rows of the next pass: the text equals span_decoding='autoregressive'",
-    )
-    draft_threshold: float = setting(
-        0.6,
-        "with verify_spans: a draft ends before the first position less sure than this (changes time, not text)",
-        0.0,
-        1.0,
     )
     visibility: Literal["sparse", "dag", "dense"] = setting(
         "dag",
@@ -122,6 +157,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "autoregressive": AutoregressiveSettings,
     "block_diffusion": BlockDiffusionSettings,
     "planned_diffusion": PlannedDiffusionSettings,
+    "speculative": SpeculativeSettings,
 }
 """Strategy name -> its settings."""
 

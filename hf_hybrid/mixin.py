@@ -226,9 +226,12 @@ def host_arguments(
     arguments.pop("hf_hybrid", None)
     name = strategy if strategy is not None else stored_strategy(stored)
     settings = {key: arguments.pop(key) for key in SETTING_NAMES & arguments.keys()}
+    # A name of a drafter is a setting, an object is a partner of this call.
+    partner = None if isinstance(settings.get("drafter"), str) else settings.pop("drafter", None)
     if name is None:
-        if settings or plan is not None:
-            named = ", ".join(sorted(settings) + (["plan"] if plan is not None else []))
+        if settings or plan is not None or partner is not None:
+            given = {"plan": plan, "drafter": partner}
+            named = ", ".join([*sorted(settings), *(key for key, value in given.items() if value is not None)])
             raise UnsupportedCallError(
                 f"{named}: settings of a strategy, but the call names none; add strategy=, one of {', '.join(SETTINGS)}"
             )
@@ -237,6 +240,7 @@ def host_arguments(
     checked = settings_for(name, settings, stored)
     if plan is not None and name != "planned_diffusion":
         raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
+    drafter = _take_drafter(arguments, name, partner)
     _refuse(model, arguments, name)
 
     tokenizer = arguments.pop("tokenizer", None)
@@ -252,6 +256,7 @@ def host_arguments(
         plan=plan,
         control=control_tokens(model),
         queue=queue,
+        drafter=drafter,
     )
     arguments["custom_generate"] = functools.partial(decode, call=call)
     return arguments
@@ -263,6 +268,18 @@ def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
         return arguments[name]
     configs = (arguments.get("generation_config"), getattr(model, "generation_config", None))
     return next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
+
+
+def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any) -> Any:
+    """The drafter of the call: ``drafter=`` or, for ``speculative``, its other name ``assistant_model=``."""
+    if strategy != "speculative":
+        if partner is not None:
+            raise UnsupportedCallError(f"drafter= needs strategy='speculative', not {strategy!r}")
+        return None
+    assistant = arguments.pop("assistant_model", None)
+    if assistant is not None and partner is not None:
+        raise UnsupportedCallError("assistant_model= and drafter= are two drafters; leave one out")
+    return assistant if partner is None else partner
 
 
 def _switch_off(model: Any, arguments: dict[str, Any], name: str) -> None:

@@ -22,4 +22,4 @@ def test_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert SCRIPTS == ["own_plan.py", "plan_and_fill.py", "stream.py"]
+    assert SCRIPTS == ["own_drafter.py", "own_plan.py", "plan_and_fill.py", "stream.py"]

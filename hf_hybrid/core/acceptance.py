@@ -78,6 +78,39 @@ def sample(logits: Tensor, noise: Tensor) -> Tensor:
     return (logits + noise).argmax(dim=-1)
 
 
+def reject(target: Tensor, draft: Tensor, tokens: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact rejection of drafted tokens with the residual distribution (Leviathan et al., 2023, theorem 1 and appendix
+    A.1; Chen et al., "Accelerating Large Language Model Decoding with Speculative Sampling", 2023, algorithm 2).
+
+    A token that was drawn from ``draft`` stands with probability ``min(1, target / draft)``; else another one is drawn
+    from the normalised ``max(target - draft, 0)``. What comes out follows ``target``, if ``draft`` is what the token
+    was drawn from.
+
+    Args:
+        target, draft: probabilities ``(n, vocab)``.
+        tokens: int64 ``(n,)``, drafted tokens.
+        uniform: ``(n,)``, uniform on (0, 1). noise: ``(n, vocab)``, standard Gumbel noise; both independent of
+            whatever drew ``tokens``.
+
+    Returns:
+        int64 ``(n,)``: the token that takes each place if all drafted ones before it stand; bool ``(n,)``, True: the
+        drafted one.
+    """
+    index = tokens.unsqueeze(-1)  # (n, 1)
+    p, q = target.gather(-1, index).squeeze(-1), draft.gather(-1, index).squeeze(-1)  # (n,)
+    stands = uniform * q < p  # (n,), True: stands
+    left = (target - draft).clamp(min=0)  # (n, vocab)
+    # Equal distributions never reject, but for rounding: then any draw from the target will do.
+    left = torch.where(left.sum(dim=-1, keepdim=True) > 0, left, target)
+    redrawn = sample(left.log(), noise)  # (n,)
+    return torch.where(stands, tokens, redrawn), stands
+
+
+def keyed_uniform(seed: int, positions: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Numbers in (0, 1), float32 ``(positions,)``, a pure function of seed and position."""
+    return torch.exp(-torch.exp(-keyed_noise(seed, positions, 1, device)[:, 0]))
+
+
 def _mix(z: Tensor) -> Tensor:
     """The output function of SplitMix64 on int64 words (David Stafford's 13th variant of the MurmurHash3 finaliser)."""
     z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)

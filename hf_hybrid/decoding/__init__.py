@@ -1,7 +1,10 @@
 """Decoding: ids in, ids out. Strategies stand in the literal table ``STRATEGIES``."""
 
+from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
+from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
+from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.engine import STRATEGIES, decode
-from hf_hybrid.decoding.output import Answer, GenerationReport, HybridGenerateOutput, SpanReport
+from hf_hybrid.decoding.output import Answer, DraftingReport, GenerationReport, HybridGenerateOutput, SpanReport
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
 from hf_hybrid.decoding.strategy import Call, Context, DecodingError, Strategy
 
@@ -11,11 +14,20 @@ __all__ = [
     "Call",
     "Context",
     "DecodingError",
+    "Draft",
+    "Drafter",
+    "DrafterError",
+    "DraftingReport",
     "GenerationReport",
     "HybridGenerateOutput",
+    "MemoryFileError",
     "PlanLogitsProcessor",
     "Processors",
+    "Sampler",
     "SpanReport",
     "Strategy",
+    "SuffixDrafter",
+    "SuffixMemory",
+    "Text",
     "decode",
 ]

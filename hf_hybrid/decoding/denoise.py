@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_hybrid.config import DiffusionSettings, Settings
+from hf_hybrid.config import DiffusionSettings, Settings, WindowSettings
 from hf_hybrid.core.acceptance import keyed_noise
 from hf_hybrid.core.schedules import unmask_counts
 from hf_hybrid.core.selection import scores, settle
@@ -48,9 +48,7 @@ class Proposal:
     settled: Tensor
 
 
-def propose(
-    flat: Tensor, chosen: Tensor, batch: Pass, lanes: Sequence[LaneRows], settings: DiffusionSettings
-) -> Proposal:
+def propose(flat: Tensor, chosen: Tensor, batch: Pass, lanes: Sequence[LaneRows], settings: WindowSettings) -> Proposal:
     """Score the open positions of all lanes and pick those that settle.
 
     Args:
@@ -63,6 +61,7 @@ def propose(
     if all(rows.lane.verified for rows in lanes):  # drafts are checked, not settled: their probability is all they need
         score, _ = scores(flat[index], "confidence", chosen[index])  # (lanes, window)
         return Proposal(score, torch.zeros_like(score, dtype=torch.bool))
+    assert isinstance(settings, DiffusionSettings)
     still_open = torch.tensor([_open(rows, width) for rows in lanes], device=flat.device)  # True: open
     uniform = _uniform(lanes, width, flat.device) if settings.selection == "random" else None
     score, _ = scores(flat[index], settings.selection, chosen[index], uniform)  # (lanes, window)

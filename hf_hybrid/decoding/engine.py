@@ -16,6 +16,7 @@ from hf_hybrid.decoding.output import Answer, HybridGenerateOutput
 from hf_hybrid.decoding.planned_diffusion import PlannedDiffusion
 from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.session import Session
+from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import Call, Context, DecodingError, Strategy
 from hf_hybrid.models.runner import Runner, causal_cache
 
@@ -23,6 +24,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "autoregressive": Autoregressive,
     "block_diffusion": BlockDiffusion,
     "planned_diffusion": PlannedDiffusion,
+    "speculative": Speculative,
 }
 """Strategy name -> class."""
 
@@ -161,7 +163,7 @@ def _capacity(prompts: list[list[int]], config: GenerationConfig) -> int:
 
 def _verified(call: Call) -> bool:
     """True: every token comes from a clean row, so that processors see a true prefix."""
-    if call.strategy == "autoregressive":
+    if call.strategy in ("autoregressive", "speculative"):
         return True
     settings = call.settings
     if getattr(settings, "visibility", "") == "dense":

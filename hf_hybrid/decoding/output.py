@@ -29,18 +29,60 @@ class SpanReport:
 
 
 @dataclass
+class DraftingReport:
+    """How drafting went in one row of the batch. A round is a pass that checked a draft.
+
+    Attributes:
+        drafter: its name. rounds: passes that checked a draft. off: passes without one, because none would have paid.
+            empty: passes without one, because the drafter had none or there was no room. probes: rounds that were made
+            only to see whether drafting pays again.
+        tried: per place of a draft, how often it was checked while all before it stood. stood: how often it stood too.
+    """
+
+    drafter: str
+    rounds: int = 0
+    off: int = 0
+    empty: int = 0
+    probes: int = 0
+    tried: list[int] = field(default_factory=list)
+    stood: list[int] = field(default_factory=list)
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Per place of a draft, the share that stood of those behind a draft that stood."""
+        return [good / all_ for good, all_ in zip(self.stood, self.tried, strict=True)]
+
+    @property
+    def share_off(self) -> float:
+        """Share of the passes in which drafting was switched off, 0 to 1."""
+        return self.off / max(self.rounds + self.off + self.empty, 1)
+
+    def note(self, length: int, stood: int) -> None:
+        """A draft of ``length`` tokens was checked and ``stood`` of them stand."""
+        self.rounds += 1
+        reached = min(stood + 1, length)
+        more = reached - len(self.tried)
+        self.tried += [0] * more
+        self.stood += [0] * more
+        for place in range(reached):
+            self.tried[place] += 1
+            self.stood[place] += place < stood
+
+
+@dataclass
 class GenerationReport:
     """How one row of the batch was written.
 
     Attributes:
         strategy: its name. num_tokens: new tokens of the text. num_forwards: passes the row took part in. num_rows:
             rows that these passes carried for it. tokens_per_forward: the quotient of the first two.
-        seconds: per stage (``prefill``, ``plan``, ``spans``, ``text``) and ``total``; a pass that several rows shared
-        counts for each.
+        seconds: per stage (``prefill``, ``plan``, ``spans``, ``text``, ``draft``, ``verify``) and ``total``; a pass
+        that several rows shared counts for each.
         seconds_to_first_text: until the first token of the text was confirmed, None if there was none.
         plans: the plan of every round. spans: every part, in text order.
         accepted_per_round: drafted tokens that stood, for every pass that checked some.
         fallbacks: what was extended, cut, switched off or finished otherwise, and why.
+        drafting: of ``speculative``, None for the others.
     """
 
     strategy: str
@@ -53,6 +95,7 @@ class GenerationReport:
     spans: list[SpanReport] = field(default_factory=list)
     accepted_per_round: list[int] = field(default_factory=list)
     fallbacks: list[str] = field(default_factory=list)
+    drafting: DraftingReport | None = None
 
     @property
     def tokens_per_forward(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_hybrid.config import DiffusionSettings, Settings
+from hf_hybrid.config import DiffusionSettings, Settings, WindowSettings
 from hf_hybrid.core.acceptance import keyed_noise
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.core.plan import ControlTokens, Plan
@@ -40,7 +40,8 @@ class Call:
     Attributes:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
         plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model
-        has none. queue: prompts that take the batch rows which become free, or None.
+        has none. queue: prompts that take the batch rows which become free, or None. drafter: a ``Drafter`` or a model
+        for ``speculative``, None: the one that the settings name.
     """
 
     strategy: str
@@ -50,6 +51,7 @@ class Call:
     plan: Plan | Sequence[Plan] | None = None
     control: ControlTokens | None = None
     queue: Iterator[Sequence[int]] | None = None
+    drafter: Any = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,23 @@ class Context:
     ends: frozenset[int]
     min_new_tokens: int
     vocab_size: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a pass says.
+
+    Attributes:
+        raw: logits ``(active * keep, vocab)``, constrained but not processed. processed: alike, behind the processors
+            that need no prefix. noise: alike, None when greedy.
+        tokens: the choice of every row. windows: what the noisy rows propose.
+    """
+
+    raw: Tensor
+    processed: Tensor
+    noise: Tensor | None
+    tokens: list[int]
+    windows: dict[LaneRows, Window]
 
 
 class Strategy(ABC):
@@ -118,6 +137,33 @@ class Strategy(ABC):
         """Ids of which nothing behind them depends much: one in place of another leaves the rest worth a trial."""
         return frozenset()
 
+    def prepare(self, canvases: list[Canvas]) -> None:
+        """A pass over ``canvases`` is about to be built: the last chance to put something on trial."""
+        return
+
+    def check(self, rows: LaneRows, batch: Pass, scored: Scored) -> list[int]:
+        """The token that decoding without drafts writes behind the last settled token and behind each drafted one; it
+        may end at the first that differs from the draft."""
+        places = [batch.flat(rows.line, c) for c in rows.checks]
+        if not places or not self.context.processors.needs_prefix:
+            return [scored.tokens[place] for place in places]
+        drawn = None if scored.noise is None else scored.noise[places]
+        process = self.process_in_order(rows)
+        prefix = prefix_of(rows.canvas, rows.lane)
+        return check_in_order(scored.raw[places], drawn, prefix, rows.lane.draft, process)
+
+    def process_in_order(self, rows: LaneRows) -> Callable[[Tensor, Tensor], Tensor]:
+        """The whole list of processors for this lane, to be called once per emitted token."""
+        return partial(self.context.processors.in_order, row=rows.canvas.row, lane=rows.lane.span)
+
+    def tried(self, canvas: Canvas, lane: Lane, stand: int, checked: list[int]) -> None:
+        """Of ``lane.draft`` the first ``stand`` tokens were found right by ``checked``, and are about to be settled."""
+        return
+
+    def measured(self, canvases: list[Canvas], batch: Pass, seconds: float) -> None:
+        """A pass over ``canvases`` took ``seconds``, with everything that it settled."""
+        return
+
     def finished(self, canvas: Canvas) -> None:
         """``canvas`` leaves the batch: complete its report."""
         return
@@ -129,10 +175,10 @@ class Strategy(ABC):
     # The loop.
 
     @property
-    def window_settings(self) -> DiffusionSettings | None:
+    def window_settings(self) -> WindowSettings | None:
         """The settings of noisy windows, None for a strategy without them."""
         settings = self.context.call.settings
-        return settings if isinstance(settings, DiffusionSettings) else None
+        return settings if isinstance(settings, WindowSettings) else None
 
     @property
     def mask_token(self) -> int:
@@ -143,6 +189,7 @@ class Strategy(ABC):
     def advance(self, canvases: list[Canvas], first: int = 0) -> None:
         """One pass over all lanes of ``canvases``, the active batch rows of the Runner from ``first`` on, and what it
         settles."""
+        self.prepare(canvases)
         started = time.perf_counter()
         stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
         batch = build_pass(canvases, self.mask_token, self.runner.least_rows, first)
@@ -152,14 +199,15 @@ class Strategy(ABC):
         raw = flat.clone() if self.context.processors.needs_prefix else flat
         flat = self.context.processors.batched(flat)
         noise = self._noise(flat, batch)
-        tokens, windows = self._choose(flat, batch, noise)
+        scored = Scored(raw, flat, noise, *self._choose(flat, batch, noise))
         for rows in batch.lanes:
             if not rows.lane.done:
-                self._settle(rows, batch, raw, noise, tokens, windows)
+                self._settle(rows, batch, scored)
             else:
                 rows.lane.cached += rows.fed
         self._commit(batch)
         seconds = time.perf_counter() - started
+        self.measured(canvases, batch, seconds)
         for canvas, stage in zip(canvases, stages, strict=True):
             canvas.num_forwards += 1
             spent = self.reports[canvas.row].seconds
@@ -244,34 +292,21 @@ class Strategy(ABC):
                 windows[rows] = Window([tokens[p] for p in places], line_score[:size], line_settles[:size])
         return tokens, windows
 
-    def _settle(
-        self,
-        rows: LaneRows,
-        batch: Pass,
-        raw: Tensor,
-        noise: Tensor | None,
-        tokens: list[int],
-        windows: dict[LaneRows, Window],
-    ) -> None:
+    def _settle(self, rows: LaneRows, batch: Pass, scored: Scored) -> None:
         """What the pass settles in one lane."""
         lane, canvas = rows.lane, rows.canvas
         ends = self.terminators(lane)
-        checked = [tokens[batch.flat(rows.line, c)] for c in rows.checks]
-        if rows.checks and self.context.processors.needs_prefix:
-            places = [batch.flat(rows.line, c) for c in rows.checks]
-            prefix = prefix_of(canvas, lane)
-            drawn = None if noise is None else noise[places]
-            process = partial(self.context.processors.in_order, row=canvas.row, lane=lane.span)
-            checked = check_in_order(raw[places], drawn, prefix, lane.draft, process)
+        checked = self.check(rows, batch, scored)
         drafted = len(lane.draft)
         new, stand = check_lane(lane.draft, checked)
+        self.tried(canvas, lane, stand, checked)
         lane.cached += rows.fed + stand
         if drafted > stand:
             batch.rejected += [(rows.line, c) for c in rows.checks[1 + stand :]]
         report = self.reports[canvas.row]
         if drafted:
             report.accepted_per_round.append(stand)
-        window = windows.get(rows)
+        window = scored.windows.get(rows)
         proposed: list[int] = []
         whole = stand == drafted  # True: the window stands behind a prefix that is right
         if not whole and {lane.draft[stand], new[-1]} <= (guesses := self.guesses(lane)):
@@ -299,7 +334,7 @@ class Strategy(ABC):
     def _denoise(self, lane: Lane, new: list[int], window: Window, checked: bool) -> list[int]:
         """Tokens that an unverified window settles behind ``new`` (the autoregressive token, if the pass had one)."""
         settings = self.window_settings
-        assert settings is not None
+        assert isinstance(settings, DiffusionSettings)
         if settings.commit == "prefix" and lane.kind != "canvas":
             # Behind a first token that the window did not expect, its other proposals belong to another text.
             if checked and window.tokens[0] != new[-1]:
@@ -340,7 +375,7 @@ class Strategy(ABC):
 
     def _keeps_blocks(self) -> bool:
         settings = self.window_settings
-        return settings is not None and settings.commit == "block"
+        return isinstance(settings, DiffusionSettings) and settings.commit == "block"
 
     def _commit(self, batch: Pass) -> None:
         if not batch.rejected:

@@ -1,0 +1,116 @@
+"""Drafter: what speculative decoding asks of whoever proposes tokens.
+
+A drafter never changes the text, only the time it takes: the model checks every token. It sees the texts as they grow,
+and is told what became of its drafts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class DrafterError(ValueError):
+    """A drafter that does not go together with the model, or a draft that is none; the message says what to change."""
+
+
+@dataclass(eq=False)
+class Text:
+    """One text that is being written, as a drafter sees it; it may be a key of a dict.
+
+    Attributes:
+        row: place of the prompt in the call. tokens: prompt and settled tokens; it grows, and is not to be changed.
+        prompt_length: how many of them are the prompt. room: drafted tokens that could still be used.
+        seed: of the noise of sampling.
+    """
+
+    row: int
+    tokens: list[int]
+    prompt_length: int
+    room: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Tokens to be checked behind one text.
+
+    Attributes:
+        tokens: ids; none: no idea.
+        probabilities: ``(tokens, vocab)``, what each token was drawn from, given those before it; None: the tokens
+            were not drawn by chance. Only ``acceptance="rejection"`` reads it.
+        grade: drafts of one grade are expected to stand equally often. chance: how often a token of this grade stands
+            if those before it do, before anything is known, 0 to 1.
+    """
+
+    tokens: Sequence[int]
+    probabilities: Tensor | None = None
+    grade: Hashable = 0
+    chance: float = 0.5
+
+
+class Sampler(Protocol):
+    """Draws tokens for a drafter as the model draws its own, so that drafts stand as often as they can."""
+
+    def draw(self, logits: Tensor, texts: Sequence[Text], ahead: int) -> tuple[list[int], Tensor, Tensor | None]:
+        """One token for each of ``texts``, ``ahead`` tokens behind what is settled.
+
+        Args:
+            logits: ``(texts, vocab)``, of the drafter, on any device; its vocabulary may be padded otherwise.
+
+        Returns:
+            the tokens; float ``(texts,)``, the largest probability of each row; and with ``acceptance="rejection"``
+            the probabilities ``(texts, vocab)`` that they were drawn from, else None.
+
+        Raises:
+            DrafterError: NaN.
+        """
+        ...
+
+
+class Drafter(ABC):
+    """Proposes tokens. Subclass it, fill ``propose`` and pass an instance: ``generate(strategy="speculative",
+    drafter=...)``. An instance may serve many calls, one after the other.
+
+    Attributes:
+        costly: True: a draft takes so long that its length is to be chosen before it is made.
+        name: of the drafter, in reports.
+    """
+
+    costly: bool = False
+    name: str = ""
+
+    @abstractmethod
+    def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> Sequence[Draft]:
+        """A draft for each of ``texts``, at most ``length`` tokens; more than ``text.room`` are cut."""
+
+    def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
+        """A call begins: ``model`` is to be drafted for, its logits are ``vocab_size`` wide, and up to ``batch_size``
+        texts grow at the same time.
+
+        Raises:
+            DrafterError: this drafter cannot draft for the model.
+        """
+        return
+
+    def begin(self, text: Text) -> None:
+        """``text`` will be asked for from now on; it holds its prompt."""
+        return
+
+    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
+        """The model checked ``draft`` (which may be empty, or cut) behind ``text``, which is about to grow.
+
+        Args:
+            stood: how many drafted tokens stand.
+            chosen: the model's own token behind the text and behind each drafted token, wrong ones included; it
+                may end at the first wrong one.
+        """
+        return
+
+    def end(self, text: Text) -> None:
+        """``text`` is finished, or was left behind by an interrupt of the call."""
+        return

@@ -1,0 +1,116 @@
+"""Pace: how long a draft should be, and whether to draft at all, from what passes cost and how often drafts stand.
+
+With ``k`` drafted tokens of which token ``i`` stands with chance ``a_i`` if those before it do, a pass writes
+``1 + a_1 + a_1 a_2 + ...`` tokens (Leviathan et al., 2023, section 3.3) and takes ``seconds(rows)``. The length with
+the most tokens per second is taken; when that is none, drafting is off but for probes, whose loss is bounded. All this
+changes time, not text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+_KNOWN_FROM = 2.0  # the chance that a drafter claims counts as so many observed tokens
+_KEPT = 0.97  # weight of the past when a draft is added
+_GAIN = 1.03  # a draft must promise so much more than none
+PROBE_SHARE = 0.02
+"""Share of the time that probes may cost while drafting does not pay."""
+
+
+def bucket(place: int) -> int:
+    """Places of a draft that are counted together: 0, 1, 2 and 3, 4 to 7, and so on."""
+    return place.bit_length()
+
+
+@dataclass
+class Acceptance:
+    """Running conditional acceptance per grade and place: how often a token stands if those before it do."""
+
+    counts: dict[tuple[Hashable, int], tuple[float, float]] = field(default_factory=dict)  # -> (stood, tried)
+
+    def note(self, grade: Hashable, length: int, stood: int) -> None:
+        """``stood`` of ``length`` drafted tokens stand."""
+        seen: set[int] = set()
+        for place in range(min(stood + 1, length)):
+            key = (grade, bucket(place))
+            good, tried = self.counts.get(key, (0.0, 0.0))
+            kept = 1.0 if bucket(place) in seen else _KEPT
+            seen.add(bucket(place))
+            self.counts[key] = (kept * good + (place < stood), kept * tried + 1)
+
+    def chances(self, grade: Hashable, chance: float, length: int) -> list[float]:
+        """For each of ``length`` places, between what was observed and the drafter's own ``chance``. A place that was
+        seldom reached is expected to be like the one before it."""
+        known: dict[int, float] = {}
+        for place in range(length):
+            if (group := bucket(place)) not in known:
+                known[group] = chance = self._between(grade, group, chance)
+        return [known[bucket(place)] for place in range(length)]
+
+    def refined(self, grade: Hashable, expected: Sequence[float]) -> list[float]:
+        """For each place, between what was observed here and what is ``expected``."""
+        return [self._between(grade, bucket(place), chance) for place, chance in enumerate(expected)]
+
+    def _between(self, grade: Hashable, group: int, expected: float) -> float:
+        good, tried = self.counts.get((grade, group), (0.0, 0.0))
+        return (good + _KNOWN_FROM * expected) / (tried + _KNOWN_FROM)
+
+
+@dataclass
+class Pace:
+    """Chooses the length of the drafts of a pass.
+
+    Attributes:
+        price: rows of a pass, all batch rows together -> seconds.
+        spent: seconds of all passes. lost: seconds that probes cost beyond what they brought.
+    """
+
+    price: Callable[[int], float]
+    spent: float = 0.0
+    lost: float = 0.0
+
+    def choose(
+        self, rows: Sequence[int], chances: Sequence[Sequence[float]], seconds_per_token: float = 0.0
+    ) -> tuple[int, bool]:
+        """The longest draft that any batch row of the next pass may have.
+
+        Args:
+            rows: clean rows of each batch row without a draft. chances: for each of its drafted tokens, the chance that
+                it stands if those before it do. seconds_per_token: to make a draft, per place.
+
+        Returns:
+            the length, 0: none; and True: it is a probe, not expected to pay.
+        """
+        reach = max((len(c) for c in chances), default=0)
+        if reach == 0:
+            return 0, False
+        written, standing = float(len(rows)), [1.0] * len(rows)
+        plain = self.price(len(rows) * max(rows))
+        # (tokens per second, length, seconds, tokens)
+        best = without = (written / plain, 0, plain, written)
+        first: tuple[float, int, float, float] | None = None
+        for length in range(1, reach + 1):
+            width = 0
+            for row, own in enumerate(chances):
+                width = max(width, rows[row] + min(length, len(own)))
+                if length <= len(own):
+                    standing[row] *= own[length - 1]
+                    written += standing[row]
+            seconds = self.price(len(rows) * width) + length * seconds_per_token
+            option = (written / seconds, length, seconds, written)
+            best = max(best, option)
+            first = option if first is None else max(first, option)
+        assert first is not None
+        if best[1] and best[0] >= _GAIN * without[0]:
+            return best[1], False
+        loss = first[2] - plain  # if nothing stands
+        if self.lost + loss <= PROBE_SHARE * self.spent:
+            return first[1], True
+        return 0, False
+
+    def note(self, seconds: float, probed: bool, plain: float, written: float) -> None:
+        """A pass took ``seconds`` and wrote ``written`` tokens per batch row; one without a draft takes ``plain``."""
+        self.spent += seconds
+        if probed:
+            self.lost = max(0.0, self.lost + seconds - written * plain)

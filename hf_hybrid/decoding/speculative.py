@@ -1,0 +1,287 @@
+"""Speculative decoding: a drafter proposes several tokens, the model checks them in one pass.
+
+Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023. Ours: every batch row
+accepts its own number of tokens, and by default a draft stands as far as it equals what plain decoding writes, drawn
+with noise keyed by seed and position, so that the text does not depend on the drafter, nor on whether there is one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_hybrid.config import SpeculativeSettings
+from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject
+from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
+from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
+from hf_hybrid.decoding.output import DraftingReport
+from hf_hybrid.decoding.pace import Acceptance, Pace
+from hf_hybrid.decoding.passes import LaneRows, Pass
+from hf_hybrid.decoding.sampling import DraftSampler
+from hf_hybrid.decoding.strategy import Context, DecodingError, Scored, Strategy, prefix_of
+from hf_hybrid.models.prices import prices_of
+
+_ACCEPT, _REDRAW = 0xACCE97, 0x4ED4A3
+"""Turn a seed into those of two streams of noise, independent of the one that drafts draw with."""
+_NO_DRAFT = Draft(())
+
+
+class Speculative(Strategy):
+    """One trunk; a drafter writes its draft before every pass."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        settings = context.call.settings
+        assert isinstance(settings, SpeculativeSettings)
+        self.settings = settings
+        self.rejecting = context.sampling and settings.acceptance == "rejection"
+        # Under rejection the length of a draft changes the text (not its law), so that time may not choose it.
+        self.adaptive = settings.adaptive and not self.rejecting
+        self.drafter = _drafter_of(context)
+        self.drafter.prepare(context.runner.model, context.vocab_size, context.runner.batch_size)
+        self.sampler = DraftSampler(
+            context.processors,
+            context.vocab_size,
+            context.runner.device,
+            sampling=context.sampling,
+            rejection=self.rejecting,
+        )
+        runner = context.runner
+        self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.least_rows)
+        self.pace = Pace(self.prices.seconds)
+        self.pooled = Acceptance()
+        self.texts: dict[int, Text] = {}
+        self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
+        self.trials: dict[int, Draft] = {}  # canvas -> its draft in the coming pass
+        self.probing = False
+        self.written = 0  # tokens that the present pass settles, over all lanes
+        self.broken = ""  # why drafting is switched off for the rest of the call
+        self.seconds_per_token = 0.0
+
+    # The lane.
+
+    def begin(self, canvas: Canvas, line: int) -> None:
+        """One lane: the prompt."""
+        trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
+        canvas.lanes.append(trunk)
+        text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
+        self.texts[canvas.row], self.own[canvas.row] = text, Acceptance()
+        self.reports[canvas.row].drafting = DraftingReport(self.drafter.name or type(self.drafter).__name__)
+        self.drafter.begin(text)
+
+    def settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
+        """The answer ends with its lane."""
+        canvas.finished = lane.done
+
+    def stage(self, canvas: Canvas) -> str:
+        """``verify`` in a pass that checks a draft, else ``text``."""
+        return "verify" if canvas.lanes[0].draft else "text"
+
+    def finished(self, canvas: Canvas) -> None:
+        """The drafter may keep the text."""
+        self.drafter.end(self.texts.pop(canvas.row))
+        if self.broken:
+            self.reports[canvas.row].fallbacks.append(f"drafting was switched off: {self.broken}")
+
+    def forget(self, canvas: Canvas) -> None:
+        """What was accepted of its drafts too."""
+        super().forget(canvas)
+        self.own.pop(canvas.row, None)
+        self.trials.pop(canvas.row, None)
+
+    # Drafting.
+
+    def draft(self, canvas: Canvas, lane: Lane, proposed: list[int]) -> list[int]:
+        """None yet: drafts of all lanes are made together, before the next pass."""
+        return []
+
+    def prepare(self, canvases: list[Canvas]) -> None:
+        """Ask the drafter, and put on trial what is expected to pay."""
+        started = time.perf_counter()
+        self.written = 0
+        lanes = [canvas.lanes[0] for canvas in canvases]
+        texts = [self.texts[canvas.row] for canvas in canvases]
+        for text, lane in zip(texts, lanes, strict=True):
+            text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
+        drafts, length = self._drafts(texts, [len(lane.pending) for lane in lanes])
+        for canvas, lane, text, draft in zip(canvases, lanes, texts, drafts, strict=True):
+            trial = self._trial(canvas, text, draft, length)
+            self.trials[canvas.row] = trial
+            lane.draft = list(trial.tokens)
+            report = self.reports[canvas.row].drafting
+            assert report is not None
+            if not trial.tokens:
+                off = length == 0 and text.room > 0 and (len(draft.tokens) > 0 or self.drafter.costly)
+                report.off, report.empty = report.off + off, report.empty + (not off)
+            report.probes += self.probing and bool(trial.tokens)
+        seconds = time.perf_counter() - started
+        for canvas in canvases:
+            spent = self.reports[canvas.row].seconds
+            spent["draft"] = spent.get("draft", 0.0) + seconds
+
+    def _drafts(self, texts: Sequence[Text], rows: Sequence[int]) -> tuple[Sequence[Draft], int]:
+        """A draft for every text, and how much of each is worth a trial.
+
+        Args:
+            rows: clean rows of each text in the coming pass without a draft.
+        """
+        self.probing = False
+        length = min(self.settings.draft_length, max(text.room for text in texts))
+        none = [_NO_DRAFT] * len(texts)
+        if self.broken or length == 0:
+            return none, 0
+        if self.adaptive and self.drafter.costly:
+            guesses = [self._chances(text, Draft(range(min(length, text.room)), chance=0.7)) for text in texts]
+            length, self.probing = self.pace.choose(rows, guesses, self.seconds_per_token)
+            if length == 0:
+                return none, 0
+        started = time.perf_counter()
+        try:
+            drafts = self.drafter.propose(texts, length, self.sampler)
+        except DrafterError as error:
+            self.broken = str(error)
+            return none, 0
+        if len(drafts) != len(texts):
+            raise DecodingError(f"{self.drafter.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
+        longest = max(len(draft.tokens) for draft in drafts)
+        if self.drafter.costly and longest:
+            measured = (time.perf_counter() - started) / longest
+            self.seconds_per_token += (measured - self.seconds_per_token) * (0.2 if self.seconds_per_token else 1.0)
+        if self.adaptive and not self.drafter.costly:
+            cut = [Draft(d.tokens[: t.room], None, d.grade, d.chance) for d, t in zip(drafts, texts, strict=True)]
+            chances = [self._chances(text, draft) for text, draft in zip(texts, cut, strict=True)]
+            length, self.probing = self.pace.choose(rows, chances)
+        return drafts, length
+
+    def _chances(self, text: Text, draft: Draft) -> list[float]:
+        """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
+        length = min(len(draft.tokens), self.settings.draft_length)
+        shared = self.pooled.chances(draft.grade, draft.chance, length)
+        return self.own[text.row].refined(draft.grade, shared)
+
+    def _trial(self, canvas: Canvas, text: Text, draft: Draft, length: int) -> Draft:
+        """``draft`` as far as it can be of use, checked."""
+        tokens = list(draft.tokens[: min(length, text.room)])
+        if any(type(token) is not int or not 0 <= token < self.context.vocab_size for token in tokens):
+            raise DecodingError(
+                f"{self.drafter.name or type(self.drafter).__name__} drafted {tokens}; a draft holds token ids (int) "
+                f"from 0 to {self.context.vocab_size - 1}"
+            )
+        sampled = self.rejecting and draft.probabilities is not None
+        if not sampled:  # a draft that was drawn by chance must not be cut by what was drawn
+            tokens = super().draft(canvas, canvas.lanes[0], tokens)
+        probabilities = draft.probabilities[: len(tokens)] if sampled and draft.probabilities is not None else None
+        return Draft(tokens, probabilities, draft.grade, draft.chance)
+
+    # What became of it.
+
+    def tried(self, canvas: Canvas, lane: Lane, stand: int, checked: list[int]) -> None:
+        """Tell the drafter, and count."""
+        trial, text = self.trials[canvas.row], self.texts[canvas.row]
+        self.written += stand + 1
+        length = len(trial.tokens)
+        if length:
+            report = self.reports[canvas.row].drafting
+            assert report is not None
+            report.note(length, stand)
+            for acceptance in (self.pooled, self.own[canvas.row]):
+                acceptance.note(trial.grade, length, stand)
+        if not self.broken:
+            self.drafter.learn(text, trial, stand, checked)
+
+    def measured(self, canvases: list[Canvas], batch: Pass, seconds: float) -> None:
+        """Note what the pass cost. Prompts are left out: they are longer, and the first pass is slow."""
+        if not all(canvas.num_forwards for canvas in canvases):
+            return
+        active, width = batch.tokens.shape
+        self.prices.note(active * width, seconds)
+        lanes = [rows.lane for rows in batch.lanes]
+        self.pace.note(seconds, self.probing, self.prices.seconds(active), self.written / max(len(lanes), 1))
+
+    # Exact rejection.
+
+    def check(self, rows: LaneRows, batch: Pass, scored: Scored) -> list[int]:
+        """By equality; with ``acceptance="rejection"`` by the probabilities of drafter and model."""
+        if not self.rejecting:
+            return super().check(rows, batch, scored)
+        lane, draft = rows.lane, self.trials[rows.canvas.row]
+        places = [batch.flat(rows.line, c) for c in rows.checks]
+        at = [lane.end + i for i in range(len(places))]
+        device, vocab = scored.raw.device, scored.raw.shape[-1]
+        seed = rows.canvas.seed
+        uniform = keyed_uniform(seed ^ _ACCEPT, at, device)  # (1 + draft,)
+        noise = keyed_noise(seed ^ _REDRAW, at, vocab, device)  # (1 + draft, vocab)
+        drafted = _probabilities(draft, vocab, device)  # (draft, vocab)
+        if not self.context.processors.needs_prefix:
+            scores = scored.processed[places]
+            return _settle_by_rejection(scores, draft.tokens, drafted, uniform, noise)
+        process, ids = self.process_in_order(rows), prefix_of(rows.canvas, lane)
+        checked: list[int] = []
+        for i, place in enumerate(places):
+            history = torch.tensor([ids], device=device)  # (1, length)
+            scores = process(history, scored.raw[place : place + 1].clone())  # (1, vocab)
+            one = slice(i, i + 1)
+            # Without a drafted token the one score is that of the last row, which only draws.
+            both = scores.expand(2, -1) if i < len(draft.tokens) else scores
+            settled = _settle_by_rejection(
+                both, draft.tokens[one], drafted[one], uniform[one], noise[one].expand(len(both), -1)
+            )
+            checked.append(settled[0])
+            if i >= len(draft.tokens) or settled[0] != draft.tokens[i]:
+                break
+            ids.append(settled[0])
+        return checked
+
+
+def _settle_by_rejection(
+    scores: Tensor, tokens: Sequence[int], draft: Tensor, uniform: Tensor, noise: Tensor
+) -> list[int]:
+    """Drafted tokens up to the first rejected one, and the token that takes its place (or follows the last).
+
+    Args:
+        scores: of the model ``(1 + tokens, vocab)``. draft: probabilities ``(tokens, vocab)``. uniform, noise: a number
+            and Gumbel noise for each row of ``scores``.
+    """
+    count = len(tokens)
+    behind = int((scores[count] + noise[count]).argmax())
+    if not count:
+        return [behind]
+    drafted = torch.tensor(list(tokens), device=scores.device)  # (tokens,)
+    out, stands = reject(scores[:count].softmax(dim=-1), draft, drafted, uniform[:count], noise[:count])
+    chosen, good = out.tolist(), stands.tolist()
+    stop = next((i for i, stand in enumerate(good) if not stand), count)
+    return chosen[: stop + 1] if stop < count else [*chosen, behind]
+
+
+def _probabilities(draft: Draft, vocab: int, device: torch.device) -> Tensor:
+    """What the draft was drawn from, ``(tokens, vocab)``; a draft without probabilities is certain of its tokens."""
+    tokens = torch.tensor(list(draft.tokens), dtype=torch.long, device=device)  # (tokens,)
+    if draft.probabilities is None:
+        return torch.nn.functional.one_hot(tokens, vocab).float()
+    given = draft.probabilities.to(device)
+    if given.shape != (len(tokens), vocab):
+        raise DecodingError(f"probabilities {tuple(given.shape)} of a draft must be ({len(tokens)}, {vocab})")
+    drawn = given.gather(-1, tokens.unsqueeze(-1))  # (tokens, 1)
+    if bool((given < 0).any()) or not bool(((given.sum(dim=-1) - 1).abs() < 1e-2).all()) or bool((drawn <= 0).any()):
+        raise DecodingError(
+            "the probabilities of a draft must be what its tokens were drawn from: rows that sum to 1, positive at "
+            "the drafted token; or give none"
+        )
+    return given
+
+
+def _drafter_of(context: Context) -> Drafter:
+    """The drafter of the call, or the one that the settings name."""
+    partner = context.call.drafter
+    if partner is None:
+        return SuffixDrafter()
+    if isinstance(partner, Drafter):
+        return partner
+    raise DecodingError(
+        f"drafter={type(partner).__name__}: give 'suffix', 'self', a causal model of transformers or a "
+        "hf_hybrid.Drafter"
+    )

@@ -1,0 +1,224 @@
+"""Theorem 4: whoever drafts, the text is the one of plain decoding.
+
+Bugs these tests catch: a draft that stands behind its first wrong token; keys of a rejected draft that are still seen;
+rows of a batch that accept alike; a draft that runs over the end, over ``max_new_tokens`` or over the positions of the
+model; processors that see drafted tokens, or are called twice for one; noise that depends on the draft; a pace that
+changes the text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from hf_hybrid import Draft, Drafter, SuffixDrafter, SuffixMemory, Text, generate_many
+from tests.models_for_tests import CONTROL, MAX_POSITIONS, MODELS, PROMPTS, TEXT, VOCAB, hybrid, left_padded, words
+
+
+class Oracle(Drafter):
+    """Knows the answers, and is wrong wherever ``wrong`` says so."""
+
+    name = "oracle"
+
+    def __init__(self, answers: dict[tuple[int, ...], list[int]], wrong: float = 0.0, longest: int = 100):
+        self.answers, self.wrong, self.longest, self.draws = answers, wrong, longest, random.Random(0)
+
+    def propose(self, texts: Sequence[Text], length: int, sampler: Any) -> list[Draft]:
+        return [self.draft(text, self.draws.randint(0, min(length, self.longest))) for text in texts]
+
+    def draft(self, text: Text, length: int) -> Draft:
+        answer = self.answers[tuple(text.tokens[: text.prompt_length])]
+        done = len(text.tokens) - text.prompt_length
+        tokens = answer[done : done + length]
+        tokens += [self.draws.randrange(VOCAB) for _ in range(length - len(tokens))]  # beyond the end, too
+        return Draft([self.draws.randrange(VOCAB) if self.draws.random() < self.wrong else t for t in tokens])
+
+
+@cache
+def model(name: str = "llama") -> Any:
+    """Writes long and varied texts; an end is chosen so that the rows of the batch finish at different times."""
+    host = hybrid(name, seed=26)
+    row = host.generate(**left_padded(), max_new_tokens=30, strategy="autoregressive")[0, 8:].tolist()
+    host.generation_config.eos_token_id = [CONTROL.eos, max(set(row), key=row.index)]
+    return host
+
+
+BASE: dict[str, Any] = {**left_padded(), "max_new_tokens": 30}
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.3, "top_k": 20, "top_p": 0.95, "seed": 11}
+
+
+def plain(name: str = "llama", **arguments: Any) -> torch.Tensor:
+    return model(name).generate(**{**BASE, **arguments}, strategy="autoregressive")
+
+
+def speculative(drafter: Any, name: str = "llama", **arguments: Any) -> Any:
+    options = {"strategy": "speculative", "adaptive": False, "return_dict_in_generate": True}
+    return model(name).generate(**{**BASE, **options, **arguments}, drafter=drafter)
+
+
+def test_the_rows_finish_at_different_times() -> None:
+    lengths = [len([token for token in row if token]) for row in plain()[:, 8:].tolist()]
+    assert len({*lengths}) >= 2 and max(lengths) > 12
+
+
+def answers_of(ids: torch.Tensor, prompts: Any = PROMPTS) -> dict[tuple[int, ...], list[int]]:
+    width = max(map(len, prompts))
+    return {p: row[width:] for p, row in zip(prompts, ids.tolist(), strict=True)}
+
+
+def drafters(ids: torch.Tensor) -> dict[str, Any]:
+    """Drafters of every kind for prompts whose answers are ``ids``."""
+    memory = SuffixMemory()
+    for row in ids.tolist():
+        memory.add([token for token in row if token])
+    answers = answers_of(ids)
+    return {
+        "suffix": "suffix",
+        "memory": SuffixDrafter(memory),
+        "right": Oracle(answers),
+        "often right": Oracle(answers, wrong=0.3),
+        "wrong": Oracle(answers, wrong=1.0),
+    }
+
+
+KINDS = ("suffix", "memory", "right", "often right", "wrong")
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "min_new_tokens": {"min_new_tokens": 12},
+    "repetition_penalty": {"repetition_penalty": 1.7},
+    "no_repeat_ngram": {"no_repeat_ngram_size": 2},
+    "bad_words": {"bad_words_ids": [[22], [34, 34], [17, 18], [CONTROL.eos]]},
+    "sampled": SAMPLED,
+    "sampled with penalty": {**SAMPLED, "repetition_penalty": 1.4},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_text_of_plain_decoding(kind: str, case: str) -> None:
+    """Greedy and sampled, batches of unequal prompts, in float64."""
+    expected = plain(**CASES[case])
+    found = speculative(drafters(expected)[kind], **CASES[case])
+    assert torch.equal(found.sequences, expected)
+    tokens = sum(report.num_tokens for report in found.report)
+    stood = sum(sum(report.accepted_per_round) for report in found.report)
+    if kind == "right":
+        assert 3 * stood > tokens, "drafts stand"
+    if kind == "wrong":
+        assert sum(report.drafting.rounds for report in found.report) > tokens // 3 and 10 * stood < tokens
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ["memory", "often right"])
+def test_every_model_class(name: str, kind: str) -> None:
+    expected = plain(name)
+    assert torch.equal(speculative(drafters(expected)[kind], name).sequences, expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 24])
+def test_any_length_and_any_pace(length: int) -> None:
+    expected = plain()
+    for adaptive in (False, True):
+        drafter = Oracle(answers_of(expected), wrong=0.2)
+        found = speculative(drafter, draft_length=length, adaptive=adaptive)
+        assert torch.equal(found.sequences, expected)
+        assert all(stood <= length for report in found.report for stood in report.accepted_per_round)
+
+
+@pytest.mark.parametrize("case", ["plain", "sampled", "sampled with penalty"])
+def test_a_row_equals_its_own_batch_of_one(case: str) -> None:
+    arguments = {**CASES[case], "seed": [3, 5, 7, 1000]} if case != "plain" else {}
+    answers = answers_of(plain(**arguments))
+    together = speculative(Oracle(answers, wrong=0.3), **arguments).sequences
+    for row, prompt in enumerate(PROMPTS):
+        own = {**arguments, **left_padded((prompt,))} | ({"seed": arguments["seed"][row]} if arguments else {})
+        alone = speculative(Oracle(answers, wrong=0.3), **own).sequences[0, len(prompt) :].tolist()
+        batch = together[row, BASE["input_ids"].shape[1] :].tolist()
+        assert batch[: len(alone)] == alone and set(batch[len(alone) :]) <= {0}
+
+
+def test_a_draft_stops_at_max_new_tokens_and_at_the_positions_of_the_model() -> None:
+    for budget in (1, 2, 3, 17):
+        expected = plain(max_new_tokens=budget)
+        found = speculative(Oracle(answers_of(plain())), max_new_tokens=budget)
+        assert torch.equal(found.sequences, expected)
+    prompt = torch.tensor([[3, 7, 9] * 40])  # 120 of 128 positions
+    host = hybrid("gpt2", seed=4, favours={CONTROL.eos: -99.0})
+    expected = host.generate(prompt, strategy="autoregressive", max_new_tokens=50)
+    answer = expected[0, 120:].tolist()
+    drafter = Oracle({tuple(prompt[0].tolist()): answer})
+    found = host.generate(prompt, strategy="speculative", drafter=drafter, adaptive=False, max_new_tokens=50)
+    assert torch.equal(found, expected) and found.shape[1] == MAX_POSITIONS
+
+
+def test_ends_and_stop_strings_inside_an_accepted_draft() -> None:
+    prompt = (PROMPTS[0],)
+    ids = plain(**left_padded(prompt))
+    answer = answers_of(ids, prompt)[prompt[0]]
+    beyond = Oracle({prompt[0]: [*answer, 5, 5, 5]})  # goes on behind the end
+    assert torch.equal(speculative(beyond, **left_padded(prompt)).sequences, ids)
+    inner = [token for token in dict.fromkeys(answer) if token in TEXT]
+    assert len(answer) > 8 and len(inner) > 1
+    for token in inner[:3]:
+        stop = {"stop_strings": f"w{token:02}", "tokenizer": words()}
+        found = speculative(Oracle({prompt[0]: answer}), **left_padded(prompt), **stop).sequences[0, len(prompt[0]) :]
+        assert found.tolist() == answer[: answer.index(token) + 1]
+
+
+class Counting(LogitsProcessor):
+    """Notes the prefix of every call."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.seen.append(input_ids[0].tolist())
+        return scores
+
+
+def test_a_processor_sees_every_true_prefix_once_and_in_order() -> None:
+    prompt = (PROMPTS[2],)
+    expected = plain(**left_padded(prompt))
+    counting = Counting()
+    drafter = Oracle(answers_of(expected, prompt), wrong=0.3)
+    found = speculative(drafter, **left_padded(prompt), logits_processor=LogitsProcessorList([counting]))
+    text = found.sequences[0].tolist()
+    assert torch.equal(found.sequences, expected)
+    assert counting.seen == [text[:count] for count in range(len(prompt[0]), len(text))]
+
+
+def test_many_prompts() -> None:
+    prompts = [*PROMPTS, *PROMPTS[::-1], (9, 9, 9)]
+    options = {"max_new_tokens": 30, "batch_size": 3, "do_sample": False}
+    expected = {a.index: a.tokens for a in generate_many(model(), prompts, strategy="autoregressive", **options)}
+    drafter = SuffixDrafter(SuffixMemory())
+    found = {
+        a.index: a.tokens
+        for a in generate_many(model(), prompts, strategy="speculative", drafter=drafter, adaptive=False, **options)
+    }
+    assert found == expected and drafter.memory is not None and len(drafter.memory.texts) in (8, 9)
+
+
+def test_the_report_counts() -> None:
+    expected = plain()
+    found = speculative(Oracle(answers_of(expected), wrong=0.3, longest=5))
+    for row, report in enumerate(found.report):
+        drafting = report.drafting
+        assert drafting.drafter == "oracle" and drafting.off == drafting.probes == 0
+        assert drafting.rounds == len(report.accepted_per_round)
+        assert drafting.rounds + drafting.empty == report.num_forwards
+        assert sum(drafting.stood) == sum(report.accepted_per_round)
+        assert drafting.tried[0] == drafting.rounds and len(drafting.tried) <= 5
+        # Behind a token that fell nothing is tried, and a tried place needs the one before it to stand.
+        assert all(tried <= stood for tried, stood in zip(drafting.tried[1:], drafting.stood, strict=False))
+        assert all(0 <= share <= 1 for share in drafting.acceptance)
+        length = len([t for t in expected[row, 8:].tolist() if t])
+        assert report.num_tokens == length
+        assert set(report.seconds) >= {"prefill", "draft", "total"}
+    assert any("verify" in report.seconds for report in found.report)
