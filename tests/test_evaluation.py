@@ -32,7 +32,6 @@ from hf_hybrid.evaluation import (
     draw_frontier,
     environment,
     even_subset,
-    harness,
     measure,
     memory,
     paired_ratios,

@@ -1,9 +1,9 @@
 """Peak memory of a call.
 
-On Linux the high-water mark of the resident set (``VmHWM``) is reset before every call through ``/proc/self/clear_refs``
-and read after it; it holds weights, libraries and whatever the allocator kept from earlier calls, so differences between
-candidates are lower bounds. On a CUDA device it is torch's peak of allocated memory instead. Elsewhere nothing honest can
-be read (``getrusage`` never falls), and the value is None.
+On Linux the high-water mark of the resident set (``VmHWM``) is reset before every call through
+``/proc/self/clear_refs`` and read after it; it holds weights, libraries and whatever the allocator kept from earlier
+calls, so differences between candidates are lower bounds. On a CUDA device it is torch's peak of allocated memory
+instead. Elsewhere nothing honest can be read (``getrusage`` never falls), and the value is None.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Difference:
     """The first token in which an answer parts from plain greedy decoding, judged by one pass over prompt and answer.
 
     Attributes:
-        position: in the answer, from 0. token_deficit, reference_deficit: how far the logit of the answer's token, and of
-        that of plain decoding, lies below the largest one there; None where the answer, or plain decoding, had ended.
+        position: in the answer, from 0. token_deficit, reference_deficit: how far the logit of the answer's token, and
+        of that of plain decoding, lies below the largest there; None where the answer, or plain decoding, had ended.
         largest_deficit: of all tokens of the answer. right: True: it is within the drift of the precision.
     """
 

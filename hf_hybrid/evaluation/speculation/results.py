@@ -1,7 +1,7 @@
 """Numbers of a speculative run: per category and method, of the second pass, of batches; and their JSON.
 
-A ratio is of tokens per second to plain decoding on the same prompt in the same repeat, where the two stood side by side;
-of a prompt the median over the repeats, of a category the median over its prompts.
+A ratio is of tokens per second to plain decoding on the same prompt in the same repeat, where the two stood side by
+side; of a prompt the median over the repeats, of a category the median over its prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class SpeculationResult:
         worst_prompt, worst_ratio: the prompt with the smallest ratio. ratio_to_stock: the same to stock prompt lookup.
         gain_of_memory: of the second pass, its ratio divided by that of the first, median over prompts.
         tokens_per_second: tokens divided by seconds, sums of medians. tokens_per_pass: tokens by passes of the model.
-        accepted: mean of drafted tokens that stood, where the method says it.
+        accepted: mean of drafted tokens that stood, where the method says it. share_off: of ours, the share of the
+        passes in which drafting was switched off.
         prompts: how many. equal: with the text of plain decoding. right: equal, or right under the prefill oracle.
         differences: of the others, the first place in which they differ (``checks.Difference``).
         peak_memory_mb: largest. peak_memory_ratio: to plain decoding, median over prompts.
@@ -48,6 +49,7 @@ class SpeculationResult:
     tokens_per_second: float
     tokens_per_pass: float | None
     accepted: float | None
+    share_off: float | None
     prompts: int
     equal: int
     right: int
@@ -128,7 +130,6 @@ def _result(
     worst = min(ratios, key=lambda prompt: ratios[prompt], default=None)
     passes = [answer["passes"] for answer in answers]
     tokens = sum(len(answer["tokens"]) for answer in answers)
-    accepted = [answer["accepted"] for answer in answers if answer["accepted"] is not None]
     memory = [answer["peak_memory_mb"] for answer in answers if answer["peak_memory_mb"] is not None]
     differing = {p: d for p, repeats in own.items() for a in repeats if (d := a["difference"]) is not None}
     wrong = {p for p, repeats in own.items() for a in repeats if a["difference"] and not a["difference"]["right"]}
@@ -146,7 +147,8 @@ def _result(
         gain_of_memory=median(gains),
         tokens_per_second=_tokens_per_second(own),
         tokens_per_pass=tokens / sum(passes) if all(passes) else None,
-        accepted=sum(accepted) / len(accepted) if accepted else None,
+        accepted=_mean(answers, "accepted"),
+        share_off=_mean(answers, "share_off"),
         prompts=len(own),
         equal=len(own) - len(differing),
         right=len(own) - len(wrong),
@@ -154,6 +156,12 @@ def _result(
         peak_memory_mb=max(memory, default=None),
         peak_memory_ratio=_memory_ratio(methods[PLAIN], own),
     )
+
+
+def _mean(answers: Sequence[Line], name: str) -> float | None:
+    """Of what the answers say under that name, None when they say nothing."""
+    said = [answer[name] for answer in answers if answer[name] is not None]
+    return sum(said) / len(said) if said else None
 
 
 def _tokens_per_second(own: Answers) -> float:
