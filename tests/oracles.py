@@ -277,7 +277,9 @@ class SlowPlanned:
             self.rows += clean(plan.lead, self.rows[-1].position + 1, trunk)
             self.begin = len(self.rows)
             for part in range(len(plan.spans)):
-                entry = Plan(plan.spans[: part + 1]).render(self.control)[self._entry_end(plan, part - 1) - self.begin :]
+                entry = Plan(plan.spans[: part + 1]).render(self.control)[
+                    self._entry_end(plan, part - 1) - self.begin :
+                ]
                 self.rows += clean(entry, self.rows[-1].position + 1, self._entry_span(trunk, part))
             return plan
         state, lead = PlanState(), list[int]()

@@ -35,9 +35,9 @@ from hf_hybrid.evaluation import (
     environment,
     even_subset,
     groups_of,
-    harness,
     in_types,
     measure,
+    memory,
     paired_ratios,
     report,
     results_of,
@@ -366,13 +366,13 @@ def test_nothing_to_measure_and_equal_names_are_errors() -> None:
 
 def test_the_peak_of_memory_is_that_of_the_call() -> None:
     cpu, size = torch.device("cpu"), 64
-    harness._reset_peak(cpu)
-    before = harness._peak_mb(cpu)
+    memory.reset_peak(cpu)
+    before = memory.peak_mb(cpu)
     block = torch.ones(size * 2**18)  # float32: `size` times 2**20 bytes
-    during = harness._peak_mb(cpu)
+    during = memory.peak_mb(cpu)
     del block
-    harness._reset_peak(cpu)
-    after = harness._peak_mb(cpu)
+    memory.reset_peak(cpu)
+    after = memory.peak_mb(cpu)
     if before is None:  # no honest number on this system, and none invented
         assert during is None and after is None
     else:

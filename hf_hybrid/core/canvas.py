@@ -35,8 +35,8 @@ class Lane:
         limit: most tokens that ``tokens`` may hold. opening: how many leading tokens were given, not written.
         draft: tokens on trial in the next pass. ending: True: its end is expected right behind the draft, so no window
             stands there. trial: lanes that are expected to end with these tokens in the next pass, of which this lane
-            already reads the drafts; empty: it does not run ahead. fills: what stands in the window so far, None: still open; empty: a
-        fresh window.
+            already reads the drafts; empty: it does not run ahead.
+        fills: what stands in the window so far, None: still open; empty: a fresh window.
         part: index of the part in its round, None for the trunk. depends: lanes that must be finished before this one
         starts.
         hidden: half-open ranges of ``tokens`` that are no text (control tokens and plan).

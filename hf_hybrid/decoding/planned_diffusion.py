@@ -6,16 +6,16 @@ text may stand before, between and behind rounds, a part may outgrow its plan, a
 checked by the clean rows of the next pass, so that the text equals ``span_decoding="autoregressive"``.
 
 The trunk is a chain of lanes, one per segment: the prompt with the switch ``<par>``, and each ``<sync/>`` with what
-follows it. Between two segments stand the lanes of a round. A part reads the trunk as far as its own entry of the plan,
-so it begins when that entry stands, beside the rest of the plan: every further entry is a span of its own (in one lane),
-which the parts before it do not read.
+follows it. Between two segments stand the lanes of a round. A part reads the trunk as far as its own entry of the
+plan, so it begins when that entry stands, beside the rest of the plan: every further entry is a span of its own (in one
+lane), which the parts before it do not read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from torch import Tensor

@@ -242,7 +242,9 @@ class Strategy(ABC):
             if lane.done:
                 continue
             ids = self.forbidden(lane)
-            short = self.context.min_new_tokens - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
+            short = (
+                self.context.min_new_tokens - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
+            )
             ban, early = self._ban(ids), self._ban((*ids, *self.context.ends)) if short > 0 else 0
             for i, column in enumerate((*rows.checks, *rows.opens)):
                 bans[batch.flat(rows.line, column)] = early if i < short else ban

@@ -1,19 +1,13 @@
 """Runs the candidates on the same prompts, in the same process, prompt by prompt in a rotating order.
 
-Time: wall-clock of the whole ``generate()`` call, prefill included, tokenization left out. Memory: the peak of the
-process while it writes an answer. On Linux the high-water mark of the resident set (``VmHWM``) is reset before every
-call through ``/proc/self/clear_refs`` and read after it; it holds weights, libraries and whatever the allocator kept
-from earlier calls, so differences between candidates are lower bounds. On a CUDA device it is torch's peak of allocated
-memory instead. Elsewhere nothing honest can be read (``getrusage`` never falls), and the value is None.
+Time: wall-clock of the whole ``generate()`` call, prefill included, tokenization left out. Memory: see ``memory``.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +15,9 @@ from torch import Tensor
 
 from hf_hybrid.evaluation.candidates import Candidate
 from hf_hybrid.evaluation.coherence import Coherence, coherence
+from hf_hybrid.evaluation.memory import peak_mb, reset_peak
 from hf_hybrid.training.recipes.factbook import contradictions
 from hf_hybrid.training.recipes.sheets import TestItem, exact_match, score_fields
-
-_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Measurement:
         text: without special tokens. country: the group of the prompt. seconds: of the call, divided by the batch.
         num_tokens: new tokens, the end token included. num_forwards, num_rows: passes, and rows in them.
         seconds_to_first_text: None when it was not observed. seconds_per_stage: empty for the host.
-        peak_memory_mb: see the module, in 2**20 bytes. fields_right, fields_total: lines of the answer.
+        peak_memory_mb: see ``memory``, in 2**20 bytes. fields_right, fields_total: lines of the answer.
         right: True: the text is the answer. extended, cut, fallen_back: parts that outgrew their plan, were cut at
         their limit, or went on token by token. coherence: None when it was not asked for. contradictions, restated:
         facts that a part states otherwise than an earlier one, of those that it states again.
@@ -167,7 +160,7 @@ def answer(
         options = {"strategy": candidate.strategy, **candidate.settings}
     elif clock is not None:
         options["streamer"] = clock
-    _reset_peak(model.device)
+    reset_peak(model.device)
     started = time.perf_counter()
     output = model.generate(
         **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, **options
@@ -175,7 +168,7 @@ def answer(
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     seconds = time.perf_counter() - started
-    peak = _peak_mb(model.device)
+    peak = peak_mb(model.device)
     done: list[Measurement] = []
     for row, item in enumerate(items):
         new = _answer_tokens(output.sequences[row, width:], model, tokenizer)
@@ -258,23 +251,3 @@ def _counts(report: Any, new: list[int], prompt: int, first: float | None) -> di
         "cut": sum(span.ended == "limit" for span in report.spans),
         "fallen_back": sum("token by token" in note for note in report.fallbacks),
     }
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):  # not Linux, or forbidden: _peak_mb finds out
-        _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size
-
-
-def _peak_mb(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        with _CLEAR_REFS.open("w"):  # not writable: the mark was never reset and would only rise
-            pass
-        marks = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
-    except OSError:
-        return None
-    return int(marks[0]) / 1024 if marks else None

@@ -201,7 +201,8 @@ def test_window_decay_weighs_the_first_positions_of_a_window_most() -> None:
             rows = rows_of(plain, line)
             weight = (decayed["weight"][line] / plain["weight"][line].clamp(min=1e-9)).tolist()
             offset = {i: rows[i].position - rows[i].anchor for i, row in enumerate(rows) if row.noisy}
-            whole = {rows[i].block for i in offset if (offset[i], rows[i].token) == (0, CONTROL.async_) and form == "dense"}
+            opens = {rows[i].block for i in offset if (offset[i], rows[i].token) == (0, CONTROL.async_)}
+            whole = opens if form == "dense" else set()
             for i, row in enumerate(rows):
                 if row.span != PADDING:
                     in_order = row.noisy and row.block not in whole

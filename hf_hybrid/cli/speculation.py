@@ -1,0 +1,143 @@
+"""``hf-hybrid bench --task speculative``: speculative decoding beside plain decoding, and other packages."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hf_hybrid.cli.command import INTERRUPTED, SMOLLM2, UsageError, console, load, quiet
+
+if TYPE_CHECKING:
+    from hf_hybrid.evaluation.speculation import BatchResult, SpeculationResult
+
+PROMPTS, MAX_NEW_TOKENS, REPEATS = 20, 96, 3
+JOURNAL = Path("speculative.jsonl")
+
+
+def bench_speculation(
+    model: str | None,
+    prompts: int | None,
+    repeats: int | None,
+    journal_file: Path | None,
+    json_file: Path | None,
+    max_new_tokens: int | None,
+    machine: tuple[str, str, int | None],
+) -> None:
+    """Measure, print and write what ``bench`` was asked for.
+
+    Args:
+        prompts: of each category. machine: dtype, device, and threads of torch.
+    """
+    path = journal_file or JOURNAL
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"--journal {path}: there is no such folder")
+    interrupted = False
+    name = model or SMOLLM2
+    with quiet():
+        from hf_hybrid.evaluation import environment
+        from hf_hybrid.evaluation import speculation as task
+
+        network, tokenizer, _ = load(name, *machine)
+        found = {c.name: task.prompts_of(c, prompts or PROMPTS) for c in task.CATEGORIES}
+        bench = task.Bench(
+            network,
+            tokenizer,
+            {category: chosen for category, chosen in found.items() if chosen},
+            task.copying(task.CATEGORIES),
+            tuple(method for method in task.METHODS if method.install is None),
+            max_new_tokens or MAX_NEW_TOKENS,
+            repeats or REPEATS,
+        )
+        missing = task.absent(task.METHODS, task.CATEGORIES, found)
+        settings = {
+            "model": name,
+            "max_new_tokens": bench.max_new_tokens,
+            "prompts": {category: [prompt.name for prompt in chosen] for category, chosen in bench.prompts.items()},
+            "methods": [method.name for method in bench.methods],
+            **environment(network),
+        }
+        journal = task.Journal(path, settings)
+        try:
+            _run(bench, journal)
+        except KeyboardInterrupt:
+            interrupted = True
+        content = task.speculation_json(bench, journal, missing, name, shlex.join(["hf-hybrid", *sys.argv[1:]]))
+        results, batches = task.speculation_results(journal), task.batch_results(journal)
+    _print(content, results, batches)
+    if json_file is not None:
+        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if interrupted:
+        Console(stderr=True).print(f"interrupted; the same command goes on from {path}", markup=False)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _run(bench: Any, journal: Any) -> None:
+    from hf_hybrid.evaluation.speculation import run
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(f"{len(bench.methods)} methods", total=bench.steps)
+        run(bench, journal, lambda: bar.advance(task))
+
+
+def _print(content: dict[str, Any], results: Sequence[SpeculationResult], batches: Sequence[BatchResult]) -> None:
+    out = console()
+    device, settings = content["device"], content["settings"]
+    out.print(
+        f"{content['model']}, {device['processor']}, {device['threads']} threads, {device['dtype']}; greedy, "
+        f"at most {settings['max_new_tokens']} tokens, {settings['repeats']} repeats"
+    )
+    for line in content["absent"]:
+        out.print(f"absent: {line.get('method') or line.get('category')} ({line['install']})")
+    for category, second in dict.fromkeys((result.category, result.second) for result in results):
+        shape = content["shape"][category]
+        left_out = f", {shape['tokens_left_out']} looping tokens left out" if shape["tokens_left_out"] else ""
+        again = ", once more with the memory kept" if second else ""
+        out.print(
+            f"\n{category}{again}: {shape['prompts']} prompts of {shape['prompt_tokens']:.0f} tokens, answers of "
+            f"{shape['answer_tokens']:.0f} (medians){left_out}"
+        )
+        out.print(_table([r for r in results if (r.category, r.second) == (category, second)]))
+    for result in batches:
+        out.print(
+            f"{result.method}, {result.batches} batches of {result.batch_size}: {_number(result.ratio, 2)} times "
+            f"plain, {result.tokens_per_second:.1f} tokens/s; {result.equal} of {result.rows} rows equal to their own "
+            f"batch of one, {result.right} right"
+        )
+
+
+def _table(results: Sequence[SpeculationResult]) -> Table:
+    """One line per method; fits into 80 columns."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in ("x plain", "95 %", "worst", "x stock", "t/s", "t/pass", "equal", "right", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for r in results:
+        interval = "-" if r.ratio_interval is None else f"{r.ratio_interval[0]:.2f}-{r.ratio_interval[1]:.2f}"
+        table.add_row(
+            r.method,
+            _number(r.ratio, 2),
+            interval,
+            _number(r.worst_ratio, 2),
+            _number(r.ratio_to_stock, 2),
+            f"{r.tokens_per_second:.1f}",
+            _number(r.tokens_per_pass, 2),
+            f"{r.equal}/{r.prompts}",
+            f"{r.right}/{r.prompts}",
+            _number(r.peak_memory_ratio, 2),
+        )
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

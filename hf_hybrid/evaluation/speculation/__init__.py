@@ -1,0 +1,39 @@
+"""Speculative decoding beside plain decoding, stock prompt lookup and other packages: ``bench --task speculative``."""
+
+from hf_hybrid.evaluation.speculation.checks import Difference, difference, loop_free_length
+from hf_hybrid.evaluation.speculation.journal import Journal, JournalError
+from hf_hybrid.evaluation.speculation.measure import Bench, run
+from hf_hybrid.evaluation.speculation.methods import METHODS, Method, Written
+from hf_hybrid.evaluation.speculation.prompts import CATEGORIES, Category, Prompt, copying, prompts_of
+from hf_hybrid.evaluation.speculation.results import (
+    BatchResult,
+    SpeculationResult,
+    absent,
+    batch_results,
+    speculation_json,
+    speculation_results,
+)
+
+__all__ = [
+    "CATEGORIES",
+    "METHODS",
+    "BatchResult",
+    "Bench",
+    "Category",
+    "Difference",
+    "Journal",
+    "JournalError",
+    "Method",
+    "Prompt",
+    "SpeculationResult",
+    "Written",
+    "absent",
+    "batch_results",
+    "copying",
+    "difference",
+    "loop_free_length",
+    "prompts_of",
+    "run",
+    "speculation_json",
+    "speculation_results",
+]

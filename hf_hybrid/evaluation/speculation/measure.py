@@ -1,0 +1,196 @@
+"""Runs all methods on the same prompts in one process, interleaved prompt by prompt, and keeps a journal.
+
+Before a prompt is timed, plain greedy decoding answers it once. That answer is the reference: it says how many tokens
+the prompt is worth (up to its end, or to where it loops), and every method is asked for exactly as many. So no method
+is timed on a loop, and none writes on behind the end of the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from hf_hybrid.evaluation.memory import peak_mb, reset_peak
+from hf_hybrid.evaluation.speculation.checks import difference, loop_free_length
+from hf_hybrid.evaluation.speculation.journal import Journal, Line
+from hf_hybrid.evaluation.speculation.methods import Method, Writer, Written, padded
+from hf_hybrid.evaluation.speculation.prompts import Prompt, token_ids
+
+WARM_UP_TOKENS = 8
+BATCH = 8
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured.
+
+    Attributes:
+        model: enabled, in eval mode. tokenizer: of it. prompts: category -> its prompts. copying: categories whose
+        prompts are answered in batches too. methods: available ones, plain decoding first. max_new_tokens: longest
+        answer. repeats: of everything.
+    """
+
+    model: Any
+    tokenizer: Any
+    prompts: dict[str, list[Prompt]]
+    copying: set[str]
+    methods: tuple[Method, ...]
+    max_new_tokens: int = 96
+    repeats: int = 3
+
+    @property
+    def steps(self) -> int:
+        """How many lines a complete journal has, and so how often progress is told."""
+        prompts = sum(map(len, self.prompts.values()))
+        second = prompts if any(method.memory for method in self.methods) else 0
+        return prompts + self.repeats * (prompts + second + len(_batches(self, dict.fromkeys(self._copying(), 0))))
+
+    def _copying(self) -> list[tuple[str, str]]:
+        return [(c, p.name) for c, prompts in self.prompts.items() if c in self.copying for p in prompts]
+
+
+def run(bench: Bench, journal: Journal, progress: Progress = lambda: None) -> None:
+    """Measure what the journal lacks; Ctrl-C leaves every finished prompt in it.
+
+    Args:
+        progress: is called after every line, those that stood in the journal already included.
+    """
+    for category, prompts in bench.prompts.items():
+        for prompt in prompts:
+            if journal.get(kind="reference", category=category, prompt=prompt.name) is None:
+                journal.append(_reference(bench, prompt))
+            progress()
+    for repeat in range(bench.repeats):
+        for category, prompts in bench.prompts.items():
+            _category(bench, journal, repeat, category, prompts, progress)
+        _all_batches(bench, journal, repeat, progress)
+
+
+def _reference(bench: Bench, prompt: Prompt) -> Line:
+    """Plain greedy decoding, cut where it loops."""
+    ids = token_ids(bench.tokenizer, prompt)
+    tokens = bench.methods[0].build(bench.model)(_inputs(bench, [ids]), bench.max_new_tokens)[0].tokens
+    limit = loop_free_length(tokens)
+    about = {"kind": "reference", "category": prompt.category, "prompt": prompt.name}
+    return {**about, "ids": ids, "tokens": tokens[:limit], "left_out": len(tokens) - limit}
+
+
+def _category(
+    bench: Bench, journal: Journal, repeat: int, category: str, prompts: Sequence[Prompt], progress: Progress
+) -> None:
+    """Every prompt by every method; then once more by those that remember, beside plain decoding."""
+    writers = {method.name: method.build(bench.model) for method in bench.methods}
+    remembering = [method for method in bench.methods if method.memory]
+    passes = [(False, bench.methods)]
+    if remembering:
+        passes.append((True, (bench.methods[0], *remembering)))
+    warm = False
+    for second, methods in passes:
+        for turn, prompt in enumerate(prompts):
+            about = {"kind": "answers", "repeat": repeat, "category": category, "prompt": prompt.name}
+            about["second"] = second
+            reference = journal.get(kind="reference", category=category, prompt=prompt.name)
+            assert reference is not None  # the references were written before
+            inputs = _inputs(bench, [reference["ids"]])
+            if journal.get(**about) is not None:
+                for method in remembering:  # what a run before the interrupt had learned
+                    writers[method.name](inputs, len(reference["tokens"]))
+                progress()
+                continue
+            if not warm:
+                for method in methods:
+                    if not method.memory:
+                        writers[method.name](inputs, WARM_UP_TOKENS)
+                warm = True
+            first = (turn + repeat) % len(methods)
+            answers: dict[str, Line] = {}
+            for method in (*methods[first:], *methods[:first]):
+                written, numbers = _timed(bench.model, writers[method.name], inputs, len(reference["tokens"]))
+                answers[method.name] = _answer(bench, reference, written[0], numbers)
+            journal.append({**about, "answers": answers})
+            progress()
+
+
+def _answer(bench: Bench, reference: Line, written: Written, numbers: Line) -> Line:
+    found = difference(bench.model, reference["ids"], written.tokens, reference["tokens"])
+    judged = asdict(found) if found is not None else None
+    return {**numbers, "difference": judged, **asdict(written)}
+
+
+def _batches(bench: Bench, lengths: dict[tuple[str, str], int]) -> list[list[tuple[str, str]]]:
+    """Prompts in batches of eight, those of similar answers together, so that no row goes on for long behind its own
+    end; what is left over is left out."""
+    if not any(method.batched for method in bench.methods):
+        return []
+    order = sorted(lengths, key=lambda name: (lengths[name], name))
+    return [order[start : start + BATCH] for start in range(0, len(order) - BATCH + 1, BATCH)]
+
+
+def _all_batches(bench: Bench, journal: Journal, repeat: int, progress: Progress) -> None:
+    """The copying prompts, eight at a time, by the methods that write batches."""
+    lines = {(line["category"], line["prompt"]): line for line in journal.of_kind("reference")}
+    lengths = {name: len(line["tokens"]) for name, line in lines.items() if name[0] in bench.copying}
+    methods = [method for method in bench.methods if method.batched]
+    writers = {method.name: method.build(bench.model) for method in methods}
+    for number, names in enumerate(_batches(bench, lengths)):
+        about = {"kind": "batch", "repeat": repeat, "prompt": number}
+        if journal.get(**about) is None:
+            rows = [lines[name]["ids"] for name in names]
+            limit = min(lengths[name] for name in names)  # the shortest: no row is timed on a loop
+            first = (number + repeat) % len(methods)
+            answers = {
+                method.name: _batch(bench, writers[method.name], rows, limit, compare=repeat == 0)
+                for method in (*methods[first:], *methods[:first])
+            }
+            journal.append({**about, "rows": [list(name) for name in names], "limit": limit, "answers": answers})
+        progress()
+
+
+def _batch(bench: Bench, write: Writer, rows: Sequence[Sequence[int]], limit: int, compare: bool) -> Line:
+    """One batch by one method; ``compare``: True: every row also alone, and judged where the two differ."""
+    inputs = _inputs(bench, rows)
+    write(inputs, WARM_UP_TOKENS)
+    written, numbers = _timed(bench.model, write, inputs, limit)
+    numbers["tokens"] = [row.tokens for row in written]
+    if compare:
+        alone = [write(_inputs(bench, [ids]), limit)[0].tokens for ids in rows]
+        found = [
+            difference(bench.model, ids, row.tokens, single)
+            for ids, row, single in zip(rows, written, alone, strict=True)
+        ]
+        numbers["differences"] = [asdict(one) if one is not None else None for one in found]
+    return numbers
+
+
+def _inputs(bench: Bench, rows: Sequence[Sequence[int]]) -> Any:
+    pad = bench.tokenizer.pad_token_id
+    return padded(rows, pad if pad is not None else 0, bench.model.device)
+
+
+def _timed(model: Any, write: Writer, inputs: Any, limit: int) -> tuple[list[Written], Line]:
+    """The answers, and ``seconds``, ``passes`` of the model (None: it was not called as a whole) and peak memory."""
+    reset_peak(model.device)
+    with _counted(model) as calls:
+        started = time.perf_counter()
+        written = write(inputs, limit)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        seconds = time.perf_counter() - started
+    return written, {"seconds": seconds, "passes": len(calls) or None, "peak_memory_mb": peak_mb(model.device)}
+
+
+@contextmanager
+def _counted(model: Any) -> Iterator[list[None]]:
+    """A list that grows by one for every pass through the layers of the model."""
+    calls: list[None] = []
+    hook = model.base_model.register_forward_pre_hook(lambda *_: calls.append(None))
+    try:
+        yield calls
+    finally:
+        hook.remove()

