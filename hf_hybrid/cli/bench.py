@@ -240,14 +240,17 @@ def _groups(shape: dict[str, Any]) -> str:
 
 
 def result_table(results: Sequence[Result]) -> Table:
-    """One line per candidate; fits into 80 columns."""
+    """One line per candidate, types of weights one below the other; fits into 80 columns."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("candidate", no_wrap=True)
     for name in ("seconds", "speedup", "95 %", "t/pass", "passes", "lines", "right", "95 %"):
         table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
+    for before, result in zip((None, *results), results, strict=False):
+        if result.dtype is not None and (before is None or before.dtype != result.dtype):
+            table.add_row(f"{result.dtype}:")
+        name = result.name if result.dtype is None else result.name.rpartition(" ")[0]
         table.add_row(
-            result.name + ("*" if result.baseline else ""),
+            name + ("*" if result.baseline else ""),
             _number(result.seconds_per_answer, 3),
             _number(result.speedup, 2),
             _interval(result.speedup_interval, 1, 2),
