@@ -39,8 +39,10 @@ class ModelDrafter(Drafter):
         if not 0 <= least_chance <= 1:
             raise ValueError(f"least_chance={least_chance!r} is out of range: 0 to 1")
         self.model, self.least_chance = model, least_chance
-        self._compared = tokenizer is not None and target_tokenizer is not None
-        if self._compared and tokenizer.get_vocab() != target_tokenizer.get_vocab():
+        self._compared = False  # True: the tokenizers are known to be the same
+        if tokenizer is not None and target_tokenizer is not None:
+            self._compared = tokenizer.get_vocab() == target_tokenizer.get_vocab()
+        if tokenizer is not None and target_tokenizer is not None and not self._compared:
             raise DrafterError(
                 "the drafter has another tokenizer than the model; take one of the same family, or drafter='suffix'"
             )
