@@ -1,9 +1,9 @@
 """``bench --task speculative``: what is timed, what is left out, and what an answer is held against.
 
 Bugs these tests catch: a method timed on a loop, or on tokens that another did not write; a ratio upside down, or of
-means; a warm-up that is counted; an order that favours one method; a memory that is empty, or of another category, after
-an interrupt; a file of other settings continued; a wrong token forgiven, or a tie blamed; another package called without
-the end token.
+means; a warm-up that is counted; an order that favours one method; a memory that is empty, or of another category,
+after an interrupt; a file of other settings continued; a wrong token forgiven, or a tie blamed; another package called
+without the end token.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def test_methods_take_turns_and_none_is_asked_for_a_loop(tmp_path: Path) -> None
     references = {line["prompt"]: line for line in journal.of_kind("reference")}
     assert [len(references[p]["tokens"]) for p in ("abcdefgh", "hgfedcbaxy")] == [24, 28]
     assert [references[p]["left_out"] for p in ("abcdefgh", "hgfedcbaxy")] == [36, 32]
-    assert [call for call in script.log if call[1] == "abcdefgh"][0] == ("plain", "abcdefgh", 60)
+    assert next(call for call in script.log if call[1] == "abcdefgh") == ("plain", "abcdefgh", 60)
     timed = {limit for name, text, limit in script.log if text == "abcdefgh"} - {60, 8}
     assert timed == {24}
     line = journal.get(kind="answers", repeat=0, category="question", prompt="abcdefgh", second=False)
