@@ -8,12 +8,14 @@ from hf_hybrid.core.plan import PlanError as PlanError
 from hf_hybrid.core.plan import Span as Span
 from hf_hybrid.decoding import Answer as Answer
 from hf_hybrid.decoding import DecodingError as DecodingError
+from hf_hybrid.decoding import DiffusionDrafter as DiffusionDrafter
 from hf_hybrid.decoding import Draft as Draft
 from hf_hybrid.decoding import Drafter as Drafter
 from hf_hybrid.decoding import DrafterError as DrafterError
 from hf_hybrid.decoding import GenerationReport as GenerationReport
 from hf_hybrid.decoding import HybridGenerateOutput as HybridGenerateOutput
 from hf_hybrid.decoding import MemoryFileError as MemoryFileError
+from hf_hybrid.decoding import ModelDrafter as ModelDrafter
 from hf_hybrid.decoding import PlanLogitsProcessor as PlanLogitsProcessor
 from hf_hybrid.decoding import Sampler as Sampler
 from hf_hybrid.decoding import SuffixDrafter as SuffixDrafter
@@ -38,6 +40,7 @@ __all__ = [
     "AutoHybridModelForCausalLM",
     "ControlTokens",
     "DecodingError",
+    "DiffusionDrafter",
     "Draft",
     "Drafter",
     "DrafterError",
@@ -45,6 +48,7 @@ __all__ = [
     "HybridGenerateOutput",
     "HybridGenerationMixin",
     "MemoryFileError",
+    "ModelDrafter",
     "Plan",
     "PlanError",
     "PlanLogitsProcessor",

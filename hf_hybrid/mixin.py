@@ -26,7 +26,7 @@ from transformers import (
 
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, settings_for, stored_strategy
 from hf_hybrid.core.plan import Plan
-from hf_hybrid.decoding import Call, decode
+from hf_hybrid.decoding import Call, ModelDrafter, decode
 from hf_hybrid.models.vocabulary import control_tokens
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def host_arguments(
     checked = settings_for(name, settings, stored)
     if plan is not None and name != "planned_diffusion":
         raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
-    drafter = _take_drafter(arguments, name, partner)
+    drafter = _take_drafter(arguments, name, partner, "drafter" in settings)
     _refuse(model, arguments, name)
 
     tokenizer = arguments.pop("tokenizer", None)
@@ -270,15 +270,17 @@ def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
     return next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
 
 
-def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any) -> Any:
+def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any, named: bool) -> Any:
     """The drafter of the call: ``drafter=`` or, for ``speculative``, its other name ``assistant_model=``."""
     if strategy != "speculative":
         if partner is not None:
             raise UnsupportedCallError(f"drafter= needs strategy='speculative', not {strategy!r}")
         return None
-    assistant = arguments.pop("assistant_model", None)
-    if assistant is not None and partner is not None:
+    assistant, tokenizer = (arguments.pop(key, None) for key in ("assistant_model", "assistant_tokenizer"))
+    if assistant is not None and (partner is not None or named):
         raise UnsupportedCallError("assistant_model= and drafter= are two drafters; leave one out")
+    if assistant is not None and tokenizer is not None:
+        return ModelDrafter(assistant, tokenizer=tokenizer, target_tokenizer=arguments.get("tokenizer"))
     return assistant if partner is None else partner
 
 

@@ -145,6 +145,16 @@ def test_generate_writes_the_text_of_the_model(folder: Path) -> None:
     assert call("generate", prompt, *flags).output.rstrip() == text.rstrip()
 
 
+@pytest.mark.parametrize("drafter", ["suffix", "self"])
+def test_generate_speculatively(folder: Path, drafter: str) -> None:
+    flags = ["generate", "Area: 5 Area: 5", "--model", folder, "--max-new-tokens", 16, "--json"]
+    plain = json.loads(call(*flags, "--strategy", "autoregressive").output)
+    content = json.loads(call(*flags, "--strategy", "speculative", "--drafter", drafter, "--no-adaptive").output)
+    # Untrained weights in float32: a tie would be a chance of one in a million.
+    assert content["text"] == plain["text"] and content["report"]["drafting"]["drafter"] == drafter
+    assert plain["report"]["drafting"] is None
+
+
 def test_generate_reads_a_prompt_from_anywhere(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("Area: 5\n")
     flags = ["--model", folder, "--max-new-tokens", 12, "--strategy", "autoregressive"]

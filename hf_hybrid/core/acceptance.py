@@ -35,7 +35,9 @@ def matching_prefix(draft: Tensor, target: Tensor, drafted: Tensor) -> Tensor:
     return equal.long().cumprod(dim=-1).sum(dim=-1)
 
 
-def keyed_noise(seed: int, positions: Sequence[int], vocab: int, device: torch.device | str = "cpu") -> Tensor:
+def keyed_noise(
+    seed: int | Sequence[int], positions: Sequence[int], vocab: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Standard Gumbel noise that is a pure function of seed, position and token id.
 
     Row i is the SplitMix64 stream (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014) whose
@@ -44,7 +46,7 @@ def keyed_noise(seed: int, positions: Sequence[int], vocab: int, device: torch.d
     generator keeps the low 32 bits of its seed.
 
     Args:
-        seed: any whole number, taken modulo 2^64.
+        seed: any whole number, taken modulo 2^64; or one for each position.
         positions: places in the answer, one per row.
         vocab: number of token ids.
         device: where the noise is made.
@@ -53,7 +55,8 @@ def keyed_noise(seed: int, positions: Sequence[int], vocab: int, device: torch.d
         float32 ``(positions, vocab)``, ``-log(-log(u))`` with u uniform on (0, 1) in float64, hence finite, from -3.7
         to 36.8.
     """
-    base = _mix(torch.tensor(_signed(seed + _GOLDEN), dtype=torch.long, device=device))  # ()
+    seeds = [seed] if isinstance(seed, int) else seed
+    base = _mix(torch.tensor([_signed(s + _GOLDEN) for s in seeds], dtype=torch.long, device=device))  # (1,) or alike
     place = torch.tensor([_signed(p) for p in positions], dtype=torch.long, device=device)  # (positions,)
     state = _mix(base + place * _signed(_GOLDEN))  # (positions,)
     step = torch.arange(1, vocab + 1, dtype=torch.long, device=device) * _signed(_GOLDEN)  # (vocab,)
@@ -106,8 +109,8 @@ def reject(target: Tensor, draft: Tensor, tokens: Tensor, uniform: Tensor, noise
     return torch.where(stands, tokens, redrawn), stands
 
 
-def keyed_uniform(seed: int, positions: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Numbers in (0, 1), float32 ``(positions,)``, a pure function of seed and position."""
+def keyed_uniform(seed: int | Sequence[int], positions: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Numbers in (0, 1), float32 ``(positions,)``, a pure function of seed and position, as in ``keyed_noise``."""
     return torch.exp(-torch.exp(-keyed_noise(seed, positions, 1, device)[:, 0]))
 
 

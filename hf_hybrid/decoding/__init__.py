@@ -1,7 +1,9 @@
 """Decoding: ids in, ids out. Strategies stand in the literal table ``STRATEGIES``."""
 
+from hf_hybrid.decoding.drafters.diffusion import DiffusionDrafter
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
+from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.engine import STRATEGIES, decode
 from hf_hybrid.decoding.output import Answer, DraftingReport, GenerationReport, HybridGenerateOutput, SpanReport
@@ -14,6 +16,7 @@ __all__ = [
     "Call",
     "Context",
     "DecodingError",
+    "DiffusionDrafter",
     "Draft",
     "Drafter",
     "DrafterError",
@@ -21,6 +24,7 @@ __all__ = [
     "GenerationReport",
     "HybridGenerateOutput",
     "MemoryFileError",
+    "ModelDrafter",
     "PlanLogitsProcessor",
     "Processors",
     "Sampler",

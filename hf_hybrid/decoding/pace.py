@@ -104,10 +104,11 @@ class Pace:
         assert first is not None
         if best[1] and best[0] >= _GAIN * without[0]:
             return best[1], False
-        loss = first[2] - plain  # if nothing stands
-        if self.lost + loss <= PROBE_SHARE * self.spent:
-            return first[1], True
-        return 0, False
+        return (first[1], True) if self.may_lose(first[2] - plain) else (0, False)
+
+    def may_lose(self, seconds: float) -> bool:
+        """True: a probe that loses so much is within its share."""
+        return self.lost + seconds <= PROBE_SHARE * self.spent
 
     def note(self, seconds: float, probed: bool, plain: float, written: float) -> None:
         """A pass took ``seconds`` and wrote ``written`` tokens per batch row; one without a draft takes ``plain``."""

@@ -59,7 +59,5 @@ class DraftSampler:
     def _noise(self, texts: Sequence[Text], ahead: int) -> Tensor:
         """Gumbel noise ``(texts, vocab)`` of the positions that are drawn."""
         salt = DRAW if self._rejection else 0
-        rows = [
-            keyed_noise(text.seed ^ salt, [len(text.tokens) + ahead], self._vocab_size, self._device) for text in texts
-        ]
-        return torch.cat(rows)
+        places = [len(text.tokens) + ahead for text in texts]
+        return keyed_noise([text.seed ^ salt for text in texts], places, self._vocab_size, self._device)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.config import SpeculativeSettings
-from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject
+from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject, sample
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
+from hf_hybrid.decoding.drafters.model import ModelDrafter
+from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.output import DraftingReport
 from hf_hybrid.decoding.pace import Acceptance, Pace
@@ -41,8 +43,9 @@ class Speculative(Strategy):
         self.rejecting = context.sampling and settings.acceptance == "rejection"
         # Under rejection the length of a draft changes the text (not its law), so that time may not choose it.
         self.adaptive = settings.adaptive and not self.rejecting
-        self.drafter = _drafter_of(context)
+        self.drafter = _drafter_of(context, settings)
         self.drafter.prepare(context.runner.model, context.vocab_size, context.runner.batch_size)
+        self._window = self.drafter.window if isinstance(self.drafter, SelfDrafter) else 0
         self.sampler = DraftSampler(
             context.processors,
             context.vocab_size,
@@ -59,6 +62,7 @@ class Speculative(Strategy):
         self.trials: dict[int, Draft] = {}  # canvas -> its draft in the coming pass
         self.probing = False
         self.written = 0  # tokens that the present pass settles, over all lanes
+        self._rejected: tuple[Pass | None, dict[LaneRows, list[int]]] = (None, {})
         self.broken = ""  # why drafting is switched off for the rest of the call
         self.seconds_per_token = 0.0
 
@@ -67,6 +71,7 @@ class Speculative(Strategy):
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt."""
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
+        trunk.window = self._window
         canvas.lanes.append(trunk)
         text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
         self.texts[canvas.row], self.own[canvas.row] = text, Acceptance()
@@ -97,6 +102,8 @@ class Speculative(Strategy):
 
     def draft(self, canvas: Canvas, lane: Lane, proposed: list[int]) -> list[int]:
         """None yet: drafts of all lanes are made together, before the next pass."""
+        if isinstance(self.drafter, SelfDrafter):
+            self.drafter.offer(canvas.row, proposed)
         return []
 
     def prepare(self, canvases: list[Canvas]) -> None:
@@ -107,7 +114,7 @@ class Speculative(Strategy):
         texts = [self.texts[canvas.row] for canvas in canvases]
         for text, lane in zip(texts, lanes, strict=True):
             text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
-        drafts, length = self._drafts(texts, [len(lane.pending) for lane in lanes])
+        drafts, length = self._drafts(texts, [len(lane.pending) + lane.open_length for lane in lanes])
         for canvas, lane, text, draft in zip(canvases, lanes, texts, drafts, strict=True):
             trial = self._trial(canvas, text, draft, length)
             self.trials[canvas.row] = trial
@@ -115,9 +122,12 @@ class Speculative(Strategy):
             report = self.reports[canvas.row].drafting
             assert report is not None
             if not trial.tokens:
-                off = length == 0 and text.room > 0 and (len(draft.tokens) > 0 or self.drafter.costly)
+                had = len(draft.tokens) > 0 or self.drafter.costly or lane.window < self._window
+                off = length == 0 and text.room > 0 and had and not self.broken
                 report.off, report.empty = report.off + off, report.empty + (not off)
             report.probes += self.probing and bool(trial.tokens)
+        if isinstance(self.drafter, SelfDrafter) and self.adaptive:
+            self._open_windows(lanes, self.drafter)
         seconds = time.perf_counter() - started
         for canvas in canvases:
             spent = self.reports[canvas.row].seconds
@@ -148,7 +158,8 @@ class Speculative(Strategy):
         if len(drafts) != len(texts):
             raise DecodingError(f"{self.drafter.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
         longest = max(len(draft.tokens) for draft in drafts)
-        if self.drafter.costly and longest:
+        # Not with the first draft of a text: the drafter has to read the prompt for it.
+        if self.drafter.costly and longest and all(text.row in self.trials for text in texts):
             measured = (time.perf_counter() - started) / longest
             self.seconds_per_token += (measured - self.seconds_per_token) * (0.2 if self.seconds_per_token else 1.0)
         if self.adaptive and not self.drafter.costly:
@@ -156,6 +167,17 @@ class Speculative(Strategy):
             chances = [self._chances(text, draft) for text, draft in zip(texts, cut, strict=True)]
             length, self.probing = self.pace.choose(rows, chances)
         return drafts, length
+
+    def _open_windows(self, lanes: Sequence[Lane], drafter: SelfDrafter) -> None:
+        """Carry windows in the coming pass if what they draft pays, or to see whether it does."""
+        rows = len(lanes)
+        plain = self.pace.price(rows)
+        carried = self.pace.price(round(rows * (drafter.window + drafter.written)))
+        pays = drafter.written * plain >= carried
+        if not pays and not self.probing:
+            self.probing = self.pace.may_lose(2 * (carried - plain))  # one pass drafts, the next one checks
+        for lane in lanes:
+            lane.window = drafter.window if pays or self.probing else 0
 
     def _chances(self, text: Text, draft: Draft) -> list[float]:
         """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
@@ -208,53 +230,70 @@ class Speculative(Strategy):
         """By equality; with ``acceptance="rejection"`` by the probabilities of drafter and model."""
         if not self.rejecting:
             return super().check(rows, batch, scored)
+        if self.context.processors.needs_prefix:
+            return self._reject_in_order(rows, batch, scored)
+        if self._rejected[0] is not batch:
+            every = [r for r in batch.lanes if r.checks and not r.lane.done]
+            self._rejected = (batch, self._reject_all(every, batch, scored.processed))
+        return self._rejected[1][rows]
+
+    def _reject_all(self, lanes: Sequence[LaneRows], batch: Pass, scores: Tensor) -> dict[LaneRows, list[int]]:
+        """For each lane the drafted tokens up to the first rejected one, and the token that takes its place (or that
+        follows the last); one operation for all lanes.
+
+        Args:
+            scores: of the model ``(active * keep, vocab)``, processed.
+        """
+        places = [batch.flat(r.line, c) for r in lanes for c in r.checks]
+        at = [r.lane.end + i for r in lanes for i in range(len(r.checks))]
+        seeds = [r.canvas.seed for r in lanes for _ in r.checks]
+        device, vocab = scores.device, scores.shape[-1]
+        target = scores[places].softmax(dim=-1)  # (rows, vocab)
+        noise = keyed_noise([seed ^ _REDRAW for seed in seeds], at, vocab, device)  # (rows, vocab)
+        uniform = keyed_uniform([seed ^ _ACCEPT for seed in seeds], at, device)  # (rows,)
+        trials = [self.trials[r.canvas.row] for r in lanes]
+        index = [i for i, (r, c) in enumerate((r, c) for r in lanes for c in r.checks) if c != r.checks[-1]]
+        tokens = [token for trial in trials for token in trial.tokens]
+        out = sample(target.log(), noise)  # (rows,)
+        good = torch.zeros(len(places), dtype=torch.bool, device=device)  # (rows,), True: a drafted token stands
+        if index:
+            drafted = torch.cat([_probabilities(trial, vocab, device) for trial in trials if trial.tokens])
+            given = torch.tensor(tokens, device=device)
+            out[index], good[index] = reject(target[index], drafted, given, uniform[index], noise[index])
+        chosen, stands = out.tolist(), good.tolist()
+        found: dict[LaneRows, list[int]] = {}
+        begin = 0
+        for rows in lanes:
+            end = begin + len(rows.checks)
+            stop = next(i for i in range(begin, end) if not stands[i])  # the last row has no drafted token
+            found[rows] = chosen[begin : stop + 1]
+            begin = end
+        return found
+
+    def _reject_in_order(self, rows: LaneRows, batch: Pass, scored: Scored) -> list[int]:
+        """The same for one lane, with processors that need a true prefix: one call per emitted token."""
         lane, draft = rows.lane, self.trials[rows.canvas.row]
         places = [batch.flat(rows.line, c) for c in rows.checks]
         at = [lane.end + i for i in range(len(places))]
-        device, vocab = scored.raw.device, scored.raw.shape[-1]
-        seed = rows.canvas.seed
+        device, vocab, seed = scored.raw.device, scored.raw.shape[-1], rows.canvas.seed
         uniform = keyed_uniform(seed ^ _ACCEPT, at, device)  # (1 + draft,)
         noise = keyed_noise(seed ^ _REDRAW, at, vocab, device)  # (1 + draft, vocab)
         drafted = _probabilities(draft, vocab, device)  # (draft, vocab)
-        if not self.context.processors.needs_prefix:
-            scores = scored.processed[places]
-            return _settle_by_rejection(scores, draft.tokens, drafted, uniform, noise)
+        given = torch.tensor(list(draft.tokens), dtype=torch.long, device=device)  # (draft,)
         process, ids = self.process_in_order(rows), prefix_of(rows.canvas, lane)
         checked: list[int] = []
         for i, place in enumerate(places):
             history = torch.tensor([ids], device=device)  # (1, length)
-            scores = process(history, scored.raw[place : place + 1].clone())  # (1, vocab)
+            target = process(history, scored.raw[place : place + 1].clone()).softmax(dim=-1)  # (1, vocab)
             one = slice(i, i + 1)
-            # Without a drafted token the one score is that of the last row, which only draws.
-            both = scores.expand(2, -1) if i < len(draft.tokens) else scores
-            settled = _settle_by_rejection(
-                both, draft.tokens[one], drafted[one], uniform[one], noise[one].expand(len(both), -1)
-            )
-            checked.append(settled[0])
-            if i >= len(draft.tokens) or settled[0] != draft.tokens[i]:
+            if i == len(given):
+                return [*checked, int(sample(target.log(), noise[one]))]
+            out, stands = reject(target, drafted[one], given[one], uniform[one], noise[one])
+            checked.append(int(out))
+            if not bool(stands):
                 break
-            ids.append(settled[0])
+            ids.append(checked[-1])
         return checked
-
-
-def _settle_by_rejection(
-    scores: Tensor, tokens: Sequence[int], draft: Tensor, uniform: Tensor, noise: Tensor
-) -> list[int]:
-    """Drafted tokens up to the first rejected one, and the token that takes its place (or follows the last).
-
-    Args:
-        scores: of the model ``(1 + tokens, vocab)``. draft: probabilities ``(tokens, vocab)``. uniform, noise: a number
-            and Gumbel noise for each row of ``scores``.
-    """
-    count = len(tokens)
-    behind = int((scores[count] + noise[count]).argmax())
-    if not count:
-        return [behind]
-    drafted = torch.tensor(list(tokens), device=scores.device)  # (tokens,)
-    out, stands = reject(scores[:count].softmax(dim=-1), draft, drafted, uniform[:count], noise[:count])
-    chosen, good = out.tolist(), stands.tolist()
-    stop = next((i for i, stand in enumerate(good) if not stand), count)
-    return chosen[: stop + 1] if stop < count else [*chosen, behind]
 
 
 def _probabilities(draft: Draft, vocab: int, device: torch.device) -> Tensor:
@@ -274,13 +313,22 @@ def _probabilities(draft: Draft, vocab: int, device: torch.device) -> Tensor:
     return given
 
 
-def _drafter_of(context: Context) -> Drafter:
+def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
     """The drafter of the call, or the one that the settings name."""
-    partner = context.call.drafter
-    if partner is None:
-        return SuffixDrafter()
+    partner, control = context.call.drafter, context.call.control
     if isinstance(partner, Drafter):
         return partner
+    if isinstance(partner, torch.nn.Module):
+        return ModelDrafter(partner)
+    if partner is None and settings.drafter == "suffix":
+        return SuffixDrafter()
+    if partner is None and control is not None:
+        return SelfDrafter(control, settings.window_length)
+    if partner is None:
+        raise DecodingError(
+            "drafter='self' needs a mask token, and the model has none; take drafter='suffix', or add one with "
+            "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
+        )
     raise DecodingError(
         f"drafter={type(partner).__name__}: give 'suffix', 'self', a causal model of transformers or a "
         "hf_hybrid.Drafter"

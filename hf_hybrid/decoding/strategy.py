@@ -255,16 +255,20 @@ class Strategy(ABC):
         if not self.context.sampling:
             return None
         noise = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
+        columns: list[int] = []
+        seeds: list[int] = []
+        keys: list[int] = []
         for rows in batch.lanes:
             if rows.lane.done:
                 continue
             lane = rows.lane
             # A clean row predicts the position behind it, a noisy row its own: checks and window line up.
             at = [lane.end + i for i in range(len(rows.checks))] + [lane.anchor + i for i in range(len(rows.opens))]
-            columns = [batch.flat(rows.line, c) for c in (*rows.checks, *rows.opens)]
-            if columns:
-                keys = [(lane.span << 32) + position for position in at]
-                noise[columns] = keyed_noise(rows.canvas.seed, keys, flat.shape[-1], flat.device)
+            columns += [batch.flat(rows.line, c) for c in (*rows.checks, *rows.opens)]
+            seeds += [rows.canvas.seed] * len(at)
+            keys += [(lane.span << 32) + position for position in at]
+        if columns:
+            noise[columns] = keyed_noise(seeds, keys, flat.shape[-1], flat.device)
         return noise
 
     def _choose(self, flat: Tensor, batch: Pass, noise: Tensor | None) -> tuple[list[int], dict[LaneRows, Window]]:

@@ -36,6 +36,8 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("planned_verified", "planned_diffusion", _VERIFIED, equals="span_autoregressive"),
     Candidate("planned_unverified", "planned_diffusion", _UNVERIFIED),
     Candidate("block_diffusion", "block_diffusion"),
+    Candidate("speculative_suffix", "speculative", {"drafter": "suffix"}, equals="autoregressive"),
+    Candidate("speculative_self", "speculative", {"drafter": "self", "window_length": 12}, equals="autoregressive"),
 )
 """The default comparison."""
 

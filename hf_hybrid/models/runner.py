@@ -186,6 +186,14 @@ class Runner:
         self._pending = None
         self._slots.hold(done.rows, done.slots, stays, done.first)
 
+    def rewind(self, row: int, position: int) -> None:
+        """Batch row ``row`` forgets its committed rows at ``position`` and behind it."""
+        if self._pending is not None:
+            raise ValueError("commit() the last pass before a batch row is rewound")
+        if not 0 <= row < self.active or position < 0:
+            raise ValueError(f"batch row {row}, position {position}: rows are 0 to {self.active - 1}, positions from 0")
+        self._slots.forget(row, position)
+
     def leave(self, row: int) -> int:
         """Batch row ``row`` is finished: it and the last active one change places (counters and spans too).
 

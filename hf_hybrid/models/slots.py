@@ -162,6 +162,18 @@ class Slots:
         self.depends[row] = _related(1, self.num_spans)[0]
         self._drawn = 0
 
+    def forget(self, row: int, position: int) -> None:
+        """Batch row ``row`` holds nothing at ``position`` or behind it."""
+        top = int(self.top[row])
+        gone = np.flatnonzero((self.span[row, :top] != PADDING) & (self.position[row, :top] >= position))
+        if not gone.size:
+            return
+        self.span[row, gone] = PADDING
+        self.count[row] -= gone.size
+        self.top[row] = int(np.flatnonzero(self.span[row, :top] != PADDING).max(initial=-1)) + 1
+        np.minimum(self._reach[row], position, out=self._reach[row])
+        self._drawn = min(self._drawn, int(gone[0]))
+
     def grow(self, capacity: int) -> None:
         """Follow the capacity of the cache."""
         more = capacity - self.span.shape[1]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_hybrid.core.acceptance import keyed_noise, matching_prefix, sample
+from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, matching_prefix, sample
 
 WORD = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -80,6 +80,15 @@ def test_noise_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(keyed_noise(3, [12, 4], 50), whole[[12, 4]])
     assert torch.equal(keyed_noise(3, range(20), 20), whole[:, :20])
     assert keyed_noise(3, [], 50).shape == (0, 50)
+
+
+def test_a_seed_for_every_position() -> None:
+    both = keyed_noise([3, 9], [7, 4], 50)
+    assert torch.equal(both, torch.cat([keyed_noise(3, [7], 50), keyed_noise(9, [4], 50)]))
+    uniform = keyed_uniform(3, range(2000))
+    assert float(uniform.min()) > 0 and float(uniform.max()) < 1
+    # Mean 1/2, variance 1/12; 5 standard errors: a false alarm in 1.7 million.
+    assert abs(float(uniform.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / 2000)
 
 
 def test_noise_differs_by_seed_and_position() -> None:

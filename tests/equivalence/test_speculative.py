@@ -17,8 +17,20 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from hf_hybrid import Draft, Drafter, SuffixDrafter, SuffixMemory, Text, generate_many
-from tests.models_for_tests import CONTROL, MAX_POSITIONS, MODELS, PROMPTS, TEXT, VOCAB, hybrid, left_padded, words
+from hf_hybrid import DiffusionDrafter, Draft, Drafter, ModelDrafter, SuffixDrafter, SuffixMemory, Text, generate_many
+from tests.models_for_tests import (
+    CONTROL,
+    MAX_POSITIONS,
+    MODELS,
+    PROMPTS,
+    TEXT,
+    VOCAB,
+    hybrid,
+    left_padded,
+    tiny,
+    words,
+    writer,
+)
 
 
 class Oracle(Drafter):
@@ -84,10 +96,27 @@ def drafters(ids: torch.Tensor) -> dict[str, Any]:
         "right": Oracle(answers),
         "often right": Oracle(answers, wrong=0.3),
         "wrong": Oracle(answers, wrong=1.0),
+        "self": "self",
+        "model": ModelDrafter(smaller(), least_chance=0.0),
+        "same model": ModelDrafter(model(), least_chance=0.0),
+        "diffusion": DiffusionDrafter(model(), window=4, least_chance=0.0),
     }
 
 
-KINDS = ("suffix", "memory", "right", "often right", "wrong")
+@cache
+def smaller() -> Any:
+    """One layer, and a vocabulary that is padded otherwise."""
+    host = tiny("llama", seed=9, num_hidden_layers=1, vocab_size=VOCAB + 3)
+    source, weight = model().get_output_embeddings(), host.get_output_embeddings().weight
+    with torch.no_grad():  # the head of the larger one, so that some drafts are right
+        weight[:VOCAB] = source.weight
+        host.get_input_embeddings().weight[:VOCAB] = model().get_input_embeddings().weight
+    host.get_output_embeddings().bias = torch.nn.Parameter(torch.cat([source.bias.detach(), torch.zeros(3)]).double())
+    host.generation_config.eos_token_id = model().generation_config.eos_token_id
+    return host
+
+
+KINDS = ("suffix", "memory", "right", "often right", "wrong", "self", "model", "same model", "diffusion")
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "min_new_tokens": {"min_new_tokens": 12},
@@ -108,14 +137,14 @@ def test_the_text_of_plain_decoding(kind: str, case: str) -> None:
     assert torch.equal(found.sequences, expected)
     tokens = sum(report.num_tokens for report in found.report)
     stood = sum(sum(report.accepted_per_round) for report in found.report)
-    if kind == "right":
+    if kind in ("right", "same model"):
         assert 3 * stood > tokens, "drafts stand"
     if kind == "wrong":
         assert sum(report.drafting.rounds for report in found.report) > tokens // 3 and 10 * stood < tokens
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("kind", ["memory", "often right"])
+@pytest.mark.parametrize("kind", ["memory", "often right", "self"])
 def test_every_model_class(name: str, kind: str) -> None:
     expected = plain(name)
     assert torch.equal(speculative(drafters(expected)[kind], name).sequences, expected)
@@ -163,12 +192,14 @@ def test_ends_and_stop_strings_inside_an_accepted_draft() -> None:
     answer = answers_of(ids, prompt)[prompt[0]]
     beyond = Oracle({prompt[0]: [*answer, 5, 5, 5]})  # goes on behind the end
     assert torch.equal(speculative(beyond, **left_padded(prompt)).sequences, ids)
+    host, options = writer(False), {**SAMPLED, "max_new_tokens": 30}
+    answer = host.generate(torch.tensor(prompt), strategy="autoregressive", **options)[0, len(prompt[0]) :].tolist()
     inner = [token for token in dict.fromkeys(answer) if token in TEXT]
-    assert len(answer) > 8 and len(inner) > 1
-    for token in inner[:3]:
-        stop = {"stop_strings": f"w{token:02}", "tokenizer": words()}
-        found = speculative(Oracle({prompt[0]: answer}), **left_padded(prompt), **stop).sequences[0, len(prompt[0]) :]
-        assert found.tolist() == answer[: answer.index(token) + 1]
+    assert len(inner) > 3
+    for token in inner[1:4]:
+        stop = {"stop_strings": f"w{token:02}", "tokenizer": words(), "drafter": Oracle({prompt[0]: answer})}
+        found = host.generate(torch.tensor(prompt), strategy="speculative", adaptive=False, **options, **stop)
+        assert found[0, len(prompt[0]) :].tolist() == answer[: answer.index(token) + 1]
 
 
 class Counting(LogitsProcessor):
@@ -202,7 +233,51 @@ def test_many_prompts() -> None:
         a.index: a.tokens
         for a in generate_many(model(), prompts, strategy="speculative", drafter=drafter, adaptive=False, **options)
     }
-    assert found == expected and drafter.memory is not None and len(drafter.memory.texts) in (8, 9)
+    whole = {(*prompt, *expected[index]) for index, prompt in enumerate(prompts)}
+    assert found == expected and drafter.memory is not None
+    assert {tuple(text) for text in drafter.memory.texts} == whole
+
+
+@pytest.mark.parametrize("kind", ["self", "model", "diffusion"])
+def test_many_prompts_with_drafters_that_keep_a_cache(kind: str) -> None:
+    prompts = [*PROMPTS, *PROMPTS[::-1], (9, 9, 9)]
+    options = {"max_new_tokens": 20, "batch_size": 3, "do_sample": False}
+    expected = {a.index: a.tokens for a in generate_many(model(), prompts, strategy="autoregressive", **options)}
+    drafter = drafters(plain())[kind]
+    answers = generate_many(model(), prompts, strategy="speculative", drafter=drafter, adaptive=False, **options)
+    assert {a.index: a.tokens for a in answers} == expected
+
+
+def test_the_same_model_drafts_what_it_would_write() -> None:
+    """Sampled: with the noise of the check a right drafter is never wrong."""
+    for arguments in ({}, SAMPLED):
+        expected = plain(**arguments)
+        found = speculative(ModelDrafter(model(), least_chance=0.0), draft_length=5, **arguments)
+        assert torch.equal(found.sequences, expected)
+        for report in found.report:
+            whole = report.accepted_per_round[:-1]  # the last round may end with the text
+            assert whole == [5] * len(whole)
+
+
+def test_a_diffusion_model_drafts_a_block_in_one_pass() -> None:
+    """Its first token is that of its clean row: from the model itself, always right."""
+    expected, drafter = plain(), DiffusionDrafter(model(), window=4, least_chance=0.0)
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    hook = model().model.register_forward_pre_hook(count)
+    try:
+        found = speculative(drafter)
+    finally:
+        hook.remove()
+    assert torch.equal(found.sequences, expected)
+    for report in found.report:
+        assert all(stood >= 1 for stood in report.accepted_per_round[:-1])
+        assert report.drafting.rounds > 0
+    assert passes <= 2 * max(report.num_forwards for report in found.report)
 
 
 def test_the_report_counts() -> None:

@@ -64,6 +64,34 @@ def test_row_cache_equals_dynamic_cache_token_by_token(name: str, attention: str
     torch.testing.assert_close(torch.cat(got), host_logits(model, steps), rtol=0, atol=ATTENTION[attention][1])
 
 
+@torch.no_grad()
+def test_a_rewound_row_equals_a_fresh_one():
+    """Two batch rows of different lengths, each rewound to another place; only what stands is seen afterwards."""
+    model = tiny("llama")
+    texts = [PROMPT + MORE, MORE[:3] + PROMPT]
+    runner = Runner(model, 2, capacity=4)
+    for begin, end in ((0, 4), (4, 8)):
+        tokens, rows = pack([clean(text[begin:end], begin) for text in texts])
+        runner.run(tokens, rows, 1)
+        runner.commit()
+    for row, stays in ((0, 6), (1, 3)):
+        runner.rewind(row, stays)
+        assert sorted(runner.committed(row).position[0].tolist()) == list(range(stays))
+    more = [[7, 7], [30, 1]]
+    tokens, rows = pack([clean(more[0], 6), clean(more[1], 3)])
+    got = runner.run(tokens, rows, 2)
+    runner.commit()
+    for row, stays in ((0, 6), (1, 3)):
+        want = host_logits(model, [texts[row][:stays], more[row]])[-2:]
+        torch.testing.assert_close(got[row], want, rtol=0, atol=ATTENTION["sdpa"][1])
+    runner.rewind(0, 100)  # nothing stands there
+    with pytest.raises(ValueError, match="batch row 2, position 0: rows are 0 to 1"):
+        runner.rewind(2, 0)
+    runner.run(tokens, rows, 2)
+    with pytest.raises(ValueError, match=r"commit\(\) the last pass before a batch row is rewound"):
+        runner.rewind(0, 0)
+
+
 def random_lane_passes(generator: torch.Generator) -> list[tuple[list[Row], list[bool]]]:
     """Passes over a trunk, two parts at once and a second trunk segment, with random acceptance: ``(rows, kept)``."""
 
