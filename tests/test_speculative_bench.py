@@ -1,9 +1,9 @@
 """``bench --task speculative``: what is timed, what is left out, and what an answer is held against.
 
 Bugs these tests catch: a method timed on a loop, or on tokens that another did not write; a ratio upside down, or of
-means; a warm-up that is counted; an order that favours one method; a memory that is empty, or of another category, after
-an interrupt; a file of other settings continued; a wrong token forgiven, or a tie blamed; another package called without
-the end token.
+means; a warm-up that is counted; an order that favours one method; a memory that is empty, or of another category,
+after an interrupt; a file of other settings continued; a wrong token forgiven, or a tie blamed; another package called
+without the end token.
 """
 
 from __future__ import annotations
