@@ -51,7 +51,7 @@ def test_given_texts_stand_and_the_rest_is_written_behind_them(plans: tuple[Plan
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seed", WRITERS[:2])  # the third fills its budget, which a given plan may not
+@pytest.mark.parametrize("seed", (8, 47))  # their answers end within the budget, which a given plan must not fill
 def test_a_reopened_part_is_written_as_before(seed: int, mode: str) -> None:
     whole = planned(writer(seed), **MODES[mode])
     plans = filled(whole)

@@ -88,7 +88,7 @@ def _code() -> list[Prompt]:
 def _sheets() -> list[tuple[str, Sheet]]:
     """Held-out sheets about one country, with their names."""
     items = read_test_set(bundled("hybrid-pocket") / TEST_SET)
-    return [(item.id, item.sheet) for item in items if len(item.sheet.countries) == 1]
+    return [(item.id, item.sheet) for item in items if len(item.sheet.groups) == 1]
 
 
 def _edits() -> list[Prompt]:
