@@ -18,6 +18,18 @@ CONTROL = ControlTokens(
 )  # fmt: skip
 """Ids within the vocabulary of the tiny models; texts use 1 to 39."""
 
+TWO_STEPS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "autocast_bfloat16": False,
+    "compile_objective": False,
+    "dataloader_pin_memory": False,
+}
+"""``training`` of a recipe that is run to its end in a test."""
+
 PAD = 0
 FORMS: tuple[Form, ...] = ("plain", "sparse", "dag", "dense")
 

@@ -40,8 +40,8 @@ class Lane:
         part: index of the part in its round, None for the trunk. depends: lanes that must be finished before this one
         starts.
         hidden: half-open ranges of ``tokens`` that are no text (control tokens and plan).
-        sees: spans that it may read besides its own. breaks: rising indices into tokens and draft at which the next of
-            ``segments`` begins: there the text is another span's (entries of a plan).
+        sees: spans that a trunk segment reads besides its own. breaks: rising indices into tokens and draft at which
+            the next of ``segments`` begins: there the text is another span's (entries of a plan).
         done: no token will be added. reason: why it ended: ``end`` (its terminator), ``limit``, or ``stop``.
         low: passes in a row without a confident open position. passes: passes it took part in.
         planned: planned length of the text in tokens (spans). fallback: what was switched off and why, if anything.

@@ -259,8 +259,8 @@ class PlannedDiffusion(Strategy):
             lane.limit = min(most, canvas.budget - before - ends[number])
             lane.window, lane.verified = self.window, settings.verify_spans
             lane.depends = tuple(lanes[k] for k, reads in enumerate(related[number][:number]) if reads)
-            lane.sees = (*trunk.sees, trunk.span, *trunk.segments[:number], *(other.span for other in lane.depends))
-            self.runner.relate(line, lane.span, lane.sees)
+            read = (other.span for other in lane.depends)
+            self.runner.relate(line, lane.span, [*trunk.sees, trunk.span, *trunk.segments[:number], *read])
             if span.text is not None:
                 lane.tokens += span.text
                 lane.finish("given")

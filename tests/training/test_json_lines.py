@@ -29,6 +29,7 @@ from hf_hybrid.training.recipes.sheets import SheetPart, exact_match, read_test_
 from hf_hybrid.training.recipes.tokenizer import SheetEncoder, build_tokenizer
 from hf_hybrid.training.tasks import TaskError
 from tests.training.test_annotate import FRAGMENTS
+from tests.training_examples import TWO_STEPS
 
 DATA = JsonLinesData(jsonl="unused")
 ANSWER = "# Tea\n\n## Leaf\ngreen leaves of a bush\n\n## Cup\nhot water and leaves\n\n## Summary\nleaves in a cup\n"
@@ -219,16 +220,7 @@ def recipe_file(folder: Path, **data: Any) -> Path:
             "max_position_embeddings": 512,
         },
         "batches": {"num_rows": 320, "max_spans": 8, "forms": {"plain": 1, "dag": 1}, "block_lengths": {4: 1}},
-        "training": {
-            "max_steps": 2,
-            "per_device_train_batch_size": 2,
-            "logging_steps": 1,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "autocast_bfloat16": False,
-            "compile_objective": False,
-            "dataloader_pin_memory": False,
-        },
+        "training": dict(TWO_STEPS),
         "generation": {"do_sample": False, "max_new_tokens": 60, "hf_hybrid": {"strategy": "planned_diffusion"}},
     }
     path = folder / "recipe.yaml"

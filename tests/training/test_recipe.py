@@ -23,6 +23,7 @@ from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.recipe import RecipeError, build_model, read_recipe, read_task, run_recipe
 from hf_hybrid.training.tasks import Source, Task
+from tests.training_examples import TWO_STEPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,16 +74,7 @@ def fields_of(folder: Path) -> dict[str, Any]:
             "rope_theta": 5e4,
         },
         "batches": {"num_rows": 64, "max_spans": 6, "forms": {"plain": 1, "dag": 1}, "block_lengths": {4: 1}},
-        "training": {
-            "max_steps": 2,
-            "per_device_train_batch_size": 2,
-            "logging_steps": 1,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "autocast_bfloat16": False,
-            "compile_objective": False,
-            "dataloader_pin_memory": False,
-        },
+        "training": dict(TWO_STEPS),
         "generation": {"do_sample": False, "max_new_tokens": 20, "hf_hybrid": {"strategy": "planned_diffusion"}},
     }
 
