@@ -92,9 +92,7 @@ class HybridGenerationMixin(GenerationMixin):
         host: Any = super()
         return host.generate(**host_arguments(self, arguments, strategy, plan))
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """The host's ``save_pretrained``, which keeps the strategies.
 
         ``generation_config.hf_hybrid`` is written in a form that survives loading, and ``custom_generate/`` lets the
@@ -103,7 +101,8 @@ class HybridGenerationMixin(GenerationMixin):
         """
         keep_custom_fields(self)
         host: Any = super()
-        host.save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        host.save_pretrained(save_directory, *args, **kwargs)
+        is_main_process = args[0] if args else kwargs.get("is_main_process", True)
         if is_main_process and os.path.isdir(save_directory):
             _write_or_warn(save_directory)
 

@@ -73,10 +73,12 @@ def write_custom_generate(folder: str | os.PathLike[str], strategy: str | None =
     Files that did not come from here stay. Nothing is written through a link to a file, such as those of a Hub cache.
 
     Raises:
-        PortableError: there is a ``custom_generate/generate.py`` that is not hf_hybrid's.
+        PortableError: there is a ``custom_generate/generate.py`` that is not hf_hybrid's, or a file of that name.
     """
     target = Path(folder) / FOLDER
     entry = target / ENTRY_FILE
+    if target.exists() and not target.is_dir():
+        raise PortableError(f"{target} is a file; remove it, or save into another folder")
     if entry.is_file() and _MARK not in entry.read_text(encoding="utf-8", errors="replace").splitlines():
         raise PortableError(f"{entry} is not hf_hybrid's; remove {target}, or save into another folder")
     texts = custom_generate_files(strategy)

@@ -179,6 +179,10 @@ def test_a_foreign_generate_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(PortableError, match="not hf_hybrid's"):
         write_custom_generate(tmp_path)
     assert [path.name for path in (tmp_path / "custom_generate").iterdir()] == ["generate.py"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "custom_generate").write_text("notes")
+    with pytest.raises(PortableError, match="is a file"):
+        write_custom_generate(tmp_path / "other")
 
 
 def test_nothing_is_written_through_links(tmp_path: Path) -> None:

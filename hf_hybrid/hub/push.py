@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
-from hf_hybrid.config import SETTINGS
+from hf_hybrid.config import SETTINGS, stored_strategy
 from hf_hybrid.hub.saving import save_pretrained
 from hf_hybrid.mixin import causal_model
 from hf_hybrid.models.vocabulary import control_tokens
@@ -76,14 +76,15 @@ def write_repository_card(model: Any, folder: Path, name: str) -> None:
     ``hf-hybrid card`` writes one with measured numbers.
     """
     metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=list(TAGS))
-    strategies = [s for s in SETTINGS if "diffusion" not in s or control_tokens(model) is not None]
-    stored = getattr(causal_model(model).generation_config, "hf_hybrid", None) or {}
-    default = stored.get("strategy")
+    host = causal_model(model)
+    hybrid = control_tokens(host) is not None
+    strategies = [name for name in SETTINGS if hybrid or "diffusion" not in name]
+    default = stored_strategy(getattr(host.generation_config, "hf_hybrid", None))
     template = Template(Path(__file__).with_name("repository_card.md").read_text(encoding="utf-8"))
     body = template.substitute(
         name=name,
         title=name.rpartition("/")[2],
-        strategy=default or strategies[-1],
+        strategy=default or ("planned_diffusion" if hybrid else "speculative"),
         strategies=", ".join(f"`{s}`" for s in strategies),
         default=f"by `{default}`" if default else "token by token, as the host does",
     )

@@ -21,7 +21,8 @@ def save_pretrained(
     """Save a model, and its tokenizer, as a repository that writes by every strategy, with this package and without.
 
     Args:
-        model: a causal model, enabled or not, or a PEFT model on one (its adapter alone is saved, as ever).
+        model: a causal model, enabled or not. Of a PEFT model the adapter alone is saved, as ever; how it writes is a
+            matter of the base that it will be loaded on.
         folder: made when it is not there.
         tokenizer: saved beside it.
         **kwargs: for the host's ``save_pretrained``, such as ``max_shard_size="2GB"``.
@@ -33,8 +34,10 @@ def save_pretrained(
         TypeError: not a decoder-only model with ``generate()``.
         hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
     """
-    keep_custom_fields(causal_model(model))
-    write_custom_generate(folder)
+    host = causal_model(model)
+    keep_custom_fields(host)
+    if host is model:
+        write_custom_generate(folder)
     model.save_pretrained(folder, **kwargs)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

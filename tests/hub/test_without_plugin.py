@@ -124,6 +124,7 @@ def test_the_stored_strategy_and_its_extras(
     rich = model.generate(**single, max_new_tokens=LENGTH, return_dict_in_generate=True, streamer=streamer)
     assert absent["default"] == absent["from_pretrained"]["planned_diffusion"]
     assert absent["default"] != absent["from_pretrained"]["autoregressive"]
+    assert absent["assisted"] == absent["from_pretrained"]["autoregressive"]
     assert absent["positional"] == rich.sequences.tolist()
     assert absent["streamed"].strip() == capsys.readouterr().out.strip()
     labels = [list(span.label) for span in rich.report[0].spans]

@@ -64,6 +64,8 @@ def hybrid(job: dict[str, Any]) -> dict[str, Any]:
         out["sampled"][strategy] = written(model, encoded, **drawn)
         record = pipe(texts[0], strategy=strategy, max_new_tokens=length, do_sample=False, return_tensors=True)
         out["pipeline"][strategy] = record[0]["generated_token_ids"]
+    drafting = {"strategy": "speculative", "assistant_model": plain}
+    out["assisted"] = written(model, encoded, **drafting, max_new_tokens=length)
     out["default"] = written(model, encoded, max_new_tokens=length)
     out["positional"] = model.generate(single.input_ids, max_new_tokens=length).tolist()
     out["host"] = written(plain, encoded, max_new_tokens=length, do_sample=False)
