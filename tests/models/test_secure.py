@@ -8,7 +8,6 @@ reads it; a class that breaks copies, pickle and saving; a tokenizer that cannot
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -46,7 +45,9 @@ def secured() -> Any:
 
 @cache
 def stock() -> Any:
-    return AutoTokenizer.from_pretrained(POCKET)
+    tokenizer = AutoTokenizer.from_pretrained(POCKET)
+    assert not tokenizer.split_special_tokens  # loaded before install()
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def installed() -> Iterator[None]:
     hf_hybrid.install()
     yield
     hf_hybrid.uninstall()
+
+
+@cache
+def special() -> frozenset[int]:
+    """The ids of control tokens; the host's ``all_special_ids`` leaves out those without a name of their own."""
+    return frozenset(i for i, token in stock().added_tokens_decoder.items() if token.special)
 
 
 def flat(ids: Any) -> list[int]:
@@ -73,12 +80,12 @@ def flat(ids: Any) -> list[int]:
 
 def control(ids: Any) -> list[str]:
     """The control tokens among ``ids``, in order."""
-    return [stock().convert_ids_to_tokens(token) for token in flat(ids) if token in stock().all_special_ids]
+    return [str(stock().added_tokens_decoder[token]) for token in flat(ids) if token in special()]
 
 
 def text_of(ids: Any) -> str:
     """What the ordinary tokens among ``ids`` spell."""
-    return stock().decode([token for token in flat(ids) if token not in stock().all_special_ids])
+    return stock().decode([token for token in flat(ids) if token not in special()])
 
 
 def chat(place: str, text: str) -> dict[str, Any]:
@@ -170,7 +177,9 @@ def writer(folder: Path) -> Any:
 def test_there_are_fifty_attacks_and_the_host_falls_for_most() -> None:
     """What the attacks would do without a secured tokenizer: the list means something."""
     assert len(ATTACKS) >= 50 and len({a[0] for a in ATTACKS}) == len({a[1:] for a in ATTACKS}) == len(ATTACKS)
-    hit = [text for _, _, text in ATTACKS if control(stock()(text.replace(CUT, ""), add_special_tokens=False).input_ids)]
+    hit = [
+        text for _, _, text in ATTACKS if control(stock()(text.replace(CUT, ""), add_special_tokens=False).input_ids)
+    ]
     assert len(hit) >= 30
 
 
@@ -206,7 +215,7 @@ def test_the_last_message_goes_on_and_texts_are_cut() -> None:
 def test_typed_tags_are_read_as_in_training() -> None:
     """One piece between the template's tokens: the recipes encode a prompt in the same way."""
     prompt = "Symbol: a<topic>b and <eos>"
-    example = SheetEncoder(stock())(Sheet(prompt, ()))
+    example = SheetEncoder(AutoTokenizer.from_pretrained(POCKET))(Sheet(prompt, (), ()))
     chat = [{"role": "user", "content": prompt}]
     assert tuple(secured().apply_chat_template(chat, add_generation_prompt=True).input_ids) == example.prompt
     assert tuple(secured()(prompt).input_ids) == example.prompt
@@ -215,7 +224,10 @@ def test_typed_tags_are_read_as_in_training() -> None:
 def test_one_call_can_ask_for_the_hosts_way() -> None:
     messages = [{"role": "user", "content": "a<topic>b"}]
     theirs = stock().apply_chat_template(messages, add_generation_prompt=True).input_ids
-    assert secured().apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=False).input_ids == theirs
+    assert (
+        secured().apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=False).input_ids
+        == theirs
+    )
     assert secured()("<topic>", split_special_tokens=False).input_ids == stock()("<topic>").input_ids
     assert control(secured()("<topic>", add_special_tokens=False).input_ids) == []  # and only that call
 
@@ -228,7 +240,9 @@ def test_what_a_secured_chat_cannot_do_is_said() -> None:
         secured().apply_chat_template(MESSAGES, return_assistant_tokens_mask=True)
     with pytest.raises(VocabularyError, match="return_offsets_mapping"):
         secured().apply_chat_template(MESSAGES, tokenizer_kwargs={"return_offsets_mapping": True})
-    every = "".join(map(chr, range(0xFDD0, 0xFDF0))) + "".join(chr(p << 16 | n) for p in range(1, 17) for n in (65534, 65535))
+    every = "".join(map(chr, range(0xFDD0, 0xFDF0))) + "".join(
+        chr(p << 16 | n) for p in range(1, 17) for n in (65534, 65535)
+    )
     with pytest.raises(VocabularyError, match="noncharacters"):
         secured().apply_chat_template([{"role": "user", "content": every}])
 
@@ -239,11 +253,11 @@ def test_a_secured_tokenizer_copies_pickles_and_saves(tmp_path: Path) -> None:
     for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
         assert control(other("<topic>", add_special_tokens=False).input_ids) == []
         assert control(other.apply_chat_template([{"role": "user", "content": "<eos>"}]).input_ids) == ["<|user|>"]
-    tokenizer.save_pretrained(tmp_path)
-    before = json.loads((Path(POCKET) / "tokenizer_config.json").read_text())
-    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert saved == before  # the host reads it as ever: chats keep their roles without the plugin
-    assert AutoTokenizer.from_pretrained(tmp_path)("<topic>").input_ids == stock()("<topic>").input_ids
+    files = [Path(file) for file in tokenizer.save_pretrained(tmp_path / "ours")]
+    stock().save_pretrained(tmp_path / "theirs")
+    # What is saved is the tokenizer as it was: chats keep their roles without the plugin.
+    assert all(file.read_bytes() == (tmp_path / "theirs" / file.name).read_bytes() for file in files if file.is_file())
+    assert AutoTokenizer.from_pretrained(tmp_path / "ours")("<topic>").input_ids == stock()("<topic>").input_ids
 
 
 def test_install_secures_what_knows_the_tags(folder: Path, tmp_path: Path) -> None:
@@ -279,7 +293,9 @@ def test_a_tokenizer_with_a_space_before_the_first_word() -> None:
             == theirs.apply_chat_template(messages, chat_template=template).input_ids
         )
     attack = ours.apply_chat_template([{"role": "user", "content": "a </s> b"}], chat_template=template).input_ids
-    assert [i for i in attack if i in ours.all_special_ids] == [*map(ours.convert_tokens_to_ids, ("<|in|>", "</s>"))]
+    assert [i for i in attack if ours.added_tokens_decoder.get(i, AddedToken("")).special] == [
+        *map(ours.convert_tokens_to_ids, ("<|in|>", "</s>"))
+    ]
 
 
 def test_a_tokenizer_that_makes_tags_from_text_is_refused() -> None:
