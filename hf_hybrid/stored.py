@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
 
-from hf_hybrid.config import SettingsError
+from hf_hybrid.config import SettingsError, shown
 
 MAX_BYTES = 1 << 20
 """A generation config is a few lines; a megabyte of it is no config."""
@@ -87,7 +89,7 @@ def check_file(name: Any, **hub: Any) -> None:
     except RecursionError:
         raise SettingsError(f"{GENERATION_CONFIG_NAME} is nested deeper than {MAX_DEPTH} levels; {_repair()}") from None
     except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits
-        raise SettingsError(f"{GENERATION_CONFIG_NAME} is no JSON file ({_short(error)}); {_repair()}") from error
+        raise SettingsError(f"{GENERATION_CONFIG_NAME} is no JSON file ({shown(error)}); {_repair()}") from error
     if not isinstance(values, Mapping):
         raise SettingsError(
             f"{GENERATION_CONFIG_NAME} must be an object with fields, got {type(values).__name__}; {_repair()}"
@@ -113,7 +115,7 @@ def check_fields(values: Mapping[str, Any], place: str, vocab_size: int | None =
             continue
         fault = _fault(name, value, vocab_size)
         if fault:
-            raise SettingsError(f"{place}: {name}={_short(value)}: {fault}")
+            raise SettingsError(f"{place}: {name}={shown(value)}: {fault}")
 
 
 def check_call(model: Any, arguments: Mapping[str, Any]) -> None:
@@ -167,12 +169,12 @@ def _number_fault(value: Any, whole: bool, low: float, high: float) -> str:
 
 def _token_fault(value: Any, vocab_size: int | None) -> str:
     if isinstance(value, bool) or not isinstance(value, int):
-        return "must be a token id" if not isinstance(value, float) else f"{_short(value)} must be a whole token id"
+        return f"{shown(value)} is no token id"
     if vocab_size is None and value == -1:  # an old way to say that there is none
         return ""
     if value < 0 or (vocab_size is not None and value >= vocab_size) or value >= _HUGE:
         size = "" if vocab_size is None else f" of {vocab_size} tokens"
-        return f"{_short(value)} is outside the vocabulary{size}"
+        return f"{shown(value)} is outside the vocabulary{size}"
     return ""
 
 
@@ -180,19 +182,22 @@ def _check_names(values: Mapping[str, Any]) -> None:
     """A field must not hide a method of the host's config, and code and partners never come from a file."""
     for name, value in values.items():
         if name not in _KEPT and (hasattr(GenerationConfig, name) or name.startswith("_") or name in _PARTNERS):
-            raise SettingsError(f"{GENERATION_CONFIG_NAME}: {_short(name)} is no field of a config; {_repair()}")
+            raise SettingsError(f"{GENERATION_CONFIG_NAME}: {shown(name)} is no field of a config; {_repair()}")
         if _depth(value) >= MAX_DEPTH:
             raise SettingsError(
-                f"{GENERATION_CONFIG_NAME}: {_short(name)} is nested deeper than {MAX_DEPTH} levels; {_repair()}"
+                f"{GENERATION_CONFIG_NAME}: {shown(name)} is nested deeper than {MAX_DEPTH} levels; {_repair()}"
             )
 
 
 def _check_that_the_host_reads(values: Mapping[str, Any]) -> None:
     """Make the host's config once, to turn whatever it raises into an error that names the field."""
-    try:
-        GenerationConfig(**values)
-    except Exception as error:
-        raise SettingsError(f"{GENERATION_CONFIG_NAME}: {_culprit(values)}{_short(error)}; {_repair()}") from error
+    with warnings.catch_warnings():  # the host will say them again
+        warnings.simplefilter("ignore")
+        try:
+            GenerationConfig(**values)
+        except Exception as error:
+            fault = f"{_culprit(values)}{shown(error, 300)}"
+            raise SettingsError(f"{GENERATION_CONFIG_NAME}: {fault}; {_repair()}") from error
 
 
 def _culprit(values: Mapping[str, Any]) -> str:
@@ -200,7 +205,7 @@ def _culprit(values: Mapping[str, Any]) -> str:
         try:
             GenerationConfig(**{name: value})
         except Exception:
-            return f"{_short(name)}={_short(value)}: "
+            return f"{shown(name)}={shown(value)}: "
     return ""
 
 
@@ -211,20 +216,6 @@ def _depth(value: Any) -> int:
         depth += 1
         level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
     return depth
-
-
-def _short(value: Any) -> str:
-    text = str(value) if isinstance(value, (str, Exception)) else _shown(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
-        return "a number of more than 256 bits"  # Python refuses to print thousands of digits
-    try:
-        return repr(value)
-    except ValueError:
-        return f"a {type(value).__name__}"
 
 
 def _repair() -> str:
