@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from hf_hybrid.mixin import enable as enable
     from hf_hybrid.mixin import install as install
     from hf_hybrid.mixin import uninstall as uninstall
+    from hf_hybrid.models.secure import AutoHybridTokenizer as AutoHybridTokenizer
+    from hf_hybrid.models.secure import secure as secure
     from hf_hybrid.models.vocabulary import VocabularyError as VocabularyError
     from hf_hybrid.models.vocabulary import control_tokens as control_tokens
     from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
@@ -42,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "AutoHybridModelForCausalLM",
+    "AutoHybridTokenizer",
     "ControlTokens",
     "DecodingError",
     "DiffusionDrafter",
@@ -72,6 +75,7 @@ __all__ = [
     "generate_many",
     "install",
     "prepare_vocabulary",
+    "secure",
     "uninstall",
 ]
 
@@ -105,6 +109,8 @@ _HOME = {
     "enable": "hf_hybrid.mixin",
     "install": "hf_hybrid.mixin",
     "uninstall": "hf_hybrid.mixin",
+    "AutoHybridTokenizer": "hf_hybrid.models.secure",
+    "secure": "hf_hybrid.models.secure",
     "VocabularyError": "hf_hybrid.models.vocabulary",
     "control_tokens": "hf_hybrid.models.vocabulary",
     "prepare_vocabulary": "hf_hybrid.models.vocabulary",

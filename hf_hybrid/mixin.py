@@ -20,6 +20,7 @@ from transformers import (
     GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
 )
@@ -27,7 +28,9 @@ from transformers import (
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, settings_for, stored_strategy
 from hf_hybrid.core.plan import Plan
 from hf_hybrid.decoding import Call, ModelDrafter, decode
+from hf_hybrid.models.secure import secure_known
 from hf_hybrid.models.vocabulary import control_tokens
+from hf_hybrid.stored import check_call, check_file
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -145,6 +148,10 @@ def disable(model: ModelT) -> ModelT:
     return model
 
 
+_PLACE = frozenset({"cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder"})
+"""Arguments of ``from_pretrained`` that say where a file is looked for."""
+
+
 class AutoHybridModelForCausalLM:
     """``AutoModelForCausalLM``, and then ``enable()``. Use the class methods; there are no instances."""
 
@@ -153,7 +160,14 @@ class AutoHybridModelForCausalLM:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """``AutoModelForCausalLM.from_pretrained`` with the same arguments; the model is enabled."""
+        """``AutoModelForCausalLM.from_pretrained`` with the same arguments; the model is enabled.
+
+        Raises:
+            hf_hybrid.config.SettingsError: a ``generation_config.json`` that the host could not use; the message names
+                the field. With ``generation_config=`` the file is not read.
+        """
+        if kwargs.get("generation_config") is None:
+            check_file(pretrained_model_name_or_path, **{key: kwargs[key] for key in _PLACE & kwargs.keys()})
         loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         enable(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple: output_loading_info=True
         return loaded
@@ -164,14 +178,16 @@ class AutoHybridModelForCausalLM:
         return enable(AutoModelForCausalLM.from_config(config, **kwargs))
 
 
-_installed: tuple[Callable[..., Any], Callable[..., Any]] | None = None
-"""(the host's generate, our wrapper) while ``install()`` is in force."""
+_Tokenizer: Any = PreTrainedTokenizerBase
+_installed: tuple[tuple[Any, Any], tuple[Any, Any]] | None = None
+"""(the host's, ours) of ``generate`` and of the tokenizers' ``from_pretrained`` while ``install()`` is in force."""
 
 
 def install() -> None:
     """Let every model of this process understand ``strategy=``, also those that others load (pipelines by name, serve).
 
-    A call without a strategy goes to the host. Idempotent; ``uninstall()`` undoes it.
+    A call without a strategy goes to the host. Tokenizers that know the tags of a plan are loaded secured
+    (``hf_hybrid.secure``). Idempotent; ``uninstall()`` undoes it.
     """
     global _installed
     if _installed is not None:
@@ -186,23 +202,31 @@ def install() -> None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
         return original(self, **host_arguments(self, arguments, strategy, plan))
 
-    _installed = (original, generate)
-    _Host.generate = generate
+    load = vars(_Tokenizer)["from_pretrained"]
+
+    @functools.wraps(load.__func__)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return secure_known(load.__func__(cls, *args, **kwargs))
+
+    secured = classmethod(from_pretrained)
+    _installed = ((original, generate), (load, secured))
+    _Host.generate, _Tokenizer.from_pretrained = generate, secured
 
 
 def uninstall() -> None:
     """Undo ``install()``; without one nothing happens.
 
     Raises:
-        RuntimeError: another library replaced ``GenerationMixin.generate`` later; undo that first.
+        RuntimeError: another library replaced one of the two methods later; undo that first.
     """
     global _installed
     if _installed is None:
         return
-    original, wrapper = _installed
-    if _Host.generate is not wrapper:
-        raise RuntimeError("GenerationMixin.generate was replaced after install(); undo that before uninstall()")
-    _Host.generate = original
+    (generate, ours), (load, secured) = _installed
+    for owner, name, wrapper in ((_Host, "generate", ours), (_Tokenizer, "from_pretrained", secured)):
+        if vars(owner)[name] is not wrapper:
+            raise RuntimeError(f"{owner.__name__}.{name} was replaced after install(); undo that before uninstall()")
+    _Host.generate, _Tokenizer.from_pretrained = generate, load
     _installed = None
 
 
@@ -238,6 +262,7 @@ def host_arguments(
         return arguments
     settings |= _misspelt(model, arguments)
     checked = settings_for(name, settings, stored)
+    check_call(model, arguments)
     if plan is not None and name != "planned_diffusion":
         raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
     drafter = _take_drafter(arguments, name, partner, "drafter" in settings)

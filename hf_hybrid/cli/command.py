@@ -111,9 +111,8 @@ def quiet() -> Iterator[None]:
 def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | None = None) -> tuple[Any, Any, Path]:
     """Model (enabled, in eval mode), tokenizer, and the folder of the checkpoint (of that name, for one on the Hub)."""
     import torch
-    from transformers import AutoTokenizer
 
-    from hf_hybrid import AutoHybridModelForCausalLM, enable
+    from hf_hybrid import AutoHybridModelForCausalLM, AutoHybridTokenizer, enable, secure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -122,12 +121,12 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
 
         smollm2: Any
         smollm2, tokenizer = load_smollm2(getattr(torch, dtype))
-        return enable(smollm2).to(device), tokenizer, Path(name)
+        return enable(smollm2).to(device), secure(tokenizer), Path(name)
     folder = bundled(name) if name in BUNDLED and not Path(name).is_dir() else Path(name)
     place = str(folder) if folder.is_dir() else name
     try:
         model = AutoHybridModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
+        tokenizer = AutoHybridTokenizer.from_pretrained(place, padding_side="left")
     except (OSError, TypeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoadingError(
