@@ -30,6 +30,7 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
         strategy: for requests that name none; None: what the checkpoint names.
     """
     from fastapi import HTTPException
+    from fastapi.responses import JSONResponse
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager
@@ -37,9 +38,8 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
     from transformers.cli.serving.utils import GenerateManager
 
     def refuse(error: Exception, status: int = 400) -> HTTPException:
-        known = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
-        text = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
-        return HTTPException(status_code=status, detail=text)
+        known = isinstance(error, ValueError) and str(error)
+        return HTTPException(status_code=status, detail=str(error) if known else f"{type(error).__name__}: {error}")
 
     def handling(original: Callable[..., Any]) -> Callable[..., Any]:
         async def handle_request(self: Any, body: dict[str, Any], request_id: str) -> Any:
@@ -50,10 +50,14 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
             try:
                 check_body(body)
                 return await original(self, body, request_id)
-            except HTTPException:
-                raise
+            except HTTPException as error:
+                refused = error
             except Exception as error:  # the host reads fields as they come: all that fails here is the request
-                raise refuse(error) from error
+                refused = refuse(error)
+            kind = "invalid_request_error" if refused.status_code < 500 else "server_error"
+            # In the form of OpenAI, the only one whose message its client shows.
+            told = {"error": {"message": str(refused.detail), "type": kind, "param": None, "code": None}}
+            return JSONResponse(told, status_code=refused.status_code)
 
         return handle_request
 
@@ -140,6 +144,9 @@ def prepare(model: Any, processor: Any, inputs: Any, config: Any, strategy: str 
         and (stored is None or (isinstance(stored, Mapping) and "strategy" not in stored))
     ):
         config.hf_hybrid = {**(given or {}), "strategy": strategy}
+    stops = config.stop_strings
+    if stops is not None and not all(isinstance(stop, str) for stop in ([stops] if isinstance(stops, str) else stops)):
+        raise ValueError(f"stop={stops!r}: must be a string or a list of strings")
     _bound(model, int(inputs["input_ids"].shape[-1]), config)
     config.return_dict_in_generate = False  # the host indexes a tensor
     checked = copy.copy(config)
