@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from hf_hybrid.models.vocabulary import VocabularyError as VocabularyError
     from hf_hybrid.models.vocabulary import control_tokens as control_tokens
     from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
+    from hf_hybrid.pipeline import HybridTextGenerationPipeline as HybridTextGenerationPipeline
+    from hf_hybrid.pipeline import register_pipeline as register_pipeline
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ __all__ = [
     "GenerationReport",
     "HybridGenerateOutput",
     "HybridGenerationMixin",
+    "HybridTextGenerationPipeline",
     "MemoryFileError",
     "ModelDrafter",
     "Plan",
@@ -75,6 +78,7 @@ __all__ = [
     "generate_many",
     "install",
     "prepare_vocabulary",
+    "register_pipeline",
     "secure",
     "uninstall",
 ]
@@ -114,6 +118,8 @@ _HOME = {
     "VocabularyError": "hf_hybrid.models.vocabulary",
     "control_tokens": "hf_hybrid.models.vocabulary",
     "prepare_vocabulary": "hf_hybrid.models.vocabulary",
+    "HybridTextGenerationPipeline": "hf_hybrid.pipeline",
+    "register_pipeline": "hf_hybrid.pipeline",
 }
 """Public name -> its module, imported on first use (PEP 562): `import hf_hybrid` alone loads no torch."""
 

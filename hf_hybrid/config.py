@@ -1,9 +1,9 @@
 """Settings of the strategies, each written once, and the one door through which they come in.
 
-Order of precedence: arguments of the call, then ``generation_config.hf_hybrid`` of the call or of the checkpoint, then
-the defaults below. ``generation_config.hf_hybrid`` is a plain dict: ``{"strategy": "planned_diffusion",
-"window_length": 8, ...}``; a nested dict under a strategy's name (``{"block_diffusion": {...}}``) holds settings for
-that strategy alone.
+Order of precedence: arguments of the call, then ``generation_config.hf_hybrid`` of the call, then that of the
+checkpoint, then the defaults below. ``generation_config.hf_hybrid`` is a plain dict:
+``{"strategy": "planned_diffusion", "window_length": 8, ...}``; a nested dict under a strategy's name
+(``{"block_diffusion": {...}}``) holds settings for that strategy alone.
 """
 
 from __future__ import annotations
@@ -226,6 +226,29 @@ def stored_strategy(stored: object) -> str | None:
             f"choose one of {', '.join(SETTINGS)}"
         )
     return strategy
+
+
+def merged(call: Any, checkpoint: Any) -> Any:
+    """``generation_config.hf_hybrid`` of a call on top of what the checkpoint stores.
+
+    A call that names a strategy alone then gets the settings of the checkpoint for it, as ``generate(strategy=...)``
+    does. An empty dict stays one: it asks for the host's own decoding, and so does ``{"strategy": None}``.
+
+    Args:
+        call: a dict, or None when the call brings none.
+        checkpoint: a dict, or None.
+    """
+    if call is None or not isinstance(checkpoint, Mapping):
+        return checkpoint if call is None else call
+    if not isinstance(call, Mapping) or not call:
+        return call
+    both = {**checkpoint, **call}
+    for name in SETTINGS:
+        below, above = checkpoint.get(name), call.get(name, {})
+        if isinstance(below, Mapping) and isinstance(above, Mapping):
+            # A setting that the call names for every strategy is not to lose against the checkpoint's for one.
+            both[name] = {key: value for key, value in below.items() if key not in call} | dict(above)
+    return both
 
 
 def _stored_values(strategy: str, stored: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from transformers import (
     StopStringCriteria,
 )
 
-from hf_hybrid.config import SETTING_NAMES, SETTINGS, settings_for, stored_strategy
+from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stored_strategy
 from hf_hybrid.core.plan import Plan
 from hf_hybrid.decoding import Call, ModelDrafter, decode
 from hf_hybrid.models.secure import secure_known
@@ -83,8 +83,9 @@ class HybridGenerationMixin(GenerationMixin):
         Args:
             inputs: prompt ids ``(batch, length)``, left-padded; so are the other arguments that the host knows.
             strategy: a key of ``hf_hybrid.config.SETTINGS``; unset, what ``generation_config.hf_hybrid`` names, of the
-                call's config or else of the model's. When neither names one, the host decodes
-                (``GenerationConfig(hf_hybrid={})`` asks for that on a checkpoint that names one).
+                call's config or else of the model's; settings of the second hold where the first says nothing. When
+                neither names a strategy, the host decodes (``GenerationConfig(hf_hybrid={})`` asks for that on a
+                checkpoint that names one).
             plan: for ``planned_diffusion``, plans to carry out instead of writing one.
             **kwargs: settings of the strategy (``hf_hybrid.config``), and whatever the host takes. The strategies keep
                 a cache of their own, so that ``cache_implementation`` does not matter to them.
@@ -246,7 +247,7 @@ def host_arguments(
     # A drafting model inside the host's assisted decoding: a strategy of its own would run inside every round.
     if effective_value(model, arguments, "is_assistant"):
         return arguments
-    stored = effective_value(model, arguments, "hf_hybrid")
+    stored = _stored(model, arguments)
     arguments.pop("hf_hybrid", None)
     name = strategy if strategy is not None else stored_strategy(stored)
     settings = {key: arguments.pop(key) for key in SETTING_NAMES & arguments.keys()}
@@ -293,6 +294,12 @@ def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
         return arguments[name]
     configs = (arguments.get("generation_config"), getattr(model, "generation_config", None))
     return next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
+
+
+def _stored(model: Any, arguments: Mapping[str, Any]) -> Any:
+    """``hf_hybrid`` of the call or of its config, on top of what the model's config says."""
+    own = getattr(getattr(model, "generation_config", None), "hf_hybrid", None)
+    return merged(effective_value(model, arguments, "hf_hybrid"), own)
 
 
 def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any, named: bool) -> Any:
