@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hf_hybrid.config import merged
-from hf_hybrid.mixin import host_arguments
+from hf_hybrid.routing import host_arguments
 
 USUAL_LENGTH = 1024
 """New tokens when neither the request nor the checkpoint says how many; the host's number."""
@@ -29,8 +29,8 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
         name: by which clients may call the model. loaded: how the host calls it, which they may use too.
         strategy: for requests that name none; None: what the checkpoint names.
     """
-    from fastapi import HTTPException
-    from fastapi.responses import JSONResponse
+    from fastapi import HTTPException  # pyright: ignore[reportMissingImports]
+    from fastapi.responses import JSONResponse  # pyright: ignore[reportMissingImports]
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager
