@@ -111,7 +111,8 @@ def _pair(
     if threads is not None:
         torch.set_num_threads(threads)
     pair = task.random_pair(agreement=AGREEMENT, dtype=getattr(torch, dtype))
-    pair.target.to(device), pair.draft.to(device)
+    for model in (pair.target, pair.draft):
+        model.to(device)
     chosen = task.random_prompts(prompts, pair.target.config.vocab_size)
     bench = task.Bench(pair.target, task.Numbers(), {"random": chosen}, set(), pair.methods(), max_new_tokens, repeats)
     return bench, [], {"pair": {"agreement": round(pair.agreement, 4), "cost": round(pair.cost, 4)}}

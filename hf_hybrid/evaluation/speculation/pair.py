@@ -150,7 +150,8 @@ def _model(sizes: PairSizes, layers: int, dtype: torch.dtype) -> Any:
         eos_token_id=None,
         pad_token_id=None,
     )
-    model = LlamaForCausalLM(config).to(dtype).eval()
+    host: Any = LlamaForCausalLM(config)
+    model = host.to(dtype).eval()
     model.generation_config.pad_token_id = 0
     return model
 
