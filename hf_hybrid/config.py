@@ -97,6 +97,14 @@ class SpeculativeSettings(DraftSettings):
         "when sampling. shared_noise: drafts and checks draw with the same noise, so that a seed gives the same text "
         "with any drafter and with none; rejection: by the drafter's probabilities, always draft_length",
     )
+    recheck_margin: float | None = setting(
+        None,
+        "a token that leads the next best one by less than this (logits, divided by the temperature) is decided again "
+        "in a pass without drafts; unset: what rounding was measured to do in float32 and float64, nothing in half "
+        "precisions, where every tenth token is that close; 0: never",
+        0.0,
+        1e3,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
