@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_hybrid.cli import bench, demo, export, generate, plan, train, tune
+from hf_hybrid.cli import bench, demo, export, generate, plan, serve, train, tune
 from hf_hybrid.cli.command import ERROR, guarded
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def _options(
 
 for _command in (demo.demo, generate.generate, plan.plan, bench.bench, tune.tune, train.train, export.export):
     app.command()(guarded(_command))
+app.command(context_settings=serve.PASS_ON)(guarded(serve.serve))
 
 
 def main() -> None:

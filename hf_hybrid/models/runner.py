@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -168,11 +168,17 @@ class Runner:
         logits: Tensor = output.logits  # (active, rows or keep, vocab)
         return logits[:, logits.shape[1] - keep :]
 
-    def commit(self, kept: Tensor | Sequence[Sequence[bool]] | np.ndarray | None = None) -> None:
+    def commit(
+        self,
+        kept: Tensor | Sequence[Sequence[bool]] | np.ndarray | None = None,
+        spans: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
         """Say which rows of the last pass stay in the cache; noisy and padding rows never do.
 
         Args:
             kept: bool ``(active, rows)``, True: the row stays if it is clean. None: every clean row stays.
+            spans: (line of the pass, column, span): the row belongs to that span from now on. It must have seen what a
+                row of that span sees at its position: a branch of drafts that became the text.
         """
         done = self._pending
         if done is None:
@@ -184,7 +190,13 @@ class Runner:
                 raise ValueError(f"kept has shape {wanted.shape}, the last pass had {stays.shape} rows")
             stays &= wanted.astype(bool)
         self._pending = None
-        self._slots.hold(done.rows, done.slots, stays, done.first)
+        rows = done.rows
+        if spans:
+            owners = rows.span.clone()
+            for line, column, span in spans:
+                owners[line, column] = span
+            rows = replace(rows, span=owners)
+        self._slots.hold(rows, done.slots, stays, done.first)
 
     def rewind(self, row: int, position: int) -> None:
         """Batch row ``row`` forgets its committed rows at ``position`` and behind it."""
