@@ -29,8 +29,8 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
         name: by which clients may call the model. loaded: how the host calls it, which they may use too.
         strategy: for requests that name none; None: what the checkpoint names.
     """
-    from fastapi import HTTPException
-    from fastapi.responses import JSONResponse
+    from fastapi import HTTPException  # type: ignore[import-not-found]  # of the extra [serving]
+    from fastapi.responses import JSONResponse  # type: ignore[import-not-found]
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager
