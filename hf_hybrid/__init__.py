@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from hf_hybrid.decoding import SuffixDrafter as SuffixDrafter
     from hf_hybrid.decoding import SuffixMemory as SuffixMemory
     from hf_hybrid.decoding import Text as Text
+    from hf_hybrid.hub.push import push_to_hub as push_to_hub
+    from hf_hybrid.hub.saving import HybridCallback as HybridCallback
+    from hf_hybrid.hub.saving import save_pretrained as save_pretrained
     from hf_hybrid.many import generate_many as generate_many
     from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
     from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
-    from hf_hybrid.mixin import UnsupportedCallError as UnsupportedCallError
     from hf_hybrid.mixin import disable as disable
     from hf_hybrid.mixin import enable as enable
     from hf_hybrid.mixin import install as install
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from hf_hybrid.models.vocabulary import VocabularyError as VocabularyError
     from hf_hybrid.models.vocabulary import control_tokens as control_tokens
     from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
+    from hf_hybrid.portable import PortableError as PortableError
+    from hf_hybrid.routing import UnsupportedCallError as UnsupportedCallError
 
 __version__ = "0.1.0"
 
@@ -49,6 +53,7 @@ __all__ = [
     "Drafter",
     "DrafterError",
     "GenerationReport",
+    "HybridCallback",
     "HybridGenerateOutput",
     "HybridGenerationMixin",
     "MemoryFileError",
@@ -56,6 +61,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "PlanLogitsProcessor",
+    "PortableError",
     "Sampler",
     "Settings",
     "SettingsError",
@@ -72,6 +78,8 @@ __all__ = [
     "generate_many",
     "install",
     "prepare_vocabulary",
+    "push_to_hub",
+    "save_pretrained",
     "uninstall",
 ]
 
@@ -97,10 +105,12 @@ _HOME = {
     "SuffixDrafter": "hf_hybrid.decoding",
     "SuffixMemory": "hf_hybrid.decoding",
     "Text": "hf_hybrid.decoding",
+    "push_to_hub": "hf_hybrid.hub.push",
+    "HybridCallback": "hf_hybrid.hub.saving",
+    "save_pretrained": "hf_hybrid.hub.saving",
     "generate_many": "hf_hybrid.many",
     "AutoHybridModelForCausalLM": "hf_hybrid.mixin",
     "HybridGenerationMixin": "hf_hybrid.mixin",
-    "UnsupportedCallError": "hf_hybrid.mixin",
     "disable": "hf_hybrid.mixin",
     "enable": "hf_hybrid.mixin",
     "install": "hf_hybrid.mixin",
@@ -108,6 +118,8 @@ _HOME = {
     "VocabularyError": "hf_hybrid.models.vocabulary",
     "control_tokens": "hf_hybrid.models.vocabulary",
     "prepare_vocabulary": "hf_hybrid.models.vocabulary",
+    "PortableError": "hf_hybrid.portable",
+    "UnsupportedCallError": "hf_hybrid.routing",
 }
 """Public name -> its module, imported on first use (PEP 562): `import hf_hybrid` alone loads no torch."""
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_hybrid.cli import bench, card, demo, generate, plan, train, tune
+from hf_hybrid.cli import bench, card, demo, export, generate, plan, train, tune
 from hf_hybrid.cli.command import ERROR, guarded
 
 app = typer.Typer(
@@ -41,7 +41,17 @@ def _options(
     """
 
 
-for _command in (demo.demo, generate.generate, plan.plan, bench.bench, tune.tune, train.train, card.card):
+_COMMANDS = (
+    demo.demo,
+    generate.generate,
+    plan.plan,
+    bench.bench,
+    tune.tune,
+    train.train,
+    export.export,
+    card.card,
+)
+for _command in _COMMANDS:
     app.command()(guarded(_command))
 
 

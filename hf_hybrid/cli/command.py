@@ -109,7 +109,10 @@ def quiet() -> Iterator[None]:
 
 
 def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | None = None) -> tuple[Any, Any, Path]:
-    """Model (enabled, in eval mode), tokenizer, and the folder of the checkpoint (of that name, for one on the Hub)."""
+    """Model (enabled, in eval mode), tokenizer, and the folder of the checkpoint (of that name, for one on the Hub).
+
+    ``dtype="auto"`` is that of the checkpoint (of SmolLM2: float32).
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -121,12 +124,13 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
         from hf_hybrid.weights import load_smollm2
 
         smollm2: Any
-        smollm2, tokenizer = load_smollm2(getattr(torch, dtype))
+        smollm2, tokenizer = load_smollm2(torch.float32 if dtype == "auto" else getattr(torch, dtype))
         return enable(smollm2).to(device), tokenizer, Path(name)
-    folder = bundled(name) if name in BUNDLED and not Path(name).is_dir() else Path(name)
+    folder = folder_of(name)
     place = str(folder) if folder.is_dir() else name
     try:
-        model = AutoHybridModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
+        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = AutoHybridModelForCausalLM.from_pretrained(place, dtype=wanted)
         tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
     except (OSError, TypeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -135,6 +139,11 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
             f"a folder with config.json and weights, or a Hub id ({first})"
         ) from error
     return model.to(device).eval(), tokenizer, folder
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a bundled checkpoint, or of that name."""
+    return bundled(name) if name in BUNDLED and not Path(name).is_dir() else Path(name)
 
 
 def read_items(folder: Path, test_set: Path | None, split: str) -> list[Any]:
