@@ -34,6 +34,13 @@ def card(
     licence: Annotated[str | None, typer.Option("--licence", "--license", help="Licence, such as apache-2.0.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Hub id of the model that it was made from.")] = None,
     relation: Annotated[str | None, typer.Option(help="How: finetune, adapter, quantized or merge.")] = None,
+    portable: Annotated[
+        bool | None,
+        typer.Option(
+            "--portable/--no-portable",
+            help="The repository brings custom_generate/, as `hf-hybrid export` writes it. Default: as the folder.",
+        ),
+    ] = None,
     readme: Annotated[
         Path | None, typer.Option(help="A README whose table is replaced by that of the first results, too.")
     ] = None,
@@ -59,6 +66,7 @@ def card(
         licence=licence,
         base_model=base_model,
         relation=relation,
+        portable=portable,
     )
     typer.echo(written)
     if readme is not None:

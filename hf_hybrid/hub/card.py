@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -81,6 +81,7 @@ def write_card(
     licence: str | None = None,
     base_model: str | None = None,
     relation: str | None = None,
+    portable: bool | None = None,
 ) -> Path:
     """Write the model card of a checkpoint folder; its path.
 
@@ -91,16 +92,22 @@ def write_card(
         name: of the model or its repository, default: of the recipe, else of the folder.
         licence: an identifier of the Hub such as ``apache-2.0``. base_model: id of the model that it was made from.
         relation: how (``about.RELATIONS``). All three win over ``about``.
+        portable: True: the repository will hold ``custom_generate/``, as ``hf-hybrid export`` writes it; None: as the
+            folder does.
 
     Raises:
         CardError: something is missing or malformed; the message names it.
     """
     read = read_checkpoint(checkpoint)
+    if portable is not None:
+        read = replace(read, portable=portable)
     runs = [read_results(path) for path in results]
     title = name or read.training.get("recipe") or checkpoint.resolve().name
     told = read_about(about, _facts(read, title, runs))
     given = {"license": licence, "base_model": base_model, "base_model_relation": relation}
     metadata = _metadata(read, title, {**told.metadata, **{k: v for k, v in given.items() if v is not None}})
+    # Equality with plain decoding holds up to ties: the type of the weights is that of the numbers.
+    dtype = f', dtype="{runs[0]["device"]["dtype"]}"' if runs else ""
     out = out if out is not None else checkpoint / "README.md"
     if picture is not None and not picture.is_file():
         raise CardError(f"there is no picture {picture}; `hf-hybrid bench --sweep --plot` draws one")
@@ -111,10 +118,10 @@ def write_card(
         introduction=told.introduction or _introduction(read),
         before=f"## {FIRST}\n\n{told.sections[FIRST]}" if FIRST in told.sections else "",
         place=json.dumps(title),
-        dtype=f', dtype="{runs[0]["device"]["dtype"]}"' if runs else "",
+        dtype=dtype,
         prompt=_prompt(told),
         modes="\n".join(_commands(read)),
-        plugin=_plugin(read),
+        plugin=_plugin(read, dtype),
         measured=_measured(runs, picture),
         after="\n\n".join(sections),
         provenance="\n".join(_provenance(read, told, metadata, runs)),
@@ -195,7 +202,7 @@ def _commands(read: Checkpoint) -> list[str]:
     return [f"model.generate(**inputs{options})  # {comment}" for comment, options in lines]
 
 
-def _plugin(read: Checkpoint) -> str:
+def _plugin(read: Checkpoint, dtype: str) -> str:
     """What happens without the plugin; only what is true of this folder."""
     install = "`hf_hybrid` is a plugin for transformers (the package `hf-hybrid`)."
     if not read.portable:
@@ -206,10 +213,11 @@ def _plugin(read: Checkpoint) -> str:
         f"{install} Without it the code in `custom_generate/` of this repository {how}, when it is trusted:\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM\n\n"
-        "model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)\n"
+        f"model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True{dtype})\n"
         f'model.generate(**inputs, strategy="{strategy}")\n'
         "```\n\n"
-        "Without `trust_remote_code=True` transformers says nothing and writes ordinary text, token by token."
+        "Read it, and pin a `revision`. Without `trust_remote_code=True` transformers says nothing, knows no "
+        "`strategy=`, and writes ordinary text, token by token."
     )
 
 

@@ -6,19 +6,22 @@ python client_for_tests.py STEP ARGUMENTS.json ANSWER.json
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 from transformers.utils import logging
 
 import hf_hybrid
 from hf_hybrid import AutoHybridModelForCausalLM
 from hf_hybrid.checkpoints import bundled
+from hf_hybrid.hub.card import write_card
+from hf_hybrid.hub.exporting import export_speculative
 
 PROMPT = "Growth: 5.9%\nTerrain: hill"
 RECORD = "Capital: Port Amel\nPopulation: 4,512,000\nArea: 12,300 sq km"
@@ -74,6 +77,18 @@ def push(folder: str) -> dict[str, Any]:
     api.create_repo("alice/pocket")
     api.upload_folder(repo_id="alice/pocket", folder_path=bundled("hybrid-pocket"))
 
+    # With the decoding in it: in one commit, as a folder with a card, and the decoding alone.
+    one = hf_hybrid.push_to_hub(model, "alice/one", tokenizer=tokenizer, commit_message="All of it")
+    write_card(Path(f"{folder}-again"), name="alice/carded", licence="apache-2.0", base_model="alice/tiny")
+    api.create_repo("alice/carded")
+    api.upload_folder(repo_id="alice/carded", folder_path=f"{folder}-again")
+    card = ModelCard.load("alice/carded")
+    card.validate()
+    card.data["base_model_relation"] = "cousin"
+    export_speculative(Path(f"{folder}-speculative"))
+    api.create_repo("alice/speculative")
+    api.upload_folder(repo_id="alice/speculative", folder_path=f"{folder}-speculative")
+
     # Another text on a branch, from where main is now.
     with torch.no_grad():
         model.lm_head.weight += 0.5 * torch.randn_like(model.lm_head.weight)
@@ -87,9 +102,12 @@ def push(folder: str) -> dict[str, Any]:
         "refs": sorted(ref.name for ref in (lambda r: [*r.branches, *r.tags])(api.list_repo_refs("alice/tiny"))),
         "shards": sorted(api.list_repo_files("alice/sharded")),
         "tree": sorted(entry.path for entry in api.list_repo_tree("alice/deep", recursive=True)),
-        "paths": [entry.size for entry in api.get_paths_info("alice/pocket", ["model.safetensors"])],
+        "paths": [getattr(entry, "size", None) for entry in api.get_paths_info("alice/pocket", ["model.safetensors"])],
         "commits": [commit.title for commit in api.list_repo_commits("alice/tiny")],
-        "titles": api.model_info("alice/tiny").library_name,
+        "one": [one.oid, [commit.title for commit in api.list_repo_commits("alice/one")]],
+        "bad card": attempt(card.validate),
+        "tags": api.model_info("alice/carded").tags,
+        "pipeline": api.model_info("alice/carded").pipeline_tag,
     }
 
 
@@ -104,12 +122,17 @@ def read(first: str) -> dict[str, Any]:
         "subfolder": written(*load("alice/deep", subfolder="models/tiny")),
         "private": written(*load("alice/secret", token="hf_alice")),
     }
-    plain = AutoModelForCausalLM.from_pretrained("alice/tiny", dtype=torch.float32)
+    plain: Any = AutoModelForCausalLM.from_pretrained("alice/tiny", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained("alice/tiny")
     inputs = tokenizer(PROMPT, return_tensors="pt")
     found["plain"] = plain.generate(**inputs, max_new_tokens=24)[0].tolist()
     found["enabled"] = written(hf_hybrid.enable(plain), tokenizer)
     found["config"] = GenerationConfig.from_pretrained("alice/tiny").hf_hybrid  # type: ignore[attr-defined]
+    found["one"] = written(*load("alice/one"))
+    block = re.findall(r"```python\n(.*?)```", ModelCard.load("alice/carded").text, re.S)[0]
+    scope: dict[str, Any] = {}
+    exec(block.replace("(**inputs", "(**inputs, max_new_tokens=8"), scope)
+    found["card"] = written(scope["model"], scope["tokenizer"])
     pocket, words = load("alice/pocket")
     found["pocket"] = words.decode(
         pocket.generate(**words(RECORD, return_tensors="pt"), strategy="planned_diffusion")[0], skip_special_tokens=True

@@ -23,13 +23,14 @@ def run_client(
     *calls: Mapping[str, Any],
     home: str = "home",
     token: str | None = None,
+    program: str = "client_for_tests.py",
     **environment: str,
 ) -> list[dict[str, Any]]:
     """What the ``calls`` of a step of ``client_for_tests`` found.
 
     Args:
         place: folder for everything that is written. home: name of the user's home in it, for cache and modules.
-        endpoint: of the hub. token: of the user. environment: more variables.
+        endpoint: of the hub. token: of the user. program: in this folder. environment: more variables.
     """
     arguments, answer = place / "arguments.json", place / "answer.json"
     arguments.write_text(json.dumps(calls or [{}]), encoding="utf-8")
@@ -47,10 +48,9 @@ def run_client(
         **({} if token is None else {"HF_TOKEN": token}),
         **environment,
     }
-    program = str(Path(__file__).with_name("client_for_tests.py"))
     # The client sends parts of large files in a way that its own HTTP library deprecates.
     warn = ("-W", "error", "-W", "ignore::DeprecationWarning")
-    command = [sys.executable, *warn, program, step, str(arguments), str(answer)]
+    command = [sys.executable, *warn, str(Path(__file__).with_name(program)), step, str(arguments), str(answer)]
     done = subprocess.run(command, env=variables, cwd=place, capture_output=True, text=True, timeout=900)
     if done.returncode:
         raise AssertionError(f"{step}: {done.stderr[-4000:]}")

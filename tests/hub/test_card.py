@@ -142,7 +142,7 @@ def test_it_says_what_the_folder_can_do_without_the_plugin(folder: Path, results
     (folder / "generation_config.json").write_text(json.dumps({"hf_hybrid": {"strategy": "planned_diffusion"}}))
     card = write_card(folder, [results], about=text)
     assert metadata_load(card)["tags"][:2] == ["hf_hybrid", "custom_generate"]
-    assert "Without `trust_remote_code=True` transformers says nothing and writes ordinary text" in card.read_text()
+    assert "Without `trust_remote_code=True` transformers says nothing, knows no `strategy=`" in card.read_text()
     assert "model.generate(**inputs)  # planned_diffusion" in card.read_text()
 
 
@@ -208,7 +208,9 @@ def test_the_card_of_the_shipped_checkpoint_is_the_measured_one(tmp_path: Path) 
     results = CARDS / "results" / "hybrid-pocket.json"
     picture = ROOT / "docs" / "frontier.png"
     folder, shipped = bundled("hybrid-pocket"), CARDS / "hybrid-pocket"
-    fresh = write_card(folder, [results], tmp_path / "README.md", about=shipped / "about.md", picture=picture)
+    fresh = write_card(
+        folder, [results], tmp_path / "README.md", about=shipped / "about.md", picture=picture, portable=True
+    )
     assert (shipped / "README.md").read_text(encoding="utf-8") == fresh.read_text(encoding="utf-8")
     assert (shipped / "frontier.png").read_bytes() == picture.read_bytes()
     lines = (folder / "test_set.jsonl").read_text(encoding="utf-8").splitlines()

@@ -15,8 +15,11 @@ import pytest
 
 from hf_hybrid.checkpoints import bundled
 from tests.checkpoint_for_tests import write_checkpoint
+from tests.hub.client_for_tests import PROMPT, STRATEGIES
 from tests.hub.hub_for_tests import NOBODY, USERS, run_client
 from tests.hub_server import HubServer
+
+NAMES = ("tiny", "sharded", "secret", "deep", "pocket", "one", "carded", "speculative")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def refused(hub: HubServer, place: Path, pushed: dict[str, Any]) -> dict[str, li
 
 
 def test_everything_goes_up(hub: HubServer, pushed: dict[str, Any]) -> None:
-    assert set(hub.storage.repositories) == {f"alice/{n}" for n in ("tiny", "sharded", "secret", "deep", "pocket")}
+    assert set(hub.storage.repositories) == {f"alice/{name}" for name in NAMES}
     main = hub.storage.repositories["alice/tiny"].at("main")
     assert main is not None and main.oid == pushed["first"]
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= main.files.keys()
@@ -69,7 +72,7 @@ def test_everything_goes_up(hub: HubServer, pushed: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.parametrize("way", ["id", "commit", "tag", "sharded", "subfolder", "private", "enabled"])
+@pytest.mark.parametrize("way", ["id", "commit", "tag", "sharded", "subfolder", "private", "enabled", "one", "card"])
 def test_the_same_text_comes_down(pushed: dict[str, Any], read: dict[str, Any], way: str) -> None:
     assert read[way] == pushed["before"]
 
@@ -86,6 +89,34 @@ def test_the_stored_strategy_survives(pushed: dict[str, Any], read: dict[str, An
     assert read["plain"] == before["autoregressive"]  # the host's own classes know nothing of it
     assert read["pipeline"] == before["stored"]  # after install(), a pipeline by id does
     assert "## " in read["pocket"] and "Port Amel" in read["pocket"]
+
+
+def test_one_commit_brings_it_all(hub: HubServer, pushed: dict[str, Any]) -> None:
+    oid, titles = pushed["one"]
+    commit = hub.storage.repositories["alice/one"].at("main")
+    assert commit is not None and commit.oid == oid and titles == ["All of it", "initial commit"]
+    assert {"README.md", "tokenizer.json", "custom_generate/generate.py"} <= commit.files.keys()
+    assert (
+        "custom_generate/generate.py"
+        in hub.storage.repositories["alice/speculative"]
+        .commits[hub.storage.repositories["alice/speculative"].branches["main"]]
+        .files
+    )
+
+
+def test_the_hub_reads_the_card(pushed: dict[str, Any]) -> None:
+    assert pushed["tags"][:2] == ["hf_hybrid", "custom_generate"] and pushed["pipeline"] == "text-generation"
+    assert pushed["bad card"][0] == "ValueError" and "base_model_relation" in pushed["bad card"][1]
+
+
+def test_without_the_plugin_the_same_text_is_written(hub: HubServer, place: Path, pushed: dict[str, Any]) -> None:
+    job = {"prompt": PROMPT, "name": "alice/one", "strategies": STRATEGIES, "revision": pushed["one"][0]}
+    (found,) = run_client(place, hub.url, "trusting", job, home="elsewhere", program="client_without_plugin.py")
+    before = pushed["before"]
+    assert found["modules"] == []
+    assert found["written"] == before
+    assert found["pipeline"] == found["card"] == before["stored"]
+    assert found["untrusted"] == found["drafted"] == before["autoregressive"] != before["stored"]
 
 
 @pytest.mark.parametrize(

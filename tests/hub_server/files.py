@@ -25,10 +25,45 @@ def validate_yaml(hub: HubServer, request: Request) -> Answer:
     try:
         read = yaml.safe_load(found[1]) if found is not None else {}
     except yaml.YAMLError as error:
-        read = str(error)
-    if read is not None and not isinstance(read, dict):
-        return as_json({"errors": [{"message": "metadata is not a mapping"}], "warnings": []}, 400)
-    return as_json({"errors": [], "warnings": []})
+        return _invalid([f"not YAML: {error}"])
+    wrong = _wrong(read) if isinstance(read, dict) else ["metadata is not a mapping"]
+    return _invalid(wrong) if wrong else as_json({"errors": [], "warnings": []})
+
+
+def _invalid(messages: list[str]) -> Answer:
+    return as_json({"errors": [{"message": message} for message in messages], "warnings": []}, 400)
+
+
+def _wrong(card: dict[str, Any]) -> list[str]:
+    """What the documented rules for the metadata of model cards forbid."""
+    wrong = [
+        f'"{key}" must be a string'
+        for key in ("license", "library_name", "pipeline_tag")
+        if not _text(card, key, False)
+    ]
+    wrong += [
+        f'"{key}" must be a string or a list of them'
+        for key in ("language", "tags", "datasets", "base_model", "metrics")
+        if not _text(card, key, True)
+    ]
+    repository = re.compile(r"[\w.-]+(/[\w.-]+)?")
+    for key in ("datasets", "base_model"):
+        names = card.get(key) or []
+        for name in [names] if isinstance(names, str) else names:
+            if isinstance(name, str) and repository.fullmatch(name) is None:
+                wrong.append(f'"{key}": {name!r} is no id of a repository')
+    if card.get("base_model_relation", "finetune") not in ("finetune", "adapter", "quantized", "merge"):
+        wrong.append('"base_model_relation" is unknown')
+    if "license" in card and re.fullmatch(r"[a-z0-9.+-]+", str(card["license"])) is None:
+        wrong.append('"license" must be an identifier')
+    if not all(isinstance(item, dict) and "text" in item for item in card.get("widget") or []):
+        wrong.append('"widget" must be a list of examples with a text')
+    return wrong
+
+
+def _text(card: dict[str, Any], key: str, several: bool) -> bool:
+    value = card.get(key, "")
+    return isinstance(value, str) or (several and isinstance(value, list) and all(isinstance(v, str) for v in value))
 
 
 def preupload(hub: HubServer, request: Request, repo: str, revision: str) -> Answer:
@@ -71,7 +106,7 @@ def lfs_batch(hub: HubServer, request: Request, repo: str) -> Answer:
         }
 
     objects = [place(asked) for asked in request.json()["objects"]]
-    return as_json({"transfer": "basic", "objects": objects}, **{"Content-Type": "application/vnd.git-lfs+json"})
+    return as_json({"transfer": "basic", "objects": objects}, headers={"Content-Type": "application/vnd.git-lfs+json"})
 
 
 def lfs_put(hub: HubServer, request: Request, oid: str, part: str | None = None) -> Answer:

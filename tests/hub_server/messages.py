@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,8 @@ class HubError(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def as_json(data: Any, status: int = 200, **headers: str) -> Answer:
-    return Answer(status, json.dumps(data).encode(), {"Content-Type": "application/json"} | headers)
+def as_json(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(status, json.dumps(data).encode(), {"Content-Type": "application/json", **(headers or {})})
 
 
 def readable(hub: HubServer, request: Request, name: str) -> Repository:

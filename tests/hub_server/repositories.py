@@ -118,7 +118,7 @@ def tree(hub: HubServer, request: Request, repo: str, revision: str, folder: str
     if first + len(shown) >= len(listed):
         return as_json(shown)
     more = urlencode(request.query | {"cursor": first + len(shown)})
-    return as_json(shown, Link=f'<{hub.url}{request.path}?{more}>; rel="next"')
+    return as_json(shown, headers={"Link": f'<{hub.url}{request.path}?{more}>; rel="next"'})
 
 
 def paths_info(hub: HubServer, request: Request, repo: str, revision: str) -> Answer:
