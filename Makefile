@@ -33,8 +33,8 @@ train: .venv/.stamp-run
 
 # The card and the README's table, from what `make bench ARGS="--json model_cards/results/hybrid-pocket.json"` measured.
 card: .venv/.stamp-run
-	$(BIN)/python -m hf_hybrid.hub.card model_cards/results/hybrid-pocket.json \
-		--checkpoint hf_hybrid/checkpoints/hybrid-pocket --card model_cards/hybrid-pocket/README.md --readme README.md
+	$(BIN)/hf-hybrid card hybrid-pocket --portable --about model_cards/hybrid-pocket/about.md --picture docs/frontier.png \
+		--results model_cards/results/hybrid-pocket.json --out model_cards/hybrid-pocket/README.md --readme README.md
 
 test: .venv/.stamp-dev
 	$(BIN)/ruff check .
