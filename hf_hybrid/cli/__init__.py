@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_hybrid.cli import bench, demo, generate, plan, train, tune
+from hf_hybrid.cli import bench, demo, generate, lm_eval, plan, train, tune
 from hf_hybrid.cli.command import ERROR, guarded
 
 app = typer.Typer(
@@ -43,6 +43,9 @@ def _options(
 
 for _command in (demo.demo, generate.generate, plan.plan, bench.bench, tune.tune, train.train):
     app.command()(guarded(_command))
+# What stands behind the name goes on unchanged, options too.
+_passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command("lm-eval", context_settings=_passed_on)(guarded(lm_eval.lm_eval))
 
 
 def main() -> None:

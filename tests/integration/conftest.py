@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-OTHERS = ("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::PendingDeprecationWarning")
+OTHERS = ("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:torch.quantize_per_tensor:UserWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
