@@ -34,7 +34,7 @@ from hf_hybrid.evaluation import Candidate, Measurement, Run, harness, results_o
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.recipes.sheets import Sheet, TestItem
 
-COMMANDS = ("demo", "generate", "plan", "bench", "tune", "train", "export")
+COMMANDS = ("demo", "generate", "plan", "bench", "tune", "train", "export", "card")
 FEW = (Candidate("host", None), Candidate("planned", "planned_diffusion", {"window_length": 4}))
 
 

@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from hf_hybrid.config import merged
@@ -29,83 +30,98 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
         name: by which clients may call the model. loaded: how the host calls it, which they may use too.
         strategy: for requests that name none; None: what the checkpoint names.
     """
-    from fastapi import HTTPException  # pyright: ignore[reportMissingImports]
-    from fastapi.responses import JSONResponse  # pyright: ignore[reportMissingImports]
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager
     from transformers.cli.serving.response import ResponseHandler
     from transformers.cli.serving.utils import GenerateManager
 
-    def refuse(error: Exception, status: int = 400) -> HTTPException:
-        known = isinstance(error, ValueError) and str(error)
-        return HTTPException(status_code=status, detail=str(error) if known else f"{type(error).__name__}: {error}")
-
-    def handling(original: Callable[..., Any]) -> Callable[..., Any]:
-        async def handle_request(self: Any, body: dict[str, Any], request_id: str) -> Any:
-            if body.get("model") == name:
-                body["model"] = loaded
-            # Tags that a user types are text. A request may say otherwise in chat_template_kwargs.
-            self.chat_template_kwargs.setdefault("sanitize_control_tokens", True)
-            try:
-                check_body(body)
-                return await original(self, body, request_id)
-            except HTTPException as error:
-                refused = error
-            except Exception as error:  # the host reads fields as they come: all that fails here is the request
-                refused = refuse(error)
-            kind = "invalid_request_error" if refused.status_code < 500 else "server_error"
-            # In the form of OpenAI, the only one whose message its client shows.
-            told = {"error": {"message": str(refused.detail), "type": kind, "param": None, "code": None}}
-            return JSONResponse(told, status_code=refused.status_code)
-
-        return handle_request
-
-    def prepared(model: Any, processor: Any, inputs: Any, config: Any) -> None:
-        try:
-            prepare(model, processor, inputs, config, strategy)
-        except Exception as error:
-            raise refuse(error) from error
-
-    def streaming(original: Callable[..., Any]) -> Callable[..., Any]:
-        def generate_streaming(
-            self: Any, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any
-        ) -> Any:
-            prepared(model, processor, inputs, gen_config)
-            return original(self, Streamed(model), processor, inputs, gen_config, *args, **kwargs)
-
-        return generate_streaming
-
-    def whole(original: Callable[..., Any]) -> Callable[..., Any]:
-        async def generate_non_streaming(
-            self: Any, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any
-        ) -> Any:
-            prepared(model, processor, inputs, gen_config)
-            try:
-                return await original(self, model, processor, inputs, gen_config, *args, **kwargs)
-            except Exception as error:
-                raise refuse(error, 400 if isinstance(error, ValueError) else 500) from error
-
-        return generate_non_streaming
-
-    def models(_: Callable[..., Any]) -> Any:
+    def models(_: Any) -> Any:
         # The host lists what lies in the cache of the Hub, none of which it serves beside the model that it was given.
         return staticmethod(lambda *_: [{"id": name, "object": "model", "created": 0, "owned_by": ""}])
 
+    handlers = (ChatCompletionHandler, CompletionHandler, ResponseHandler)
     replaced: list[tuple[Any, str, Callable[[Any], Any]]] = [
-        *((cls, "handle_request", handling) for cls in (ChatCompletionHandler, CompletionHandler, ResponseHandler)),
-        (GenerateManager, "generate_streaming", streaming),
-        (GenerateManager, "generate_non_streaming", whole),
+        *((handler, "handle_request", partial(_handling, name, loaded)) for handler in handlers),
+        (GenerateManager, "generate_streaming", partial(_streaming, strategy)),
+        (GenerateManager, "generate_non_streaming", partial(_whole, strategy)),
         (ModelManager, "get_gen_models", models),
     ]
     before = [(cls, attribute, vars(cls)[attribute]) for cls, attribute, _ in replaced]
-    for cls, attribute, wrap in replaced:
-        setattr(cls, attribute, wrap(vars(cls)[attribute]))
+    for (cls, attribute, original), (*_, wrap) in zip(before, replaced, strict=True):
+        setattr(cls, attribute, wrap(original))
     try:
         yield
     finally:
         for cls, attribute, original in before:
             setattr(cls, attribute, original)
+
+
+def _handling(name: str, loaded: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """``handle_request`` of one of the host's handlers, which says what is wrong with a request."""
+    from fastapi import HTTPException  # type: ignore[import-not-found]  # of the extra [serving]
+    from fastapi.responses import JSONResponse  # type: ignore[import-not-found]
+
+    async def handle_request(self: Any, body: dict[str, Any], request_id: str) -> Any:
+        if body.get("model") == name:
+            body["model"] = loaded
+        # Tags that a user types are text. A request may say otherwise in chat_template_kwargs.
+        self.chat_template_kwargs.setdefault("sanitize_control_tokens", True)
+        try:
+            check_body(body)
+            return await original(self, body, request_id)
+        except HTTPException as error:
+            refused = error
+        except Exception as error:  # the host reads fields as they come: all that fails here is the request
+            refused = _refusal(error)
+        kind = "invalid_request_error" if refused.status_code < 500 else "server_error"
+        # In the form of OpenAI, the only one whose message its client shows.
+        told = {"error": {"message": str(refused.detail), "type": kind, "param": None, "code": None}}
+        return JSONResponse(told, status_code=refused.status_code)
+
+    return handle_request
+
+
+def _streaming(strategy: str | None, original: Callable[..., Any]) -> Callable[..., Any]:
+    """``generate_streaming`` of the host, which refuses before the stream begins."""
+
+    def generate_streaming(
+        self: Any, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        _prepared(model, processor, inputs, gen_config, strategy)
+        return original(self, Streamed(model), processor, inputs, gen_config, *args, **kwargs)
+
+    return generate_streaming
+
+
+def _whole(strategy: str | None, original: Callable[..., Any]) -> Callable[..., Any]:
+    """``generate_non_streaming`` of the host, which says what went wrong."""
+
+    async def generate_non_streaming(
+        self: Any, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        _prepared(model, processor, inputs, gen_config, strategy)
+        try:
+            return await original(self, model, processor, inputs, gen_config, *args, **kwargs)
+        except Exception as error:
+            raise _refusal(error, 400 if isinstance(error, ValueError) else 500) from error
+
+    return generate_non_streaming
+
+
+def _prepared(model: Any, processor: Any, inputs: Any, config: Any, strategy: str | None) -> None:
+    try:
+        prepare(model, processor, inputs, config, strategy)
+    except Exception as error:
+        raise _refusal(error) from error
+
+
+def _refusal(error: Exception, status: int = 400) -> Any:
+    """``error`` as the host's kind of exception."""
+    from fastapi import HTTPException  # type: ignore[import-not-found]
+
+    known = isinstance(error, ValueError) and str(error)
+    return HTTPException(status_code=status, detail=str(error) if known else f"{type(error).__name__}: {error}")
 
 
 def check_body(body: Mapping[str, Any]) -> None:
