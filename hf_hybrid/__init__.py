@@ -35,9 +35,13 @@ if TYPE_CHECKING:
     from hf_hybrid.mixin import enable as enable
     from hf_hybrid.mixin import install as install
     from hf_hybrid.mixin import uninstall as uninstall
+    from hf_hybrid.models.secure import AutoHybridTokenizer as AutoHybridTokenizer
+    from hf_hybrid.models.secure import secure as secure
     from hf_hybrid.models.vocabulary import VocabularyError as VocabularyError
     from hf_hybrid.models.vocabulary import control_tokens as control_tokens
     from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
+    from hf_hybrid.pipeline import HybridTextGenerationPipeline as HybridTextGenerationPipeline
+    from hf_hybrid.pipeline import register_pipeline as register_pipeline
     from hf_hybrid.portable import PortableError as PortableError
     from hf_hybrid.routing import UnsupportedCallError as UnsupportedCallError
 
@@ -46,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "AutoHybridModelForCausalLM",
+    "AutoHybridTokenizer",
     "ControlTokens",
     "DecodingError",
     "DiffusionDrafter",
@@ -56,6 +61,7 @@ __all__ = [
     "HybridCallback",
     "HybridGenerateOutput",
     "HybridGenerationMixin",
+    "HybridTextGenerationPipeline",
     "MemoryFileError",
     "ModelDrafter",
     "Plan",
@@ -79,7 +85,9 @@ __all__ = [
     "install",
     "prepare_vocabulary",
     "push_to_hub",
+    "register_pipeline",
     "save_pretrained",
+    "secure",
     "uninstall",
 ]
 
@@ -115,9 +123,13 @@ _HOME = {
     "enable": "hf_hybrid.mixin",
     "install": "hf_hybrid.mixin",
     "uninstall": "hf_hybrid.mixin",
+    "AutoHybridTokenizer": "hf_hybrid.models.secure",
+    "secure": "hf_hybrid.models.secure",
     "VocabularyError": "hf_hybrid.models.vocabulary",
     "control_tokens": "hf_hybrid.models.vocabulary",
     "prepare_vocabulary": "hf_hybrid.models.vocabulary",
+    "HybridTextGenerationPipeline": "hf_hybrid.pipeline",
+    "register_pipeline": "hf_hybrid.pipeline",
     "PortableError": "hf_hybrid.portable",
     "UnsupportedCallError": "hf_hybrid.routing",
 }

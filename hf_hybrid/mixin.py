@@ -20,12 +20,15 @@ from transformers import (
     GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
 
 from hf_hybrid.core.plan import Plan
+from hf_hybrid.models.secure import secure_known
 from hf_hybrid.portable import FOLDER, PortableError, write_custom_generate
 from hf_hybrid.routing import UnsupportedCallError, host_arguments
+from hf_hybrid.stored import check_file
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -61,8 +64,9 @@ class HybridGenerationMixin(GenerationMixin):
         Args:
             inputs: prompt ids ``(batch, length)``, left-padded; so are the other arguments that the host knows.
             strategy: a key of ``hf_hybrid.config.SETTINGS``; unset, what ``generation_config.hf_hybrid`` names, of the
-                call's config or else of the model's. When neither names one, the host decodes
-                (``GenerationConfig(hf_hybrid={})`` asks for that on a checkpoint that names one).
+                call's config or else of the model's; settings of the second hold where the first says nothing. When
+                neither names a strategy, the host decodes (``GenerationConfig(hf_hybrid={})`` asks for that on a
+                checkpoint that names one).
             plan: for ``planned_diffusion``, plans to carry out instead of writing one.
             **kwargs: settings of the strategy (``hf_hybrid.config``), and whatever the host takes. The strategies keep
                 a cache of their own, so that ``cache_implementation`` does not matter to them.
@@ -143,6 +147,10 @@ def disable(model: ModelT) -> ModelT:
     return model
 
 
+_PLACE = frozenset({"cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder"})
+"""Arguments of ``from_pretrained`` that say where a file is looked for."""
+
+
 class AutoHybridModelForCausalLM:
     """``AutoModelForCausalLM``, and then ``enable()``. Use the class methods; there are no instances."""
 
@@ -151,7 +159,14 @@ class AutoHybridModelForCausalLM:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """``AutoModelForCausalLM.from_pretrained`` with the same arguments; the model is enabled."""
+        """``AutoModelForCausalLM.from_pretrained`` with the same arguments; the model is enabled.
+
+        Raises:
+            hf_hybrid.config.SettingsError: a ``generation_config.json`` that the host could not use; the message names
+                the field. With ``generation_config=`` the file is not read.
+        """
+        if kwargs.get("generation_config") is None:
+            check_file(pretrained_model_name_or_path, **{key: kwargs[key] for key in _PLACE & kwargs.keys()})
         loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         enable(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple: output_loading_info=True
         return loaded
@@ -162,14 +177,16 @@ class AutoHybridModelForCausalLM:
         return enable(AutoModelForCausalLM.from_config(config, **kwargs))
 
 
-_installed: tuple[Callable[..., Any], Callable[..., Any]] | None = None
-"""(the host's generate, our wrapper) while ``install()`` is in force."""
+_Tokenizer: Any = PreTrainedTokenizerBase
+_installed: tuple[tuple[Any, Any], tuple[Any, Any]] | None = None
+"""(the host's, ours) of ``generate`` and of the tokenizers' ``from_pretrained`` while ``install()`` is in force."""
 
 
 def install() -> None:
     """Let every model of this process understand ``strategy=``, also those that others load (pipelines by name, serve).
 
-    A call without a strategy goes to the host. Idempotent; ``uninstall()`` undoes it.
+    A call without a strategy goes to the host. Tokenizers that know the tags of a plan are loaded secured
+    (``hf_hybrid.secure``). Idempotent; ``uninstall()`` undoes it.
     """
     global _installed
     if _installed is not None:
@@ -184,23 +201,31 @@ def install() -> None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
         return original(self, **host_arguments(self, arguments, strategy, plan))
 
-    _installed = (original, generate)
-    _Host.generate = generate
+    load = vars(_Tokenizer)["from_pretrained"]
+
+    @functools.wraps(load.__func__)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return secure_known(load.__func__(cls, *args, **kwargs))
+
+    secured = classmethod(from_pretrained)
+    _installed = ((original, generate), (load, secured))
+    _Host.generate, _Tokenizer.from_pretrained = generate, secured
 
 
 def uninstall() -> None:
     """Undo ``install()``; without one nothing happens.
 
     Raises:
-        RuntimeError: another library replaced ``GenerationMixin.generate`` later; undo that first.
+        RuntimeError: another library replaced one of the two methods later; undo that first.
     """
     global _installed
     if _installed is None:
         return
-    original, wrapper = _installed
-    if _Host.generate is not wrapper:
-        raise RuntimeError("GenerationMixin.generate was replaced after install(); undo that before uninstall()")
-    _Host.generate = original
+    (generate, ours), (load, secured) = _installed
+    for owner, name, wrapper in ((_Host, "generate", ours), (_Tokenizer, "from_pretrained", secured)):
+        if vars(owner)[name] is not wrapper:
+            raise RuntimeError(f"{owner.__name__}.{name} was replaced after install(); undo that before uninstall()")
+    _Host.generate, _Tokenizer.from_pretrained = generate, load
     _installed = None
 
 

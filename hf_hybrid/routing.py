@@ -20,10 +20,11 @@ from transformers import (
     StopStringCriteria,
 )
 
-from hf_hybrid.config import SETTING_NAMES, SETTINGS, settings_for, stored_strategy
+from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stored_strategy
 from hf_hybrid.core.plan import Plan
 from hf_hybrid.decoding import Call, ModelDrafter, decode
 from hf_hybrid.models.vocabulary import control_tokens
+from hf_hybrid.stored import check_call
 
 
 def _is_set(value: object) -> bool:
@@ -59,7 +60,7 @@ def host_arguments(
     # A drafting model inside the host's assisted decoding: a strategy of its own would run inside every round.
     if effective_value(model, arguments, "is_assistant"):
         return arguments
-    stored = effective_value(model, arguments, "hf_hybrid")
+    stored = _stored(model, arguments)
     arguments.pop("hf_hybrid", None)
     name = strategy if strategy is not None else stored_strategy(stored)
     settings = {key: arguments.pop(key) for key in SETTING_NAMES & arguments.keys()}
@@ -75,6 +76,7 @@ def host_arguments(
         return arguments
     settings |= _misspelt(model, arguments)
     checked = settings_for(name, settings, stored)
+    check_call(model, arguments)
     if plan is not None and name != "planned_diffusion":
         raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
     drafter = _take_drafter(arguments, name, partner, "drafter" in settings)
@@ -105,6 +107,12 @@ def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
         return arguments[name]
     configs = (arguments.get("generation_config"), getattr(model, "generation_config", None))
     return next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
+
+
+def _stored(model: Any, arguments: Mapping[str, Any]) -> Any:
+    """``hf_hybrid`` of the call or of its config, on top of what the model's config says."""
+    own = getattr(getattr(model, "generation_config", None), "hf_hybrid", None)
+    return merged(effective_value(model, arguments, "hf_hybrid"), own)
 
 
 def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any, named: bool) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_hybrid.cli import bench, card, demo, export, generate, plan, train, tune
+from hf_hybrid.cli import bench, card, demo, export, generate, lm_eval, plan, serve, train, tune
 from hf_hybrid.cli.command import ERROR, guarded
 
 app = typer.Typer(
@@ -53,6 +53,10 @@ _COMMANDS = (
 )
 for _command in _COMMANDS:
     app.command()(guarded(_command))
+# What these do not know goes on to the program that they start.
+app.command(context_settings=serve.PASS_ON)(guarded(serve.serve))
+_passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command("lm-eval", context_settings=_passed_on)(guarded(lm_eval.lm_eval))
 
 
 def main() -> None:

@@ -46,6 +46,13 @@ def bench(
         Literal["sheets", "speculative"],
         typer.Option(help="sheets: answers of held-out prompts; speculative: drafting beside that of other packages."),
     ] = "sheets",
+    part: Annotated[
+        Literal["texts", "model"] | None,
+        typer.Option(
+            help="For: speculative. texts (default): copying drafters on real texts; model: a drafting model beside "
+            "the host's assisted generation, with a pair of random models."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help=f"As of generate. Default: {DEFAULT_MODEL}, speculative: {SMOLLM2}."),
@@ -124,10 +131,11 @@ def bench(
         others = {"--split": split, "--sweep": sweep, "--plot": picture, "--test-set": test_set, "--passes": passes}
         others |= {"--coherence": coherence, "--feedback": feedback, "--batch-size": batch_size != 1}
         _refuse(task, others)
+        _refuse(f"{task} --part {part}", {"--model": part == "model" and model})
         machine = (dtype, device, threads)
-        bench_speculation(model, num_prompts, repeats, journal, json_file, max_new_tokens, machine)
+        bench_speculation(part or "texts", model, num_prompts, repeats, journal, json_file, max_new_tokens, machine)
         return
-    _refuse(task, {"--repeats": repeats, "--journal": journal})
+    _refuse(task, {"--repeats": repeats, "--journal": journal, "--part": part})
     if picture is not None and (picture.suffix not in (".png", ".svg") or not picture.resolve().parent.is_dir()):
         raise UsageError(f"--plot {picture}: give a .png or .svg file in a folder that exists")
     dtypes = [name.strip() for name in dtype.split(",")]

@@ -114,9 +114,8 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
     ``dtype="auto"`` is that of the checkpoint (of SmolLM2: float32).
     """
     import torch
-    from transformers import AutoTokenizer
 
-    from hf_hybrid import AutoHybridModelForCausalLM, enable
+    from hf_hybrid import AutoHybridModelForCausalLM, AutoHybridTokenizer, enable, secure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -125,13 +124,13 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
 
         smollm2: Any
         smollm2, tokenizer = load_smollm2(torch.float32 if dtype == "auto" else getattr(torch, dtype))
-        return enable(smollm2).to(device), tokenizer, Path(name)
+        return enable(smollm2).to(device), secure(tokenizer), Path(name)
     folder = folder_of(name)
     place = str(folder) if folder.is_dir() else name
     try:
         wanted = dtype if dtype == "auto" else getattr(torch, dtype)
         model = AutoHybridModelForCausalLM.from_pretrained(place, dtype=wanted)
-        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
+        tokenizer = AutoHybridTokenizer.from_pretrained(place, padding_side="left")
     except (OSError, TypeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoadingError(

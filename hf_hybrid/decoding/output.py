@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
-from hf_hybrid.core.plan import Plan
+from hf_hybrid.core.plan import Plan, Span
+
+Decode = Callable[[Sequence[int]], str]
+"""Text of token ids, such as ``tokenizer.decode``."""
 
 
 @dataclass
@@ -27,6 +32,11 @@ class SpanReport:
     extended: bool
     ended: str
 
+    def as_data(self, decode: Decode) -> dict[str, Any]:
+        """For JSON: parts count from 1, ``tokens`` is their number, ``label`` and ``text`` are texts."""
+        names = {"label": decode(self.label), "part": self.part + 1, "depends": [d + 1 for d in self.depends]}
+        return asdict(self) | names | {"tokens": len(self.tokens), "text": decode(self.tokens)}
+
 
 @dataclass
 class DraftingReport:
@@ -35,7 +45,8 @@ class DraftingReport:
     Attributes:
         drafter: its name. rounds: passes that checked a draft. off: passes without one, because none would have paid.
             empty: passes without one, because the drafter had none or there was no room. probes: rounds that were made
-            only to see whether drafting pays again.
+            only to see whether drafting pays again. rechecked: passes without one, because the token to come had been
+            too close to another to trust a pass of several rows. trees: rounds whose draft had branches.
         tried: per place of a draft, how often it was checked while all before it stood. stood: how often it stood too.
     """
 
@@ -44,6 +55,8 @@ class DraftingReport:
     off: int = 0
     empty: int = 0
     probes: int = 0
+    rechecked: int = 0
+    trees: int = 0
     tried: list[int] = field(default_factory=list)
     stood: list[int] = field(default_factory=list)
 
@@ -55,7 +68,7 @@ class DraftingReport:
     @property
     def share_off(self) -> float:
         """Share of the passes in which drafting was switched off, 0 to 1."""
-        return self.off / max(self.rounds + self.off + self.empty, 1)
+        return self.off / max(self.rounds + self.off + self.empty + self.rechecked, 1)
 
     def note(self, length: int, stood: int) -> None:
         """A draft of ``length`` tokens was checked and ``stood`` of them stand."""
@@ -106,6 +119,21 @@ class GenerationReport:
     def plan(self) -> Plan | None:
         """The plan of the first round, None if there was none."""
         return self.plans[0] if self.plans else None
+
+    def as_data(self) -> dict[str, Any]:
+        """The numbers for JSON; ``plans_as_data`` has the plans, ``SpanReport.as_data`` a part."""
+        numbers = asdict(self) | {"tokens_per_forward": self.tokens_per_forward}
+        return {name: value for name, value in numbers.items() if name not in ("plans", "spans")}
+
+
+def plans_as_data(plans: Sequence[Plan], decode: Decode) -> dict[str, Any]:
+    """Plans for JSON, one per round, as ``hf-hybrid plan`` prints them; parts count from 1."""
+
+    def part(span: Span) -> dict[str, Any]:
+        shown = {"label": decode(span.label), "length": span.length, "depends": [d + 1 for d in span.depends]}
+        return shown if span.text is None else {**shown, "text": decode(span.text)}
+
+    return {"rounds": [{"lead": decode(p.lead), "parts": [part(span) for span in p.spans]} for p in plans]}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ flag; weights that a shard or a subfolder hides.
 from __future__ import annotations
 
 import json
+import os
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +162,8 @@ def test_the_hosts_push_takes_it_along(
     model = hybrid()
     if again:  # the folder is not new: only what changed would go up
         model.save_pretrained(tmp_path / "model")
+        later = time.time() + 3600  # clocks differ, and some keep whole seconds: no time stamp says what is new
+        os.utime(tmp_path / "model" / "custom_generate", (later, later))
     if while_saving:
         model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="me/model")
     else:

@@ -91,9 +91,9 @@ def speculative(job: dict[str, Any]) -> dict[str, Any]:
         arguments = {"max_new_tokens": job["length"], "do_sample": False}
         plain = model.generate(ids, **arguments)
         model.generation_config.return_dict_in_generate = True
-        ours = model.generate(
-            ids, custom_generate=job["folder"], trust_remote_code=True, local_files_only=True, **arguments
-        )
+        repository = {"custom_generate": job["folder"], "trust_remote_code": True, "local_files_only": True}
+        # Not adaptive: whether a draft pays depends on the machine.
+        ours = model.generate(ids, **repository, **arguments, adaptive=False)
         out[name] = {
             "plain": plain.tolist(),
             "ours": ours.sequences.tolist(),
