@@ -53,7 +53,7 @@ def group(count: int, names: list[str], number: Any) -> dict[str, Any]:
 
 
 def bench_results() -> dict[str, Any]:
-    """A run of two candidates: 130.1234, 147.1234, ..., shares too. Nobody types such numbers, nor what they round to."""
+    """A run of two candidates: 130.1234, 147.1234, ..., shares too. Nobody types such numbers, rounded or not."""
     steps = itertools.count(130, 17)
 
     def number() -> float:
