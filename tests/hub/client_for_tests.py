@@ -82,9 +82,8 @@ def push(folder: str) -> dict[str, Any]:
     write_card(Path(f"{folder}-again"), name="alice/carded", licence="apache-2.0", base_model="alice/tiny")
     api.create_repo("alice/carded")
     api.upload_folder(repo_id="alice/carded", folder_path=f"{folder}-again")
-    card = ModelCard.load("alice/carded")
-    card.validate()
-    card.data["base_model_relation"] = "cousin"
+    bad = ModelCard.load("alice/carded")
+    bad.data["base_model_relation"] = "cousin"
     export_speculative(Path(f"{folder}-speculative"))
     api.create_repo("alice/speculative")
     api.upload_folder(repo_id="alice/speculative", folder_path=f"{folder}-speculative")
@@ -105,7 +104,9 @@ def push(folder: str) -> dict[str, Any]:
         "paths": [getattr(entry, "size", None) for entry in api.get_paths_info("alice/pocket", ["model.safetensors"])],
         "commits": [commit.title for commit in api.list_repo_commits("alice/tiny")],
         "one": [one.oid, [commit.title for commit in api.list_repo_commits("alice/one")]],
-        "bad card": attempt(card.validate),
+        "bad card": attempt(
+            lambda: api.upload_file(path_or_fileobj=str(bad).encode(), path_in_repo="README.md", repo_id="alice/carded")
+        ),
         "tags": api.model_info("alice/carded").tags,
         "pipeline": api.model_info("alice/carded").pipeline_tag,
     }

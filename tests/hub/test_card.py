@@ -111,7 +111,7 @@ def test_no_number_is_typed(folder: Path, results: Path, text: Path) -> None:
     files = [results, folder / "config.json", folder / "training.json"]
     known = [number for path in files for number in numbers_in(json.loads(path.read_text()))]
     assert len(shown_in(card)) > 70
-    counted = [HELD_OUT, 1.5]  # groups of held-out prompts, million parameters
+    counted = [HELD_OUT, "1.5"]  # groups of held-out prompts, million parameters
     assert unmeasured(card.replace("apache-2.0", ""), [*known, *counted]) == []
 
 
