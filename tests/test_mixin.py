@@ -34,7 +34,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 import hf_hybrid
-from hf_hybrid import HybridGenerationMixin, Plan, SettingsError, UnsupportedCallError, mixin
+from hf_hybrid import HybridGenerationMixin, Plan, SettingsError, UnsupportedCallError, routing
 
 Seen = list[dict[str, Any]]
 PROMPT, NEW = torch.tensor([[3, 4, 5]]), 7  # (1, 3)
@@ -77,7 +77,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         ids = torch.cat([input_ids, new], 1)  # (batch, prompt + 1)
         return ModelOutput(sequences=ids) if kw["generation_config"].return_dict_in_generate else ids
 
-    monkeypatch.setattr(mixin, "decode", decode)
+    monkeypatch.setattr(routing, "decode", decode)
     return calls
 
 

@@ -12,6 +12,7 @@ import gzip
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,7 +193,7 @@ def test_methods_take_turns_and_none_is_asked_for_a_loop(tmp_path: Path) -> None
     bench = script.bench(WORDS, max_new_tokens=60, repeats=2)
     journal, told = Journal(tmp_path / "j", SETTINGS), []
     task.run(bench, journal, lambda: told.append(1))
-    assert len(told) == bench.steps == 12 + 2 * (12 + 12 + 1)
+    assert len(told) == bench.steps == 12 + 2 + 2 * (12 + 12 + 1)
     # The prompt is written again and again: the third repeat of its first eight letters ends the answer.
     references = {line["prompt"]: line for line in journal.of_kind("reference")}
     assert [len(references[p]["tokens"]) for p in ("abcdefgh", "hgfedcbaxy")] == [24, 28]
@@ -233,7 +234,7 @@ def test_the_memory_is_kept_for_a_category_and_a_repeat(tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(stop_at: int, tmp_path: Path) -> None:
     def texts(journal: Journal) -> list[Any]:
         drop = ("seconds", "peak_memory_mb")
-        lines = [line for kind in ("reference", "answers", "batch") for line in journal.of_kind(kind)]
+        lines = [line for kind in ("reference", "flips", "answers", "batch") for line in journal.of_kind(kind)]
         return [
             {**line, "answers": {n: {k: v for k, v in a.items() if k not in drop} for n, a in line["answers"].items()}}
             if "answers" in line
@@ -267,6 +268,76 @@ def test_batches_hold_answers_of_similar_length_and_are_compared_row_by_row(tmp_
     assert "differences" not in second["answers"]["ours"]  # once is enough
     results = {result.method: result for result in task.batch_results(journal)}
     assert (results["ours"].rows, results["ours"].equal, results["ours"].right) == (8, 8, 8)
+
+
+def test_a_flip_is_counted_per_compared_token(tmp_path: Path) -> None:
+    """Ours parts from the references in batches alone; behind the first token that differs nothing is compared."""
+    script = Scripted()
+    bench = script.bench(WORDS, max_new_tokens=60, repeats=1)
+
+    def build(model: Any) -> Callable[[Any, int], list[Written]]:
+        write = script.method("ours").build(model)
+
+        def flipping(inputs: Any, limit: int) -> list[Written]:
+            rows = write(inputs, limit)
+            if len(rows) > 1:
+                rows[1].tokens[5] += 1
+            return rows
+
+        return flipping
+
+    flipping = Method("ours", build, batched=True)
+    deficits = {"token_deficit": 1.0, "reference_deficit": 0.0, "largest_deficit": 1.0, "right": False}
+    found = task.Difference(5, **deficits)  # type: ignore[arg-type]
+    journal = Journal(tmp_path / "j", SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        judge = "hf_hybrid.evaluation.speculation.measure.difference"
+        patch.setattr(judge, lambda model, prompt, answer, reference: found if answer != reference else None)
+        task.run(replace(bench, methods=(bench.methods[0], flipping)), journal)
+    lengths = [length for line in journal.of_kind("flips") for length in line["lengths"]]
+    assert [len(line["rows"]) for line in journal.of_kind("flips")] == [8, 4]  # every prompt, the rest too
+    plain, ours = task.flip_results(journal)
+    assert (plain.method, plain.rows, plain.flips, plain.per_10000) == ("plain", 12, 0, 0.0)
+    assert plain.tokens == sum(lengths)
+    assert (ours.rows, ours.flips, ours.wrong) == (12, 2, 2)
+    assert ours.tokens == sum(lengths) - lengths[1] - lengths[9] + 2 * 6
+    assert ours.per_10000 == pytest.approx(2e4 / ours.tokens)
+
+
+# A pair of random models.
+
+SMALL = task.PairSizes(vocab=97, hidden=32, intermediate=48, heads=4, layers=3, draft_layers=1)
+
+
+@pytest.mark.parametrize("agreement", [0.5, 0.7])
+def test_a_random_pair_agrees_as_often_as_asked(agreement: float) -> None:
+    pair = task.random_pair(SMALL, agreement)
+    prompts = task.random_prompts(6, SMALL.vocab, seed=7)
+    equal = compared = 0
+    for prompt in prompts:
+        ids = task.Numbers()(prompt.text)["input_ids"]
+        text = pair.target.generate(torch.tensor([ids]), hf_hybrid={}, max_new_tokens=40, do_sample=False)
+        with torch.no_grad():
+            choices = pair.draft(text).logits[0, len(ids) - 1 : -1].argmax(-1)  # (new,)
+        equal, compared = equal + int((choices == text[0, len(ids) :]).sum()), compared + len(choices)
+    # Of other texts than it was set on: 240 tokens, three standard deviations, and a bisection of few tokens.
+    assert abs(equal / compared - agreement) < 0.15 and abs(pair.agreement - agreement) < 0.02
+    assert pair.cost < 0.6
+    again = task.random_pair(SMALL, agreement)
+    assert all(torch.equal(a, b) for a, b in zip(pair.draft.parameters(), again.draft.parameters(), strict=True))
+
+
+def test_the_ways_of_drafting_with_a_model_write_the_same_text(tmp_path: Path) -> None:
+    pair = task.random_pair(SMALL, dtype=torch.float64)
+    prompts = {"random": task.random_prompts(2, SMALL.vocab)}
+    journal = Journal(tmp_path / "j", SETTINGS)
+    task.run(Bench(pair.target, task.Numbers(), prompts, set(), pair.methods(), 24, 1), journal)
+    results = {result.method: result for result in task.speculation_results(journal)}
+    assert list(results) == ["plain", "assisted", "assisted_five", "speculative_model"]
+    assert all(result.equal == result.prompts == 2 for result in results.values())
+    assert results["speculative_model"].ratio_to_stock is not None and results["assisted"].ratio_to_stock is None
+    for name in ("assisted", "assisted_five"):
+        assert (results[name].tokens_per_pass or 0) > 1, "drafts stand"
 
 
 # Real methods.
@@ -435,7 +506,7 @@ def test_prompts_to_copy_from_are_always_there_and_always_the_same() -> None:
     assert {"change" in p.text.split("\n")[0] for p in edits} == {True, False}
     for prompt in task.prompts_of(CATEGORIES[3], 20):
         ask, record = prompt.text.split("\n\n", 1)
-        wanted = ask.split("no others: ")[1].rstrip(".").split(", ")
+        wanted = ask.split("only the lines ")[1].rstrip(".").replace(" and ", ", ").split(", ")
         names = [line.split(": ")[0] for line in record.splitlines()]
         assert 1 <= len(wanted) < len(names) and set(wanted) <= set(names)
 
@@ -506,7 +577,20 @@ def test_tokens_count_where_answers_differ_in_length(tmp_path: Path) -> None:
 
 # The command.
 
-KEYS = {"command", "task", "model", "commit", "versions", "device", "settings", "absent", "shape", "results", "batches"}
+KEYS = {
+    "command",
+    "task",
+    "model",
+    "commit",
+    "versions",
+    "device",
+    "settings",
+    "absent",
+    "shape",
+    "results",
+    "batches",
+    "flips",
+}
 
 
 def test_the_command_measures_goes_on_and_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,6 +610,9 @@ def test_the_command_measures_goes_on_and_writes_json(tmp_path: Path, monkeypatc
     assert methods == ["plain", "stock_lookup", "autoregressive", "speculative", "speculative_memory"]
     assert all(r["right"] == r["prompts"] == 8 for r in content["results"])
     assert {b["method"]: b["rows"] for b in content["batches"]} == {"plain": 8, "speculative": 8}
+    assert {f["method"]: f["rows"] for f in content["flips"]} == {"plain": 8, "speculative": 8}
+    assert "speculative, batches of 8 against one at a time: " in result.output
+    assert "flips per 10,000 tokens, worst prompt p" in " ".join(result.output.split())
     assert "absent: flashspec (pip install --no-deps flashspec)" in result.output
     rows = [line for line in result.output.splitlines() if line.split(" ")[0] in methods]
     assert len(rows) >= len(methods) and max(map(len, rows)) <= 80
@@ -535,9 +622,23 @@ def test_the_command_measures_goes_on_and_writes_json(tmp_path: Path, monkeypatc
     assert other.exit_code == 1 and "other settings" in other.output
 
 
+def test_the_command_measures_a_drafting_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_hybrid.evaluation.speculation.pair.PairSizes", lambda: SMALL)
+    numbers = tmp_path / "numbers.json"
+    call = ["bench", "--task", "speculative", "--part", "model", "--prompts", "2", "--repeats", "1"]
+    call += ["--max-new-tokens", "6", "--journal", str(tmp_path / "j"), "--json", str(numbers)]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, (result.output, result.exception)
+    content = json.loads(numbers.read_text())
+    assert set(content) == KEYS | {"pair"} and content["pair"]["agreement"] == pytest.approx(0.7, abs=0.02)
+    assert "the draft writes 7" in result.output and "speculative_model" in result.output
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--task", "speculative", "--part", "model", "--model", "x"], "does not take --model"),
+        (["--part", "model"], "does not take --part"),
         (["--task", "speculative", "--sweep"], "does not take --sweep"),
         (["--task", "speculative", "--batch-size", "2"], "does not take --batch-size"),
         (["--repeats", "2"], "--task sheets does not take --repeats"),

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from hf_hybrid.config import merged
-from hf_hybrid.mixin import host_arguments
+from hf_hybrid.routing import host_arguments
 
 USUAL_LENGTH = 1024
 """New tokens when neither the request nor the checkpoint says how many; the host's number."""

@@ -17,13 +17,18 @@ from rich.table import Table
 from hf_hybrid.cli.command import INTERRUPTED, SMOLLM2, UsageError, console, load, quiet
 
 if TYPE_CHECKING:
-    from hf_hybrid.evaluation.speculation import BatchResult, SpeculationResult
+    from hf_hybrid.evaluation.speculation import BatchResult, Bench, FlipResult, SpeculationResult
 
 PROMPTS, MAX_NEW_TOKENS, REPEATS = 20, 96, 3
 JOURNAL = Path("speculative.jsonl")
 
 
+AGREEMENT = 0.7
+"""Of the random pair: share of the tokens that the draft would write too."""
+
+
 def bench_speculation(
+    part: str,
     model: str | None,
     prompts: int | None,
     repeats: int | None,
@@ -35,49 +40,82 @@ def bench_speculation(
     """Measure, print and write what ``bench`` was asked for.
 
     Args:
-        prompts: of each category. machine: dtype, device, and threads of torch.
+        part: ``texts`` or ``model``. prompts: of each category. machine: dtype, device, and threads of torch.
     """
     path = journal_file or JOURNAL
     if not path.resolve().parent.is_dir():
         raise UsageError(f"--journal {path}: there is no such folder")
     interrupted = False
-    name = model or SMOLLM2
+    name = (model or SMOLLM2) if part == "texts" else "random pair"
     with quiet():
         from hf_hybrid.evaluation import environment
         from hf_hybrid.evaluation import speculation as task
 
-        network, tokenizer, _ = load(name, *machine)
-        found = {c.name: task.prompts_of(c, prompts or PROMPTS) for c in task.CATEGORIES}
-        bench = task.Bench(
-            network,
-            tokenizer,
-            {category: chosen for category, chosen in found.items() if chosen},
-            task.copying(task.CATEGORIES),
-            tuple(method for method in task.METHODS if method.install is None),
-            max_new_tokens or MAX_NEW_TOKENS,
-            repeats or REPEATS,
-        )
-        missing = task.absent(task.METHODS, task.CATEGORIES, found)
+        amount = (prompts or PROMPTS, max_new_tokens or MAX_NEW_TOKENS, repeats or REPEATS)
+        bench, missing, facts = _texts(name, *amount, machine) if part == "texts" else _pair(*amount, machine)
         settings = {
             "model": name,
             "max_new_tokens": bench.max_new_tokens,
             "prompts": {category: [prompt.name for prompt in chosen] for category, chosen in bench.prompts.items()},
             "methods": [method.name for method in bench.methods],
-            **environment(network),
+            **facts,
+            **environment(bench.model),
         }
         journal = task.Journal(path, settings)
         try:
             _run(bench, journal)
         except KeyboardInterrupt:
             interrupted = True
-        content = task.speculation_json(bench, journal, missing, name, shlex.join(["hf-hybrid", *sys.argv[1:]]))
+        content = task.speculation_json(
+            bench, journal, missing, name, shlex.join(["hf-hybrid", *sys.argv[1:]]), **facts
+        )
         results, batches = task.speculation_results(journal), task.batch_results(journal)
-    _print(content, results, batches)
+        flips = task.flip_results(journal)
+    _print(content, results, batches, flips)
     if json_file is not None:
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if interrupted:
         Console(stderr=True).print(f"interrupted; the same command goes on from {path}", markup=False)
         raise typer.Exit(INTERRUPTED)
+
+
+def _texts(
+    name: str, prompts: int, max_new_tokens: int, repeats: int, machine: tuple[str, str, int | None]
+) -> tuple[Bench, list[dict[str, Any]], dict[str, Any]]:
+    """A model on real texts, what is absent, and more facts."""
+    from hf_hybrid.evaluation import speculation as task
+
+    network, tokenizer, _ = load(name, *machine)
+    found = {c.name: task.prompts_of(c, prompts) for c in task.CATEGORIES}
+    bench = task.Bench(
+        network,
+        tokenizer,
+        {category: chosen for category, chosen in found.items() if chosen},
+        task.copying(task.CATEGORIES),
+        tuple(method for method in task.METHODS if method.install is None),
+        max_new_tokens,
+        repeats,
+    )
+    return bench, task.absent(task.METHODS, task.CATEGORIES, found), {}
+
+
+def _pair(
+    prompts: int, max_new_tokens: int, repeats: int, machine: tuple[str, str, int | None]
+) -> tuple[Bench, list[dict[str, Any]], dict[str, Any]]:
+    """A random pair on random prompts, nothing absent, and how the two are related."""
+    import torch
+
+    from hf_hybrid.evaluation import speculation as task
+
+    dtype, device, threads = machine
+    if threads is not None:
+        torch.set_num_threads(threads)
+    pair = task.random_pair(agreement=AGREEMENT, dtype=getattr(torch, dtype))
+    for model in (pair.target, pair.draft):
+        model.to(device)
+    chosen = task.random_prompts(prompts, pair.target.config.vocab_size)
+    bench = task.Bench(pair.target, task.Numbers(), {"random": chosen}, set(), pair.methods(), max_new_tokens, repeats)
+    return bench, [], {"pair": {"agreement": round(pair.agreement, 4), "cost": round(pair.cost, 4)}}
 
 
 def _run(bench: Any, journal: Any) -> None:
@@ -90,7 +128,12 @@ def _run(bench: Any, journal: Any) -> None:
         run(bench, journal, lambda: bar.advance(task))
 
 
-def _print(content: dict[str, Any], results: Sequence[SpeculationResult], batches: Sequence[BatchResult]) -> None:
+def _print(
+    content: dict[str, Any],
+    results: Sequence[SpeculationResult],
+    batches: Sequence[BatchResult],
+    flips: Sequence[FlipResult],
+) -> None:
     out = console()
     device, settings = content["device"], content["settings"]
     out.print(
@@ -99,6 +142,11 @@ def _print(content: dict[str, Any], results: Sequence[SpeculationResult], batche
     )
     for line in content["absent"]:
         out.print(f"absent: {line.get('method') or line.get('category')} ({line['install']})")
+    if "pair" in content:
+        pair = content["pair"]
+        out.print(
+            f"the draft writes {pair['agreement']:.0%} of the tokens alike and costs {pair['cost']:.0%} of a pass"
+        )
     for category, second in dict.fromkeys((result.category, result.second) for result in results):
         shape = content["shape"][category]
         left_out = f", {shape['tokens_left_out']} looping tokens left out" if shape["tokens_left_out"] else ""
@@ -107,12 +155,26 @@ def _print(content: dict[str, Any], results: Sequence[SpeculationResult], batche
             f"\n{category}{again}: {shape['prompts']} prompts of {shape['prompt_tokens']:.0f} tokens, answers of "
             f"{shape['answer_tokens']:.0f} (medians){left_out}"
         )
-        out.print(_table([r for r in results if (r.category, r.second) == (category, second)]))
+        here = [r for r in results if (r.category, r.second) == (category, second)]
+        out.print(_table(here))
+        for r in here:
+            if r.share_off is not None:
+                memory = "" if r.gain_of_memory is None else f"; {r.gain_of_memory:.2f} times the first pass"
+                out.print(
+                    f"{r.method}: drafting off in {r.share_off:.0%} of the passes, "
+                    f"{_number(r.flips_per_10000, 1)} flips per 10,000 tokens, worst prompt {r.worst_prompt}{memory}"
+                )
     for result in batches:
         out.print(
             f"{result.method}, {result.batches} batches of {result.batch_size}: {_number(result.ratio, 2)} times "
             f"plain, {result.tokens_per_second:.1f} tokens/s; {result.equal} of {result.rows} rows equal to their own "
             f"batch of one, {result.right} right"
+        )
+
+    for result in flips:
+        out.print(
+            f"{result.method}, batches of {result.batch_size} against one at a time: {_number(result.per_10000, 1)} "
+            f"flips per 10,000 tokens ({result.flips} in {result.tokens}), {result.wrong} of them wrong"
         )
 
 

@@ -33,7 +33,9 @@ class Lane:
         window: open positions to carry behind settled and drafted tokens; 0: token by token.
         verified: True: what the window proposes is drafted and checked by the clean rows of the next pass.
         limit: most tokens that ``tokens`` may hold. opening: how many leading tokens were given, not written.
-        draft: tokens on trial in the next pass. ending: True: its end is expected right behind the draft, so no window
+        draft: tokens on trial in the next pass. parents: of a draft that is a tree, for each token the index of the one
+        that it follows, -1: the settled text; empty: a chain. branches: of a tree, whose text each token is until it is
+        settled (a span). ending: True: its end is expected right behind the draft, so no window
             stands there. trial: lanes that are expected to end with these tokens in the next pass, of which this lane
             already reads the drafts; empty: it does not run ahead.
         fills: what stands in the window so far, None: still open; empty: a fresh window.
@@ -57,6 +59,8 @@ class Lane:
     opening: int = 0
     cached: int = 0
     draft: list[int] = field(default_factory=list[int])
+    parents: tuple[int, ...] = ()
+    branches: tuple[int, ...] = ()
     ending: bool = False
     trial: list[tuple[Lane, list[int]]] = field(default_factory=list["tuple[Lane, list[int]]"])
     fills: list[int | None] = field(default_factory=list[int | None])
@@ -98,6 +102,15 @@ class Lane:
         """Whose text the settled or drafted token at ``index`` is."""
         number = bisect_right(self.breaks, index)
         return self.segments[number - 1] if number else self.span
+
+    def depths(self) -> list[int]:
+        """How far behind the last settled token that token itself (0) and each drafted one stand."""
+        if not self.parents:
+            return list(range(1 + len(self.draft)))
+        depths = [0]
+        for parent in self.parents:
+            depths.append(depths[parent + 1] + 1)
+        return depths
 
     @property
     def planning(self) -> bool:

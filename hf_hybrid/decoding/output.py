@@ -45,7 +45,8 @@ class DraftingReport:
     Attributes:
         drafter: its name. rounds: passes that checked a draft. off: passes without one, because none would have paid.
             empty: passes without one, because the drafter had none or there was no room. probes: rounds that were made
-            only to see whether drafting pays again.
+            only to see whether drafting pays again. rechecked: passes without one, because the token to come had been
+            too close to another to trust a pass of several rows. trees: rounds whose draft had branches.
         tried: per place of a draft, how often it was checked while all before it stood. stood: how often it stood too.
     """
 
@@ -54,6 +55,8 @@ class DraftingReport:
     off: int = 0
     empty: int = 0
     probes: int = 0
+    rechecked: int = 0
+    trees: int = 0
     tried: list[int] = field(default_factory=list)
     stood: list[int] = field(default_factory=list)
 
@@ -65,7 +68,7 @@ class DraftingReport:
     @property
     def share_off(self) -> float:
         """Share of the passes in which drafting was switched off, 0 to 1."""
-        return self.off / max(self.rounds + self.off + self.empty, 1)
+        return self.off / max(self.rounds + self.off + self.empty + self.rechecked, 1)
 
     def note(self, length: int, stood: int) -> None:
         """A draft of ``length`` tokens was checked and ``stood`` of them stand."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 
 _KNOWN_FROM = 2.0  # the chance that a drafter claims counts as so many observed tokens
 _KEPT = 0.97  # weight of the past when a draft is added
@@ -38,6 +40,12 @@ class Acceptance:
             kept = 1.0 if bucket(place) in seen else _KEPT
             seen.add(bucket(place))
             self.counts[key] = (kept * good + (place < stood), kept * tried + 1)
+
+    def note_one(self, grade: Hashable, place: int, stood: bool) -> None:
+        """One token at ``place`` of a tree was checked, behind tokens that stand."""
+        key = (grade, bucket(place))
+        good, tried = self.counts.get(key, (0.0, 0.0))
+        self.counts[key] = (_KEPT * good + stood, _KEPT * tried + 1)
 
     def chances(self, grade: Hashable, chance: float, length: int) -> list[float]:
         """For each of ``length`` places, between what was observed and the drafter's own ``chance``. A place that was
@@ -82,21 +90,26 @@ class Pace:
         Returns:
             the length, 0: none; and True: it is a probe, not expected to pay.
         """
-        reach = max((len(c) for c in chances), default=0)
+        return self.choose_nodes(rows, [list(accumulate(c, mul)) for c in chances], seconds_per_token)
+
+    def choose_nodes(
+        self, rows: Sequence[int], standing: Sequence[Sequence[float]], seconds_per_token: float = 0.0
+    ) -> tuple[int, bool]:
+        """The same for trees: ``standing`` is the chance that a token stands at all, which is what it adds."""
+        reach = max((len(c) for c in standing), default=0)
         if reach == 0:
             return 0, False
-        written, standing = float(len(rows)), [1.0] * len(rows)
+        written = float(len(rows))
         plain = self.price(len(rows) * max(rows))
         # (tokens per second, length, seconds, tokens)
         best = without = (written / plain, 0, plain, written)
         first: tuple[float, int, float, float] | None = None
         for length in range(1, reach + 1):
             width = 0
-            for row, own in enumerate(chances):
+            for row, own in enumerate(standing):
                 width = max(width, rows[row] + min(length, len(own)))
                 if length <= len(own):
-                    standing[row] *= own[length - 1]
-                    written += standing[row]
+                    written += own[length - 1]
             seconds = self.price(len(rows) * width) + length * seconds_per_token
             option = (written / seconds, length, seconds, written)
             best = max(best, option)

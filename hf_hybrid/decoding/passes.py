@@ -41,7 +41,8 @@ class LaneRows:
 @dataclass(eq=False)
 class Pass:
     """One pass, ready for ``Runner.run``: ``tokens`` ``(active, rows)``, ``rows`` alike, the last ``keep`` columns
-    scored. ``first``: batch row of the Runner that is line 0."""
+    scored. ``first``: batch row of the Runner that is line 0. ``rejected``: line and column of rows that leave again.
+    ``settled``: line, column and span of rows of a branch that became rows of the text."""
 
     tokens: Tensor
     rows: Rows
@@ -51,6 +52,7 @@ class Pass:
     width: int
     first: int
     rejected: list[tuple[int, int]] = field(default_factory=list)
+    settled: list[tuple[int, int, int]] = field(default_factory=list)
 
     def flat(self, line: int, column: int) -> int:
         """Place of ``(line, column)`` in the logits flattened to ``(active * keep, vocab)``."""
@@ -85,7 +87,14 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, firs
             first = len(loud)
             clean = pending[-1:] + lane.draft if pending else []
             last = len(lane.tokens) - 1
-            loud += [(token, lane.start + last + i, lane.span_at(last + i), 0, 0, 0) for i, token in enumerate(clean)]
+            spans = [lane.span_at(last + i) for i in range(len(clean))]
+            if lane.parents:
+                spans[1:] = lane.branches
+            depths = lane.depths()[: len(clean)]
+            loud += [
+                (token, lane.start + last + depth, span, 0, 0, 0)
+                for token, depth, span in zip(clean, depths, spans, strict=True)
+            ]
             size, anchor, span = lane.open_length, lane.anchor, lane.span_at(last + len(lane.draft))
             shown = lane.fills[:size] + [None] * (size - len(lane.fills))
             loud += [
@@ -98,7 +107,8 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, firs
         silent.append(quiet)
         scored.append(loud)
     sizes = [len(q) + len(s) for q, s in zip(silent, scored, strict=True)]
-    one_trunk = all(len(c.lanes) == 1 for c in canvases) and not any(size for *_, size in offsets)
+    one_trunk = all(len(c.lanes) == 1 and not c.lanes[0].parents for c in canvases)
+    one_trunk = one_trunk and not any(size for *_, size in offsets)
     plain = one_trunk and len(set(sizes)) == 1
     if len(canvases) == 1 and not plain and 1 < sizes[0] < least:
         # Behind the others, so that those which stay in the cache take the first slots.

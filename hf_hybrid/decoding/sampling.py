@@ -32,9 +32,7 @@ class DraftSampler:
 
     def draw(self, logits: Tensor, texts: Sequence[Text], ahead: int) -> tuple[list[int], Tensor, Tensor | None]:
         """See ``Sampler.draw``."""
-        scores = self._fitted(logits)  # (texts, vocab)
-        if not self._processors.trivial:
-            scores = self._processors.batched(scores)
+        scores = self._scores(logits)  # (texts, vocab)
         if bool(scores.isnan().any()):
             raise DrafterError("the drafter gave NaN logits; check its weights and its dtype")
         noise = self._noise(texts, ahead) if self._sampling else None
@@ -47,6 +45,21 @@ class DraftSampler:
         if noise is not None:
             chosen = (scores + noise).argmax(dim=-1)
         return chosen.tolist(), sure, None
+
+    def rank(
+        self, logits: Tensor, texts: Sequence[Text], ahead: int, count: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """See ``Sampler.rank``."""
+        scores = self._scores(logits)  # (texts, vocab)
+        noisy = scores + self._noise(texts, ahead) if self._sampling else scores
+        best = noisy.topk(min(count, noisy.shape[-1]), dim=-1).indices  # (texts, count)
+        chances = scores.softmax(dim=-1).gather(-1, best)  # (texts, count)
+        return best.tolist(), chances.tolist()
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """As the check has them, but for processors that need a prefix: ``(texts, vocab)``."""
+        scores = self._fitted(logits)
+        return scores if self._processors.trivial else self._processors.batched(scores)
 
     def _fitted(self, logits: Tensor) -> Tensor:
         """The drafter's logits ``(texts, any)`` as wide as the model's: padding of a vocabulary is no token."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from hf_hybrid.config import SpeculativeSettings
 from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject, sample
 from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.decoding.branches import BranchError, first_branch, plant, pruned, rank_of, standing
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
@@ -23,8 +26,10 @@ from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.output import DraftingReport
 from hf_hybrid.decoding.pace import Acceptance, Pace
 from hf_hybrid.decoding.passes import LaneRows, Pass
+from hf_hybrid.decoding.recheck import Recheck
 from hf_hybrid.decoding.sampling import DraftSampler
 from hf_hybrid.decoding.strategy import Context, DecodingError, Scored, Strategy, prefix_of
+from hf_hybrid.decoding.verify import path_of
 from hf_hybrid.models.prices import prices_of
 
 _ACCEPT, _REDRAW = 0xACCE97, 0x4ED4A3
@@ -59,7 +64,12 @@ class Speculative(Strategy):
         self.pooled = Acceptance()
         self.texts: dict[int, Text] = {}
         self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
+        self.branches: dict[int, list[int]] = {}  # canvas -> spans that branches of its drafts use
         self.trials: dict[int, Draft] = {}  # canvas -> its draft in the coming pass
+        # Stateful processors are called once per emitted token, and rejection draws: neither can decide a token twice.
+        certain = self.rejecting or context.processors.needs_prefix
+        self.recheck = Recheck(0.0 if certain else settings.recheck_margin, runner.dtype)
+        self._alone = False  # True: the last pass had no drafts and windows, for a token in doubt
         self.probing = False
         self.written = 0  # tokens that the present pass settles, over all lanes
         self._rejected: tuple[Pass | None, dict[LaneRows, list[int]]] = (None, {})
@@ -89,6 +99,8 @@ class Speculative(Strategy):
     def finished(self, canvas: Canvas) -> None:
         """The drafter may keep the text."""
         self.drafter.end(self.texts.pop(canvas.row))
+        if self.drafter.note:
+            self.reports[canvas.row].fallbacks.append(self.drafter.note)
         if self.broken:
             self.reports[canvas.row].fallbacks.append(f"drafting was switched off: {self.broken}")
 
@@ -97,6 +109,8 @@ class Speculative(Strategy):
         super().forget(canvas)
         self.own.pop(canvas.row, None)
         self.trials.pop(canvas.row, None)
+        self.branches.pop(canvas.row, None)
+        self.recheck.waiting.discard(canvas.row)
 
     # Drafting.
 
@@ -106,21 +120,31 @@ class Speculative(Strategy):
             self.drafter.offer(canvas.row, proposed)
         return []
 
-    def prepare(self, canvases: list[Canvas]) -> None:
+    def prepare(self, canvases: list[Canvas], first: int) -> None:
         """Ask the drafter, and put on trial what is expected to pay."""
         started = time.perf_counter()
         self.written = 0
         lanes = [canvas.lanes[0] for canvas in canvases]
+        waiting = self.recheck.waiting & {canvas.row for canvas in canvases}
+        if waiting:
+            self._decide_alone(canvases, waiting)
+            return
         texts = [self.texts[canvas.row] for canvas in canvases]
         for text, lane in zip(texts, lanes, strict=True):
+            if self._alone:
+                lane.window = self._window
             text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
+        self._alone = False
         drafts, length = self._drafts(texts, [len(lane.pending) + lane.open_length for lane in lanes])
-        for canvas, lane, text, draft in zip(canvases, lanes, texts, drafts, strict=True):
-            trial = self._trial(canvas, text, draft, length)
+        for line, (canvas, text, draft) in enumerate(zip(canvases, texts, drafts, strict=True), first):
+            lane, trial = canvas.lanes[0], self._trial(canvas, text, draft, length)
             self.trials[canvas.row] = trial
             lane.draft = list(trial.tokens)
             report = self.reports[canvas.row].drafting
             assert report is not None
+            if trial.parents is not None:
+                plant(self.runner, canvas, line, lane, trial.parents, self.branches.setdefault(canvas.row, []))
+                report.trees += 1
             if not trial.tokens:
                 had = len(draft.tokens) > 0 or self.drafter.costly or lane.window < self._window
                 off = length == 0 and text.room > 0 and had and not self.broken
@@ -132,6 +156,18 @@ class Speculative(Strategy):
         for canvas in canvases:
             spent = self.reports[canvas.row].seconds
             spent["draft"] = spent.get("draft", 0.0) + seconds
+
+    def _decide_alone(self, canvases: list[Canvas], waiting: set[int]) -> None:
+        """A pass without drafts and windows, of the shape that plain decoding has."""
+        self.probing, self._alone = False, True
+        for canvas in canvases:
+            canvas.lanes[0].window = 0
+            self.trials[canvas.row] = _NO_DRAFT
+            report = self.reports[canvas.row].drafting
+            assert report is not None
+            alone = canvas.row in waiting
+            report.rechecked, report.empty = report.rechecked + alone, report.empty + (not alone)
+        self.recheck.waiting -= waiting
 
     def _drafts(self, texts: Sequence[Text], rows: Sequence[int]) -> tuple[Sequence[Draft], int]:
         """A draft for every text, and how much of each is worth a trial.
@@ -162,11 +198,43 @@ class Speculative(Strategy):
         if self.drafter.costly and longest and all(text.row in self.trials for text in texts):
             measured = (time.perf_counter() - started) / longest
             self.seconds_per_token += (measured - self.seconds_per_token) * (0.2 if self.seconds_per_token else 1.0)
+        if any(draft.parents is not None for draft in drafts) and not self.rejecting:
+            return drafts, self._nodes(texts, drafts, rows)
         if self.adaptive and not self.drafter.costly:
             cut = [Draft(d.tokens[: t.room], None, d.grade, d.chance) for d, t in zip(drafts, texts, strict=True)]
             chances = [self._chances(text, draft) for text, draft in zip(texts, cut, strict=True)]
             length, self.probing = self.pace.choose(rows, chances)
         return drafts, length
+
+    def _nodes(self, texts: Sequence[Text], drafts: Sequence[Draft], rows: Sequence[int]) -> int:
+        """How many tokens of each tree are worth a trial; those that come first are the likeliest."""
+        if not self.adaptive:
+            return 1 << 30
+        chances: list[list[float]] = []
+        for text, draft in zip(texts, drafts, strict=True):
+            whole = (
+                draft
+                if draft.parents is not None
+                else replace(draft, parents=_chain(draft), ranks=(0,) * len(draft.tokens))
+            )
+            whole = self._pruned(whole, 1 << 30, text.room)
+            if whole.parents is None:
+                whole = replace(whole, parents=_chain(whole), ranks=(0,) * len(whole.tokens))
+            chances.append(standing(whole, partial(self._of_grade, text)))
+        count, probing = self.pace.choose_nodes(rows, chances)
+        # Probes were allowed before the draft was made.
+        count, self.probing = (1, True) if self.probing and not count else (count, self.probing or probing)
+        return count
+
+    def _pruned(self, draft: Draft, count: int, room: int) -> Draft:
+        try:
+            return pruned(draft, count, room, self.context.ends)
+        except BranchError as error:
+            raise DecodingError(f"{self.drafter.name or type(self.drafter).__name__}: {error}") from error
+
+    def _of_grade(self, text: Text, grade: Draft, length: int) -> list[float]:
+        """For so many places, how likely a token of that grade stands if those before it do."""
+        return self.own[text.row].refined(grade.grade, self.pooled.chances(grade.grade, grade.chance, length))
 
     def _open_windows(self, lanes: Sequence[Lane], drafter: SelfDrafter) -> None:
         """Carry windows in the coming pass if what they draft pays, or to see whether it does."""
@@ -181,18 +249,21 @@ class Speculative(Strategy):
 
     def _chances(self, text: Text, draft: Draft) -> list[float]:
         """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
-        length = min(len(draft.tokens), self.settings.draft_length)
-        shared = self.pooled.chances(draft.grade, draft.chance, length)
-        return self.own[text.row].refined(draft.grade, shared)
+        return self._of_grade(text, draft, min(len(draft.tokens), self.settings.draft_length))
 
     def _trial(self, canvas: Canvas, text: Text, draft: Draft, length: int) -> Draft:
         """``draft`` as far as it can be of use, checked."""
-        tokens = list(draft.tokens[: min(length, text.room)])
+        if draft.parents is not None:
+            draft = first_branch(draft) if self.rejecting else self._pruned(draft, length, text.room)
+        tree = draft.parents is not None
+        tokens = list(draft.tokens if tree else draft.tokens[: min(length, text.room)])
         if any(type(token) is not int or not 0 <= token < self.context.vocab_size for token in tokens):
             raise DecodingError(
                 f"{self.drafter.name or type(self.drafter).__name__} drafted {tokens}; a draft holds token ids (int) "
                 f"from 0 to {self.context.vocab_size - 1}"
             )
+        if tree:
+            return draft
         sampled = self.rejecting and draft.probabilities is not None
         if not sampled:  # a draft that was drawn by chance must not be cut by what was drawn
             tokens = super().draft(canvas, canvas.lanes[0], tokens)
@@ -204,16 +275,36 @@ class Speculative(Strategy):
     def tried(self, canvas: Canvas, lane: Lane, stand: int, checked: list[int]) -> None:
         """Tell the drafter, and count."""
         trial, text = self.trials[canvas.row], self.texts[canvas.row]
-        self.written += stand + 1
-        length = len(trial.tokens)
-        if length:
-            report = self.reports[canvas.row].drafting
-            assert report is not None
+        self.written += min(stand + 1, len(checked))
+        report = self.reports[canvas.row].drafting
+        assert report is not None
+        # Of a draft that was cut in front of a token in doubt nothing is known behind what stands.
+        doubted = canvas.row in self.recheck.waiting
+        if trial.parents is not None:
+            trial = self._tree_tried(canvas, trial, trial.parents, checked, doubted)
+        elif trial.tokens:
+            length = stand if doubted else len(trial.tokens)
             report.note(length, stand)
             for acceptance in (self.pooled, self.own[canvas.row]):
                 acceptance.note(trial.grade, length, stand)
-        if not self.broken:
+        if checked and not self.broken:
             self.drafter.learn(text, trial, stand, checked)
+
+    def _tree_tried(
+        self, canvas: Canvas, trial: Draft, parents: Sequence[int], checked: list[int], doubted: bool
+    ) -> Draft:
+        """Count what stood of a tree; the branch that stands, as a chain."""
+        path = path_of(parents, trial.tokens, checked)
+        nodes = [-1, *path]
+        for place, node in enumerate(nodes[:-1] if doubted else nodes):
+            for child in (i for i, parent in enumerate(parents) if parent == node):
+                grade = rank_of(trial, trial.ranks[child]).grade
+                for acceptance in (self.pooled, self.own[canvas.row]):
+                    acceptance.note_one(grade, place, child in path)
+        report = self.reports[canvas.row].drafting
+        assert report is not None
+        report.note(len(path) + (nodes[-1] in parents and not doubted), len(path))
+        return Draft([trial.tokens[node] for node in path], None, trial.grade, trial.chance)
 
     def measured(self, canvases: list[Canvas], batch: Pass, seconds: float) -> None:
         """Note what the pass cost. Prompts are left out: they are longer, and the first pass is slow."""
@@ -229,7 +320,7 @@ class Speculative(Strategy):
     def check(self, rows: LaneRows, batch: Pass, scored: Scored) -> list[int]:
         """By equality; with ``acceptance="rejection"`` by the probabilities of drafter and model."""
         if not self.rejecting:
-            return super().check(rows, batch, scored)
+            return self.recheck.cut(rows, batch, scored, super().check(rows, batch, scored))
         if self.context.processors.needs_prefix:
             return self._reject_in_order(rows, batch, scored)
         if self._rejected[0] is not batch:
@@ -311,6 +402,11 @@ def _probabilities(draft: Draft, vocab: int, device: torch.device) -> Tensor:
             "the drafted token; or give none"
         )
     return given
+
+
+def _chain(draft: Draft) -> tuple[int, ...]:
+    """A chain as a tree."""
+    return tuple(range(-1, len(draft.tokens) - 1))
 
 
 def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:

@@ -25,7 +25,7 @@ from hf_hybrid.decoding.denoise import Window, propose
 from hf_hybrid.decoding.output import GenerationReport
 from hf_hybrid.decoding.passes import LaneRows, Pass, build_pass
 from hf_hybrid.decoding.processors import Processors
-from hf_hybrid.decoding.verify import check_in_order, check_lane
+from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
 from hf_hybrid.models.runner import Runner
 
 
@@ -149,20 +149,24 @@ class Strategy(ABC):
         lane.trial = []
         lane.passes -= 1
 
-    def prepare(self, canvases: list[Canvas]) -> None:
-        """A pass over ``canvases`` is about to be built: the last chance to put something on trial."""
+    def prepare(self, canvases: list[Canvas], first: int) -> None:
+        """A pass over ``canvases``, batch rows from ``first`` on, is about to be built: the last chance to put
+        something on trial."""
         return
 
     def check(self, rows: LaneRows, batch: Pass, scored: Scored) -> list[int]:
-        """The token that decoding without drafts writes behind the last settled token and behind each drafted one; it
-        may end at the first that differs from the draft."""
+        """The token that decoding without drafts writes behind the last settled token and behind each drafted one (of a
+        tree: that stands); it may end at the first that differs from the draft, or in front of one that the next pass
+        is to decide."""
+        lane = rows.lane
         places = [batch.flat(rows.line, c) for c in rows.checks]
         if not places or not self.context.processors.needs_prefix:
-            return [scored.tokens[place] for place in places]
+            tokens = [scored.tokens[place] for place in places]
+            return along(lane.parents, lane.draft, tokens) if lane.parents else tokens
         drawn = None if scored.noise is None else scored.noise[places]
         process = self.process_in_order(rows)
-        prefix = prefix_of(rows.canvas, rows.lane)
-        return check_in_order(scored.raw[places], drawn, prefix, rows.lane.draft, process)
+        prefix = prefix_of(rows.canvas, lane)
+        return check_in_order(scored.raw[places], drawn, prefix, lane.draft, process, lane.parents)
 
     def process_in_order(self, rows: LaneRows) -> Callable[[Tensor, Tensor], Tensor]:
         """The whole list of processors for this lane, to be called once per emitted token."""
@@ -201,7 +205,7 @@ class Strategy(ABC):
     def advance(self, canvases: list[Canvas], first: int = 0) -> None:
         """One pass over all lanes of ``canvases``, the active batch rows of the Runner from ``first`` on, and what it
         settles."""
-        self.prepare(canvases)
+        self.prepare(canvases, first)
         started = time.perf_counter()
         stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
         batch = build_pass(canvases, self.mask_token, self.runner.least_rows, first)
@@ -246,7 +250,9 @@ class Strategy(ABC):
                 self.context.min_new_tokens - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
             )
             ban, early = self._ban(ids), self._ban((*ids, *self.context.ends)) if short > 0 else 0
-            for i, column in enumerate((*rows.checks, *rows.opens)):
+            depths = lane.depths()[: len(rows.checks)]
+            ahead = [*depths, *range(len(depths), len(depths) + len(rows.opens))]
+            for i, column in zip(ahead, (*rows.checks, *rows.opens), strict=True):
                 bans[batch.flat(rows.line, column)] = early if i < short else ban
             if rows.checks:
                 for column, mask in zip(rows.checks, self.allowed(rows.canvas, lane, lane.draft), strict=True):
@@ -286,7 +292,8 @@ class Strategy(ABC):
                 continue
             lane = rows.lane
             # A clean row predicts the position behind it, a noisy row its own: checks and window line up.
-            at = [lane.end + i for i in range(len(rows.checks))] + [lane.anchor + i for i in range(len(rows.opens))]
+            at = [lane.end + depth for depth in lane.depths()[: len(rows.checks)]]
+            at += [lane.anchor + i for i in range(len(rows.opens))]
             columns += [batch.flat(rows.line, c) for c in (*rows.checks, *rows.opens)]
             seeds += [rows.canvas.seed] * len(at)
             keys += [(lane.span << 32) + position for position in at]
@@ -325,18 +332,26 @@ class Strategy(ABC):
         ends = self.terminators(lane)
         checked = self.check(rows, batch, scored)
         drafted = len(lane.draft)
-        new, stand = check_lane(lane.draft, checked)
+        if lane.parents:
+            path = path_of(lane.parents, lane.draft, checked)
+            new, stand = list(checked[: len(path) + 1]), len(path)
+        else:
+            new, stand = check_lane(lane.draft, checked)
+            path = range(stand)
         self.tried(canvas, lane, stand, checked)
-        lane.cached += rows.fed + stand
-        if drafted > stand:
-            batch.rejected += [(rows.line, c) for c in rows.checks[1 + stand :]]
+        fed_again = bool(rows.checks) and not new  # without a token the row in front of it must be
+        lane.cached += rows.fed + stand - fed_again
+        kept = {*rows.checks[: not fed_again], *(rows.checks[1 + node] for node in path)}
+        batch.rejected += [(rows.line, column) for column in rows.checks if column not in kept]
+        if lane.parents:
+            batch.settled += [(rows.line, rows.checks[1 + node], lane.span) for node in path]
         report = self.reports[canvas.row]
         if drafted:
             report.accepted_per_round.append(stand)
         window = scored.windows.get(rows)
         proposed: list[int] = []
-        whole = stand == drafted  # True: the window stands behind a prefix that is right
-        if not whole and {lane.draft[stand], new[-1]} <= (guesses := self.guesses(lane)):
+        whole = stand == drafted and not fed_again  # True: the window stands behind a prefix that is right
+        if not whole and new and {lane.draft[stand], new[-1]} <= (guesses := self.guesses(lane)):
             behind = window.sure(0, self.context.call.settings, guesses) if window is not None else []
             proposed = lane.draft[stand + 1 :] + behind
         if window is not None and (whole or not rows.checks):
@@ -345,7 +360,7 @@ class Strategy(ABC):
             else:
                 new = self._denoise(lane, new, window, bool(rows.checks))
             self._note_confidence(canvas, lane, window)
-        lane.draft = []
+        lane.draft, lane.parents = [], ()
         before = len(lane.tokens)
         lane.settle(new, ends)
         written = lane.tokens[before:]
@@ -406,12 +421,12 @@ class Strategy(ABC):
 
     def _commit(self, batch: Pass) -> None:
         if not batch.rejected:
-            self.runner.commit()
+            self.runner.commit(spans=batch.settled)
             return
         kept = torch.ones(batch.tokens.shape, dtype=torch.bool)  # (active, rows), True: stays
         lines, columns = zip(*batch.rejected, strict=True)
         kept[list(lines), list(columns)] = False
-        self.runner.commit(kept)
+        self.runner.commit(kept, batch.settled)
 
 
 def prefix_of(canvas: Canvas, lane: Lane) -> list[int]:

@@ -29,28 +29,72 @@ def check_lane(draft: Sequence[int], checked: Sequence[int]) -> tuple[list[int],
     return list(checked[: stand + 1]), stand
 
 
+def branch(parents: Sequence[int], draft: Sequence[int], behind: int, token: int) -> int | None:
+    """Index of the drafted token that stands behind ``behind`` (-1: the text) and is ``token``; None: there is none.
+
+    Args:
+        parents: for each drafted token the index of the one that it follows.
+    """
+    return next((i for i, (p, t) in enumerate(zip(parents, draft, strict=True)) if p == behind and t == token), None)
+
+
+def path_of(parents: Sequence[int], draft: Sequence[int], checked: Sequence[int]) -> list[int]:
+    """Indices of the drafted tokens of a tree that stand.
+
+    Args:
+        checked: the token behind the last settled one, and behind each drafted one that stands, from left to right.
+    """
+    path: list[int] = []
+    for token in checked[:-1]:
+        node = branch(parents, draft, path[-1] if path else -1, token)
+        if node is None:
+            break
+        path.append(node)
+    return path
+
+
+def walk(parents: Sequence[int], draft: Sequence[int], choose: Callable[[int], int]) -> list[int]:
+    """The tokens along the branch of a tree that stands: behind the last settled one, and behind each drafted one.
+
+    Args:
+        choose: index of a drafted token, -1: the last settled one, to the token that follows it.
+    """
+    at: int | None = -1
+    checked: list[int] = []
+    while at is not None:
+        checked.append(choose(at))
+        at = branch(parents, draft, at, checked[-1])
+    return checked
+
+
+def along(parents: Sequence[int], draft: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """Of ``tokens``, which stand behind the last settled one and behind every drafted one, those of the branch."""
+    return walk(parents, draft, lambda node: tokens[node + 1])
+
+
 def check_in_order(
     logits: Tensor,
     noise: Tensor | None,
     prefix: Sequence[int],
     draft: Sequence[int],
     process: Callable[[Tensor, Tensor], Tensor],
+    parents: Sequence[int] = (),
 ) -> list[int]:
     """The checked tokens when logits processors need a true prefix: one call per emitted token, in order.
 
     Args:
         logits: ``(1 + draft, vocab)``, constrained but not processed. noise: alike, Gumbel noise, None when greedy.
         prefix: ids up to the last settled token. draft: drafted ids behind it.
-        process: history ``(1, length)`` and scores ``(1, vocab)`` to processed scores.
+        process: history ``(1, length)`` and scores ``(1, vocab)`` to processed scores. parents: of a tree (``branch``);
+            empty: a chain.
     """
     ids = list(prefix)
-    checked: list[int] = []
-    for row in range(len(logits)):
-        history = torch.tensor([ids], device=logits.device)  # (1, length)
-        scores = process(history, logits[row : row + 1].clone())  # (1, vocab)
-        token = int((scores if noise is None else scores + noise[row : row + 1]).argmax(dim=-1))
-        checked.append(token)
-        if row >= len(draft) or token != draft[row]:
-            break
-        ids.append(token)
-    return checked
+
+    def choose(node: int) -> int:
+        if node >= 0:
+            ids.append(draft[node])
+        row = slice(node + 1, node + 2)
+        scores = process(torch.tensor([ids], device=logits.device), logits[row].clone())  # (1, vocab)
+        return int((scores if noise is None else scores + noise[row]).argmax(dim=-1))
+
+    return walk(parents or range(-1, len(draft) - 1), draft, choose)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,14 @@ class _Pass:
     first: int
 
 
+def _device_of(host: Any) -> torch.device:
+    """Where a pass begins: where the embeddings lie, or, when accelerate keeps the weights elsewhere, computes them."""
+    embeddings = host.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    place = getattr(hook, "execution_device", None) if embeddings.weight.is_meta else None
+    return torch.device(place) if place is not None else embeddings.weight.device
+
+
 class Runner:
     """One model, one RowCache, and what its slots hold.
 
@@ -98,7 +106,7 @@ class Runner:
         host = _host_of(model)
         config = host.config.get_text_config(decoder=True)
         self.model, self.batch_size, self.active = model, batch_size, batch_size
-        self.device: torch.device = host.get_input_embeddings().weight.device
+        self.device = _device_of(host)
         self.dtype: torch.dtype = host.dtype
         self.cache = RowCache(config.num_hidden_layers, batch_size, capacity)
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
@@ -168,11 +176,17 @@ class Runner:
         logits: Tensor = output.logits  # (active, rows or keep, vocab)
         return logits[:, logits.shape[1] - keep :]
 
-    def commit(self, kept: Tensor | Sequence[Sequence[bool]] | np.ndarray | None = None) -> None:
+    def commit(
+        self,
+        kept: Tensor | Sequence[Sequence[bool]] | np.ndarray | None = None,
+        spans: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
         """Say which rows of the last pass stay in the cache; noisy and padding rows never do.
 
         Args:
             kept: bool ``(active, rows)``, True: the row stays if it is clean. None: every clean row stays.
+            spans: (line of the pass, column, span): the row belongs to that span from now on. It must have seen what a
+                row of that span sees at its position: a branch of drafts that became the text.
         """
         done = self._pending
         if done is None:
@@ -184,7 +198,13 @@ class Runner:
                 raise ValueError(f"kept has shape {wanted.shape}, the last pass had {stays.shape} rows")
             stays &= wanted.astype(bool)
         self._pending = None
-        self._slots.hold(done.rows, done.slots, stays, done.first)
+        rows = done.rows
+        if spans:
+            owners = rows.span.clone()
+            for line, column, span in spans:
+                owners[line, column] = span
+            rows = replace(rows, span=owners)
+        self._slots.hold(rows, done.slots, stays, done.first)
 
     def rewind(self, row: int, position: int) -> None:
         """Batch row ``row`` forgets its committed rows at ``position`` and behind it."""

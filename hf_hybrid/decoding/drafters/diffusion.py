@@ -36,6 +36,7 @@ class DiffusionDrafter(Drafter):
     """
 
     costly = True
+    independent = True
     name = "diffusion"
 
     def __init__(self, model: Any, *, window: int = 8, least_chance: float = 0.45):

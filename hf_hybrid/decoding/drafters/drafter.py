@@ -45,12 +45,18 @@ class Draft:
             were not drawn by chance. Only ``acceptance="rejection"`` reads it.
         grade: drafts of one grade are expected to stand equally often. chance: how often a token of this grade stands
             if those before it do, before anything is known, 0 to 1.
+        parents: of a tree, for each token the index of the one that it follows (a smaller one; -1: the text). None: a
+            chain.
+        ranks: of a tree, for each token which guess it is for its place, 0: the first; those of one rank are expected
+            to stand equally often.
     """
 
     tokens: Sequence[int]
     probabilities: Tensor | None = None
     grade: Hashable = 0
     chance: float = 0.5
+    parents: tuple[int, ...] | None = None
+    ranks: tuple[int, ...] = ()
 
 
 class Sampler(Protocol):
@@ -71,6 +77,13 @@ class Sampler(Protocol):
         """
         ...
 
+    def rank(
+        self, logits: Tensor, texts: Sequence[Text], ahead: int, count: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """The ``count`` best tokens for each of ``texts``, in the order in which ``draw`` would take them, and how
+        likely each is, both ``(texts, count)``; the arguments are those of ``draw``."""
+        ...
+
 
 class Drafter(ABC):
     """Proposes tokens. Subclass it, fill ``propose`` and pass an instance: ``generate(strategy="speculative",
@@ -78,11 +91,14 @@ class Drafter(ABC):
 
     Attributes:
         costly: True: a draft takes so long that its length is to be chosen before it is made.
-        name: of the drafter, in reports.
+        independent: True: a drafted token does not depend on those drafted before it.
+        name: of the drafter, in reports. note: what the report should say of this call, if anything.
     """
 
     costly: bool = False
+    independent: bool = False
     name: str = ""
+    note: str = ""
 
     @abstractmethod
     def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> Sequence[Draft]:

@@ -4,12 +4,15 @@ from hf_hybrid.evaluation.speculation.checks import Difference, difference, loop
 from hf_hybrid.evaluation.speculation.journal import Journal, JournalError
 from hf_hybrid.evaluation.speculation.measure import Bench, run
 from hf_hybrid.evaluation.speculation.methods import METHODS, Method, Written
+from hf_hybrid.evaluation.speculation.pair import Numbers, Pair, PairSizes, random_pair, random_prompts
 from hf_hybrid.evaluation.speculation.prompts import CATEGORIES, Category, Prompt, copying, prompts_of
 from hf_hybrid.evaluation.speculation.results import (
     BatchResult,
+    FlipResult,
     SpeculationResult,
     absent,
     batch_results,
+    flip_results,
     speculation_json,
     speculation_results,
 )
@@ -21,9 +24,13 @@ __all__ = [
     "Bench",
     "Category",
     "Difference",
+    "FlipResult",
     "Journal",
     "JournalError",
     "Method",
+    "Numbers",
+    "Pair",
+    "PairSizes",
     "Prompt",
     "SpeculationResult",
     "Written",
@@ -31,8 +38,11 @@ __all__ = [
     "batch_results",
     "copying",
     "difference",
+    "flip_results",
     "loop_free_length",
     "prompts_of",
+    "random_pair",
+    "random_prompts",
     "run",
     "speculation_json",
     "speculation_results",

@@ -47,9 +47,11 @@ class Bench:
     @property
     def steps(self) -> int:
         """How many lines a complete journal has, and so how often progress is told."""
-        prompts = sum(map(len, self.prompts.values()))
-        second = prompts if any(method.memory for method in self.methods) else 0
-        return prompts + self.repeats * (prompts + second + len(_batches(self, dict.fromkeys(self._copying(), 0))))
+        names = [(category, prompt.name) for category, prompts in self.prompts.items() for prompt in prompts]
+        second = len(names) if any(method.memory for method in self.methods) else 0
+        batches = len(_batches(self, dict.fromkeys(self._copying(), 0)))
+        alike = len(_batches(self, dict.fromkeys(names, 0), rest=True))
+        return len(names) + alike + self.repeats * (len(names) + second + batches)
 
     def _copying(self) -> list[tuple[str, str]]:
         return [(c, p.name) for c, prompts in self.prompts.items() if c in self.copying for p in prompts]
@@ -66,6 +68,7 @@ def run(bench: Bench, journal: Journal, progress: Progress = lambda: None) -> No
             if journal.get(kind="reference", category=category, prompt=prompt.name) is None:
                 journal.append(_reference(bench, prompt))
             progress()
+    _all_flips(bench, journal, progress)
     for repeat in range(bench.repeats):
         for category, prompts in bench.prompts.items():
             _category(bench, journal, repeat, category, prompts, progress)
@@ -118,18 +121,51 @@ def _category(
 
 
 def _answer(bench: Bench, reference: Line, written: Written, numbers: Line) -> Line:
-    found = difference(bench.model, reference["ids"], written.tokens, reference["tokens"])
-    judged = asdict(found) if found is not None else None
-    return {**numbers, "difference": judged, **asdict(written)}
+    return {**numbers, "difference": _judged(bench, reference, written.tokens), **asdict(written)}
 
 
-def _batches(bench: Bench, lengths: dict[tuple[str, str], int]) -> list[list[tuple[str, str]]]:
+def _judged(bench: Bench, reference: Line, tokens: list[int]) -> Line | None:
+    """Where ``tokens`` part from the reference, None: nowhere."""
+    found = difference(bench.model, reference["ids"], tokens, reference["tokens"])
+    return asdict(found) if found is not None else None
+
+
+def _batches(bench: Bench, lengths: dict[tuple[str, str], int], rest: bool = False) -> list[list[tuple[str, str]]]:
     """Prompts in batches of eight, those of similar answers together, so that no row goes on for long behind its own
-    end; what is left over is left out."""
+    end.
+
+    Args:
+        rest: True: what is left over is a batch too, if it is more than one; False: it is left out.
+    """
     if not any(method.batched for method in bench.methods):
         return []
     order = sorted(lengths, key=lambda name: (lengths[name], name))
-    return [order[start : start + BATCH] for start in range(0, len(order) - BATCH + 1, BATCH)]
+    least = 2 if rest else BATCH
+    return [order[start : start + BATCH] for start in range(0, len(order) - least + 1, BATCH)]
+
+
+def _all_flips(bench: Bench, journal: Journal, progress: Progress) -> None:
+    """All prompts once more, eight at a time, held against the references, which were written one at a time: how often
+    another shape of the same sums alone changes a token, of the host and of ours. Nothing is timed."""
+    lines = {(line["category"], line["prompt"]): line for line in journal.of_kind("reference")}
+    methods = [method for method in bench.methods if method.batched]
+    for number, names in enumerate(_batches(bench, {name: len(line["tokens"]) for name, line in lines.items()}, True)):
+        if journal.get(kind="flips", prompt=number) is None:
+            rows = [lines[name] for name in names]
+            inputs, limit = _inputs(bench, [row["ids"] for row in rows]), max(len(row["tokens"]) for row in rows)
+            answers = {
+                method.name: [
+                    _judged(bench, row, written.tokens[: len(row["tokens"])])
+                    for row, written in zip(rows, method.build(bench.model)(inputs, limit), strict=True)
+                ]
+                for method in methods
+            }
+            lengths = [len(row["tokens"]) for row in rows]
+            names_of = [list(name) for name in names]
+            journal.append(
+                {"kind": "flips", "prompt": number, "rows": names_of, "lengths": lengths, "differences": answers}
+            )
+        progress()
 
 
 def _all_batches(bench: Bench, journal: Journal, repeat: int, progress: Progress) -> None:

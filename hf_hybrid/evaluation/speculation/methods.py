@@ -80,7 +80,7 @@ def _up_to_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
     return list(tokens[:stop])
 
 
-def _generate(generate: Callable[..., Any], ends: set[int], **options: Any) -> Writer:
+def generated(generate: Callable[..., Any], ends: set[int], **options: Any) -> Writer:
     """A writer that calls something with the arguments of the host's ``generate``."""
 
     def write(inputs: Inputs, limit: int) -> list[Written]:
@@ -103,24 +103,24 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _plain(model: Any) -> Writer:
-    return _generate(model.generate, end_tokens(model), hf_hybrid={})
+    return generated(model.generate, end_tokens(model), hf_hybrid={})
 
 
 def _stock_lookup(model: Any) -> Writer:
-    return _generate(model.generate, end_tokens(model), hf_hybrid={}, prompt_lookup_num_tokens=DRAFT_LENGTH)
+    return generated(model.generate, end_tokens(model), hf_hybrid={}, prompt_lookup_num_tokens=DRAFT_LENGTH)
 
 
 def _autoregressive(model: Any) -> Writer:
-    return _generate(model.generate, end_tokens(model), strategy="autoregressive")
+    return generated(model.generate, end_tokens(model), strategy="autoregressive")
 
 
 def _speculative(model: Any) -> Writer:
-    return _generate(model.generate, end_tokens(model), strategy="speculative", drafter="suffix")
+    return generated(model.generate, end_tokens(model), strategy="speculative", drafter="suffix")
 
 
 def _remembering(model: Any) -> Writer:
     drafter = SuffixDrafter(memory=SuffixMemory())
-    return _generate(model.generate, end_tokens(model), strategy="speculative", drafter=drafter)
+    return generated(model.generate, end_tokens(model), strategy="speculative", drafter=drafter)
 
 
 def _economize(model: Any) -> Any:
@@ -174,7 +174,7 @@ def _flashspec(model: Any) -> Writer:
     return write
 
 
-PLAIN, STOCK = "plain", "stock_lookup"
+PLAIN, STOCK, ASSISTED = "plain", "stock_lookup", "assisted"
 
 METHODS: tuple[Method, ...] = (
     Method(PLAIN, _plain, batched=True),

