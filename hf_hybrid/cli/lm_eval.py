@@ -20,7 +20,7 @@ def lm_eval(
     model's forward gives is the likelihood of autoregressive writing. Needs: pip install "lm-eval[hf]"
     """
     try:
-        from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
+        from lm_eval.__main__ import cli_evaluate  # type: ignore[import-not-found]
     except ImportError as error:
         raise UsageError(f'lm-eval is not there ({error}); pip install "lm-eval[hf]" beside hf-hybrid') from error
     from hf_hybrid import install, uninstall

@@ -1,4 +1,4 @@
-"""The page on safety and on other packages tells the truth: its snippet runs, its versions are those of the tests.
+"""The page on safety and on other packages tells the truth: its first snippet runs, its versions are the tested ones.
 
 Catches: a snippet that rots, a version that is not the one that was run, a number of attacks or files that changed.
 """
