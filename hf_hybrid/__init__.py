@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_hybrid.decoding import SuffixDrafter as SuffixDrafter
     from hf_hybrid.decoding import SuffixMemory as SuffixMemory
     from hf_hybrid.decoding import Text as Text
+    from hf_hybrid.decoding import TreeDrafter as TreeDrafter
     from hf_hybrid.many import generate_many as generate_many
     from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
     from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
@@ -63,6 +64,7 @@ __all__ = [
     "SuffixDrafter",
     "SuffixMemory",
     "Text",
+    "TreeDrafter",
     "UnsupportedCallError",
     "VocabularyError",
     "__version__",
@@ -97,6 +99,7 @@ _HOME = {
     "SuffixDrafter": "hf_hybrid.decoding",
     "SuffixMemory": "hf_hybrid.decoding",
     "Text": "hf_hybrid.decoding",
+    "TreeDrafter": "hf_hybrid.decoding",
     "generate_many": "hf_hybrid.many",
     "AutoHybridModelForCausalLM": "hf_hybrid.mixin",
     "HybridGenerationMixin": "hf_hybrid.mixin",

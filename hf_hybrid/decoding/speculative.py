@@ -256,7 +256,8 @@ class Speculative(Strategy):
         if draft.parents is not None:
             draft = first_branch(draft) if self.rejecting else self._pruned(draft, length, text.room)
         tree = draft.parents is not None
-        tokens = list(draft.tokens if tree else draft.tokens[: min(length, text.room)])
+        most = min(length, self.settings.draft_length, text.room)
+        tokens = list(draft.tokens if tree else draft.tokens[:most])
         if any(type(token) is not int or not 0 <= token < self.context.vocab_size for token in tokens):
             raise DecodingError(
                 f"{self.drafter.name or type(self.drafter).__name__} drafted {tokens}; a draft holds token ids (int) "
@@ -278,6 +279,7 @@ class Speculative(Strategy):
         self.written += min(stand + 1, len(checked))
         report = self.reports[canvas.row].drafting
         assert report is not None
+        report.passes.append((len(trial.tokens), stand, min(stand + 1, len(checked))))
         # Of a draft that was cut in front of a token in doubt nothing is known behind what stands.
         doubted = canvas.row in self.recheck.waiting
         if trial.parents is not None:
