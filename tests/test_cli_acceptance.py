@@ -32,7 +32,7 @@ def test_the_command_draws(tmp_path: Path) -> None:
     call = ["generate", "Capital: Lima", "--strategy", "speculative", "--max-new-tokens", "12", "--picture"]
     result = CliRunner().invoke(app, [*call, str(picture)])
     assert result.exit_code == 0, result.output
-    assert "drafter suffix: 12 tokens" in "".join(ElementTree.fromstring(picture.read_text()).itertext())
+    assert "drafter suffix: 9 tokens" in "".join(ElementTree.fromstring(picture.read_text()).itertext())
 
 
 @pytest.mark.parametrize(
