@@ -26,23 +26,32 @@ if TYPE_CHECKING:
     from hf_hybrid.decoding import SuffixMemory as SuffixMemory
     from hf_hybrid.decoding import Text as Text
     from hf_hybrid.decoding import TreeDrafter as TreeDrafter
+    from hf_hybrid.hub.push import push_to_hub as push_to_hub
+    from hf_hybrid.hub.saving import HybridCallback as HybridCallback
+    from hf_hybrid.hub.saving import save_pretrained as save_pretrained
     from hf_hybrid.many import generate_many as generate_many
     from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
     from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
-    from hf_hybrid.mixin import UnsupportedCallError as UnsupportedCallError
     from hf_hybrid.mixin import disable as disable
     from hf_hybrid.mixin import enable as enable
     from hf_hybrid.mixin import install as install
     from hf_hybrid.mixin import uninstall as uninstall
+    from hf_hybrid.models.secure import AutoHybridTokenizer as AutoHybridTokenizer
+    from hf_hybrid.models.secure import secure as secure
     from hf_hybrid.models.vocabulary import VocabularyError as VocabularyError
     from hf_hybrid.models.vocabulary import control_tokens as control_tokens
     from hf_hybrid.models.vocabulary import prepare_vocabulary as prepare_vocabulary
+    from hf_hybrid.pipeline import HybridTextGenerationPipeline as HybridTextGenerationPipeline
+    from hf_hybrid.pipeline import register_pipeline as register_pipeline
+    from hf_hybrid.portable import PortableError as PortableError
+    from hf_hybrid.routing import UnsupportedCallError as UnsupportedCallError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
     "AutoHybridModelForCausalLM",
+    "AutoHybridTokenizer",
     "ControlTokens",
     "DecodingError",
     "DiffusionDrafter",
@@ -50,13 +59,16 @@ __all__ = [
     "Drafter",
     "DrafterError",
     "GenerationReport",
+    "HybridCallback",
     "HybridGenerateOutput",
     "HybridGenerationMixin",
+    "HybridTextGenerationPipeline",
     "MemoryFileError",
     "ModelDrafter",
     "Plan",
     "PlanError",
     "PlanLogitsProcessor",
+    "PortableError",
     "Sampler",
     "Settings",
     "SettingsError",
@@ -74,6 +86,10 @@ __all__ = [
     "generate_many",
     "install",
     "prepare_vocabulary",
+    "push_to_hub",
+    "register_pipeline",
+    "save_pretrained",
+    "secure",
     "uninstall",
 ]
 
@@ -100,17 +116,25 @@ _HOME = {
     "SuffixMemory": "hf_hybrid.decoding",
     "Text": "hf_hybrid.decoding",
     "TreeDrafter": "hf_hybrid.decoding",
+    "push_to_hub": "hf_hybrid.hub.push",
+    "HybridCallback": "hf_hybrid.hub.saving",
+    "save_pretrained": "hf_hybrid.hub.saving",
     "generate_many": "hf_hybrid.many",
     "AutoHybridModelForCausalLM": "hf_hybrid.mixin",
     "HybridGenerationMixin": "hf_hybrid.mixin",
-    "UnsupportedCallError": "hf_hybrid.mixin",
     "disable": "hf_hybrid.mixin",
     "enable": "hf_hybrid.mixin",
     "install": "hf_hybrid.mixin",
     "uninstall": "hf_hybrid.mixin",
+    "AutoHybridTokenizer": "hf_hybrid.models.secure",
+    "secure": "hf_hybrid.models.secure",
     "VocabularyError": "hf_hybrid.models.vocabulary",
     "control_tokens": "hf_hybrid.models.vocabulary",
     "prepare_vocabulary": "hf_hybrid.models.vocabulary",
+    "HybridTextGenerationPipeline": "hf_hybrid.pipeline",
+    "register_pipeline": "hf_hybrid.pipeline",
+    "PortableError": "hf_hybrid.portable",
+    "UnsupportedCallError": "hf_hybrid.routing",
 }
 """Public name -> its module, imported on first use (PEP 562): `import hf_hybrid` alone loads no torch."""
 

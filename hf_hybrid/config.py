@@ -1,9 +1,9 @@
 """Settings of the strategies, each written once, and the one door through which they come in.
 
-Order of precedence: arguments of the call, then ``generation_config.hf_hybrid`` of the call or of the checkpoint, then
-the defaults below. ``generation_config.hf_hybrid`` is a plain dict: ``{"strategy": "planned_diffusion",
-"window_length": 8, ...}``; a nested dict under a strategy's name (``{"block_diffusion": {...}}``) holds settings for
-that strategy alone.
+Order of precedence: arguments of the call, then ``generation_config.hf_hybrid`` of the call, then that of the
+checkpoint, then the defaults below. ``generation_config.hf_hybrid`` is a plain dict:
+``{"strategy": "planned_diffusion", "window_length": 8, ...}``; a nested dict under a strategy's name
+(``{"block_diffusion": {...}}``) holds settings for that strategy alone.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, An
             error.
     """
     if strategy not in SETTINGS:
-        raise SettingsError(f"unknown strategy {strategy!r}; choose one of {', '.join(SETTINGS)}")
+        raise SettingsError(f"unknown strategy {shown(strategy)}; choose one of {', '.join(SETTINGS)}")
     cls = SETTINGS[strategy]
     values: dict[str, Any] = {}
     values.update(_stored_values(strategy, stored))
@@ -230,9 +230,33 @@ def stored_strategy(stored: object) -> str | None:
     strategy = stored.get("strategy")
     if strategy is not None and (not isinstance(strategy, str) or strategy not in SETTINGS):
         raise SettingsError(
-            f"generation_config.hf_hybrid names the unknown strategy {strategy!r}; choose one of {', '.join(SETTINGS)}"
+            f"generation_config.hf_hybrid names the unknown strategy {shown(strategy)}; "
+            f"choose one of {', '.join(SETTINGS)}"
         )
     return strategy
+
+
+def merged(call: Any, checkpoint: Any) -> Any:
+    """``generation_config.hf_hybrid`` of a call on top of what the checkpoint stores.
+
+    A call that names a strategy alone then gets the settings of the checkpoint for it, as ``generate(strategy=...)``
+    does. An empty dict stays one: it asks for the host's own decoding, and so does ``{"strategy": None}``.
+
+    Args:
+        call: a dict, or None when the call brings none.
+        checkpoint: a dict, or None.
+    """
+    if call is None or not isinstance(checkpoint, Mapping):
+        return checkpoint if call is None else call
+    if not isinstance(call, Mapping) or not call:
+        return call
+    both = {**checkpoint, **call}
+    for name in SETTINGS:
+        below, above = checkpoint.get(name), call.get(name, {})
+        if isinstance(below, Mapping) and isinstance(above, Mapping):
+            # A setting that the call names for every strategy is not to lose against the checkpoint's for one.
+            both[name] = {key: value for key, value in below.items() if key not in call} | dict(above)
+    return both
 
 
 def _stored_values(strategy: str, stored: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -254,6 +278,15 @@ def _stored_values(strategy: str, stored: Mapping[str, Any] | None) -> dict[str,
     return {**values, **(stored or {}).get(strategy, {})}
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as a message shows it, no longer than ``most`` characters: anybody may have written it."""
+    try:
+        text = str(value) if isinstance(value, Exception) else repr(value)
+    except (ValueError, RecursionError):  # Python refuses to print thousands of digits
+        return f"a huge {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
+
+
 def _check_name(name: str, cls: type[Settings], strategy: str) -> None:
     own = {f.name for f in fields(cls)}
     if name not in own:
@@ -261,9 +294,9 @@ def _check_name(name: str, cls: type[Settings], strategy: str) -> None:
 
 
 def _unknown(name: object, choices: frozenset[str] | set[str]) -> str:
-    near = difflib.get_close_matches(str(name), choices, n=1)
+    near = difflib.get_close_matches(str(name)[:80], choices, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown setting {name!r}{hint}; choose from {', '.join(sorted(choices))}"
+    return f"unknown setting {shown(name)}{hint}; choose from {', '.join(sorted(choices))}"
 
 
 def _coerce(cls: type, name: str, value: Any) -> Any:
@@ -274,13 +307,13 @@ def _coerce(cls: type, name: str, value: Any) -> Any:
     options = get_args(hint) or (hint,)
     if all(isinstance(o, str) for o in options):
         if not isinstance(value, str) or value not in options:
-            raise SettingsError(f"{name}={value!r}: choose one of {', '.join(options)}")
+            raise SettingsError(f"{name}={shown(value)}: choose one of {', '.join(options)}")
         return value
     if value is None and type(None) in options:
         return None
     if options == (str,):
         if not isinstance(value, str) or not value:
-            raise SettingsError(f"{name}={value!r}: must be a text")
+            raise SettingsError(f"{name}={shown(value)}: must be a text")
         return value
     kinds = tuple(o for o in options if o in (int, float, bool))
     if isinstance(value, (list, tuple)) and list[int] in options:
@@ -291,13 +324,13 @@ def _coerce(cls: type, name: str, value: Any) -> Any:
 def _number(name: str, value: Any, kinds: tuple[type, ...], meta: Mapping[str, Any]) -> Any:
     if bool in kinds:
         if not isinstance(value, bool):
-            raise SettingsError(f"{name}={value!r}: must be True or False")
+            raise SettingsError(f"{name}={shown(value)}: must be True or False")
         return value
     wanted = "a whole number" if kinds == (int,) else "a number"
     # NaN and infinity are not whole either: their remainder is NaN, which differs from 0.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or (kinds == (int,) and value % 1 != 0):
-        raise SettingsError(f"{name}={value!r}: must be {wanted}")
+        raise SettingsError(f"{name}={shown(value)}: must be {wanted}")
     low, high = meta["low"], meta["high"]
     if value != value or (low is not None and value < low) or (high is not None and value > high):
-        raise SettingsError(f"{name}={value!r} is out of range: {low} to {high}")
+        raise SettingsError(f"{name}={shown(value)} is out of range: {low} to {high}")
     return int(value) if kinds == (int,) else float(value)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_hybrid.config import SETTINGS
 from hf_hybrid.decoding import Answer
-from hf_hybrid.mixin import UnsupportedCallError, effective_value, host_arguments
+from hf_hybrid.routing import UnsupportedCallError, effective_value, host_arguments
 
 
 def generate_many(

@@ -6,11 +6,11 @@ named, else with ``custom_generate=`` our decoding loop. The host then prepares 
 
 from __future__ import annotations
 
-import copy
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
@@ -20,14 +20,15 @@ from transformers import (
     GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 
-from hf_hybrid.config import SETTING_NAMES, SETTINGS, settings_for, stored_strategy
 from hf_hybrid.core.plan import Plan
-from hf_hybrid.decoding import Call, ModelDrafter, decode
-from hf_hybrid.models.vocabulary import control_tokens
+from hf_hybrid.models.secure import secure_known
+from hf_hybrid.portable import FOLDER, PortableError, write_custom_generate
+from hf_hybrid.routing import UnsupportedCallError, host_arguments
+from hf_hybrid.stored import check_file
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -35,23 +36,6 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT")
 _Host: Any = GenerationMixin  # its generate() types ``self`` by a protocol that the mixin alone does not meet
-
-
-def _is_set(value: object) -> bool:
-    return value is not None
-
-
-_REFUSED: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("num_beams", "num_beam_groups"), lambda value: _is_set(value) and value > 1),
-    **dict.fromkeys(("assistant_model", "assistant_tokenizer", "assistant_early_exit"), _is_set),
-    **dict.fromkeys(("prompt_lookup_num_tokens", "dola_layers", "constraints", "force_words_ids"), _is_set),
-    **dict.fromkeys(("penalty_alpha", "use_mtp", "token_healing"), bool),
-}
-"""Arguments of the host that choose another way of decoding -> True: the value switches it on."""
-
-
-class UnsupportedCallError(ValueError):
-    """Arguments of ``generate()`` that do not go together with a strategy; the message says what to change."""
 
 
 class HybridGenerationMixin(GenerationMixin):
@@ -80,8 +64,9 @@ class HybridGenerationMixin(GenerationMixin):
         Args:
             inputs: prompt ids ``(batch, length)``, left-padded; so are the other arguments that the host knows.
             strategy: a key of ``hf_hybrid.config.SETTINGS``; unset, what ``generation_config.hf_hybrid`` names, of the
-                call's config or else of the model's. When neither names one, the host decodes
-                (``GenerationConfig(hf_hybrid={})`` asks for that on a checkpoint that names one).
+                call's config or else of the model's; settings of the second hold where the first says nothing. When
+                neither names a strategy, the host decodes (``GenerationConfig(hf_hybrid={})`` asks for that on a
+                checkpoint that names one).
             plan: for ``planned_diffusion``, plans to carry out instead of writing one.
             **kwargs: settings of the strategy (``hf_hybrid.config``), and whatever the host takes. The strategies keep
                 a cache of their own, so that ``cache_implementation`` does not matter to them.
@@ -111,11 +96,28 @@ class HybridGenerationMixin(GenerationMixin):
         host: Any = super()
         return host.generate(**host_arguments(self, arguments, strategy, plan))
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """The host's ``save_pretrained``, with ``generation_config.hf_hybrid`` in a form that survives loading."""
-        _keep_custom_fields(self)
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """The host's ``save_pretrained``, which keeps the strategies.
+
+        ``generation_config.hf_hybrid`` is written in a form that survives loading, and ``custom_generate/`` lets the
+        folder write by them where this package is not installed. A foreign ``custom_generate/`` in the folder is left
+        as it is, with a warning.
+        """
+        keep_custom_fields(self)
         host: Any = super()
-        host.save_pretrained(*args, **kwargs)
+        host.save_pretrained(save_directory, *args, **kwargs)
+        is_main_process = args[0] if args else kwargs.get("is_main_process", True)
+        if is_main_process and os.path.isdir(save_directory):
+            _write_or_warn(save_directory)
+
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[str], repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
+    ) -> Any:
+        """The host's upload of ``save_pretrained(push_to_hub=True)``: it is told that ``custom_generate/`` is new."""
+        _write_or_warn(working_dir)
+        files_timestamps.pop(FOLDER, None)
+        host: Any = super()
+        return host._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
 
 
 def enable(model: ModelT) -> ModelT:
@@ -128,21 +130,25 @@ def enable(model: ModelT) -> ModelT:
         TypeError: not a decoder-only model with ``generate()``.
         UnsupportedCallError: the repository brought a ``custom_generate/`` of its own that is not ours.
     """
-    host = _causal_model(model)
+    host = causal_model(model)
     _remove_own_generate(host)
     if not isinstance(host, HybridGenerationMixin):
         host.__class__ = _hybrid_type(type(host))
-    _keep_custom_fields(host)
+    keep_custom_fields(host)
     return model
 
 
 def disable(model: ModelT) -> ModelT:
     """Undo ``enable()``, in place; the same object comes back."""
-    host = _causal_model(model)
+    host = causal_model(model)
     original = getattr(type(host), "_hf_hybrid_host", None)
     if original is not None:
         host.__class__ = original
     return model
+
+
+_PLACE = frozenset({"cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder"})
+"""Arguments of ``from_pretrained`` that say where a file is looked for."""
 
 
 class AutoHybridModelForCausalLM:
@@ -153,7 +159,14 @@ class AutoHybridModelForCausalLM:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """``AutoModelForCausalLM.from_pretrained`` with the same arguments; the model is enabled."""
+        """``AutoModelForCausalLM.from_pretrained`` with the same arguments; the model is enabled.
+
+        Raises:
+            hf_hybrid.config.SettingsError: a ``generation_config.json`` that the host could not use; the message names
+                the field. With ``generation_config=`` the file is not read.
+        """
+        if kwargs.get("generation_config") is None:
+            check_file(pretrained_model_name_or_path, **{key: kwargs[key] for key in _PLACE & kwargs.keys()})
         loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         enable(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple: output_loading_info=True
         return loaded
@@ -164,14 +177,16 @@ class AutoHybridModelForCausalLM:
         return enable(AutoModelForCausalLM.from_config(config, **kwargs))
 
 
-_installed: tuple[Callable[..., Any], Callable[..., Any]] | None = None
-"""(the host's generate, our wrapper) while ``install()`` is in force."""
+_Tokenizer: Any = PreTrainedTokenizerBase
+_installed: tuple[tuple[Any, Any], tuple[Any, Any]] | None = None
+"""(the host's, ours) of ``generate`` and of the tokenizers' ``from_pretrained`` while ``install()`` is in force."""
 
 
 def install() -> None:
     """Let every model of this process understand ``strategy=``, also those that others load (pipelines by name, serve).
 
-    A call without a strategy goes to the host. Idempotent; ``uninstall()`` undoes it.
+    A call without a strategy goes to the host. Tokenizers that know the tags of a plan are loaded secured
+    (``hf_hybrid.secure``). Idempotent; ``uninstall()`` undoes it.
     """
     global _installed
     if _installed is not None:
@@ -186,162 +201,35 @@ def install() -> None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
         return original(self, **host_arguments(self, arguments, strategy, plan))
 
-    _installed = (original, generate)
-    _Host.generate = generate
+    load = vars(_Tokenizer)["from_pretrained"]
+
+    @functools.wraps(load.__func__)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return secure_known(load.__func__(cls, *args, **kwargs))
+
+    secured = classmethod(from_pretrained)
+    _installed = ((original, generate), (load, secured))
+    _Host.generate, _Tokenizer.from_pretrained = generate, secured
 
 
 def uninstall() -> None:
     """Undo ``install()``; without one nothing happens.
 
     Raises:
-        RuntimeError: another library replaced ``GenerationMixin.generate`` later; undo that first.
+        RuntimeError: another library replaced one of the two methods later; undo that first.
     """
     global _installed
     if _installed is None:
         return
-    original, wrapper = _installed
-    if _Host.generate is not wrapper:
-        raise RuntimeError("GenerationMixin.generate was replaced after install(); undo that before uninstall()")
-    _Host.generate = original
+    (generate, ours), (load, secured) = _installed
+    for owner, name, wrapper in ((_Host, "generate", ours), (_Tokenizer, "from_pretrained", secured)):
+        if vars(owner)[name] is not wrapper:
+            raise RuntimeError(f"{owner.__name__}.{name} was replaced after install(); undo that before uninstall()")
+    _Host.generate, _Tokenizer.from_pretrained = generate, load
     _installed = None
 
 
-def host_arguments(
-    model: Any,
-    arguments: Mapping[str, Any],
-    strategy: str | None,
-    plan: Plan | Sequence[Plan] | None,
-    queue: Iterator[Sequence[int]] | None = None,
-) -> dict[str, Any]:
-    """The arguments of the host's ``generate`` that carry out this call; the prompts of ``queue`` follow it."""
-    arguments = dict(arguments)
-    if arguments.get("custom_generate") is not None:
-        if strategy is not None or plan is not None:
-            raise UnsupportedCallError("custom_generate= and strategy= are two ways of decoding; leave one out")
-        return arguments
-    # A drafting model inside the host's assisted decoding: a strategy of its own would run inside every round.
-    if effective_value(model, arguments, "is_assistant"):
-        return arguments
-    stored = effective_value(model, arguments, "hf_hybrid")
-    arguments.pop("hf_hybrid", None)
-    name = strategy if strategy is not None else stored_strategy(stored)
-    settings = {key: arguments.pop(key) for key in SETTING_NAMES & arguments.keys()}
-    # A name of a drafter is a setting, an object is a partner of this call.
-    partner = None if isinstance(settings.get("drafter"), str) else settings.pop("drafter", None)
-    if name is None:
-        if settings or plan is not None or partner is not None:
-            given = {"plan": plan, "drafter": partner}
-            named = ", ".join([*sorted(settings), *(key for key, value in given.items() if value is not None)])
-            raise UnsupportedCallError(
-                f"{named}: settings of a strategy, but the call names none; add strategy=, one of {', '.join(SETTINGS)}"
-            )
-        return arguments
-    settings |= _misspelt(model, arguments)
-    checked = settings_for(name, settings, stored)
-    if plan is not None and name != "planned_diffusion":
-        raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
-    drafter = _take_drafter(arguments, name, partner, "drafter" in settings)
-    _refuse(model, arguments, name)
-
-    tokenizer = arguments.pop("tokenizer", None)
-    _take_stop_strings(model, arguments, tokenizer)
-    # The loop keeps its own cache; a static one of the host would be sized by max_new_tokens, and all later ones too.
-    _switch_off(model, arguments, "cache_implementation")
-    # The host drops streamer and tokenizer on the way to a callable, so they are bound; it still streams the prompt.
-    call = Call(
-        strategy=name,
-        settings=checked,
-        streamer=arguments.get("streamer"),
-        tokenizer=tokenizer,
-        plan=plan,
-        control=control_tokens(model),
-        queue=queue,
-        drafter=drafter,
-    )
-    arguments["custom_generate"] = functools.partial(decode, call=call)
-    return arguments
-
-
-def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
-    """The value that the host would use for ``name``: of the call, its config, the model's config; None when unset."""
-    if name in arguments:
-        return arguments[name]
-    configs = (arguments.get("generation_config"), getattr(model, "generation_config", None))
-    return next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
-
-
-def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any, named: bool) -> Any:
-    """The drafter of the call: ``drafter=`` or, for ``speculative``, its other name ``assistant_model=``."""
-    if strategy != "speculative":
-        if partner is not None:
-            raise UnsupportedCallError(f"drafter= needs strategy='speculative', not {strategy!r}")
-        return None
-    assistant, tokenizer = (arguments.pop(key, None) for key in ("assistant_model", "assistant_tokenizer"))
-    if assistant is not None and (partner is not None or named):
-        raise UnsupportedCallError("assistant_model= and drafter= are two drafters; leave one out")
-    if assistant is not None and tokenizer is not None:
-        return ModelDrafter(assistant, tokenizer=tokenizer, target_tokenizer=arguments.get("tokenizer"))
-    return assistant if partner is None else partner
-
-
-def _switch_off(model: Any, arguments: dict[str, Any], name: str) -> None:
-    """Make the effective value of ``name`` None."""
-    if effective_value(model, arguments, name) is None:
-        return
-    config = arguments.get("generation_config")
-    if config is None or name in arguments or getattr(model.generation_config, name, None) is not None:
-        arguments[name] = None
-    else:  # The host warns when a config comes together with other arguments.
-        arguments["generation_config"] = config = copy.deepcopy(config)
-        setattr(config, name, None)
-
-
-def _take_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) -> None:
-    """Turn ``stop_strings`` into a stopping criterion here: the host loses the tokenizer and then asks for it."""
-    strings = effective_value(model, arguments, "stop_strings")
-    if strings is None:
-        return
-    if tokenizer is None:
-        raise UnsupportedCallError("stop_strings need the tokenizer: generate(..., tokenizer=tokenizer)")
-    criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=strings)
-    arguments["stopping_criteria"] = StoppingCriteriaList([*(arguments.get("stopping_criteria") or ()), criterion])
-    _switch_off(model, arguments, "stop_strings")
-
-
-def _refuse(model: Any, arguments: Mapping[str, Any], strategy: str) -> None:
-    """Raise for whatever does not go together with a strategy."""
-    for name, switched_on in _REFUSED.items():
-        value = effective_value(model, arguments, name)
-        if switched_on(value):
-            shown = "" if isinstance(value, GenerationMixin) or name == "assistant_tokenizer" else f"={value!r}"
-            raise UnsupportedCallError(
-                f"{name}{shown} chooses another way of decoding than strategy={strategy!r}; leave out one of the two"
-            )
-    if effective_value(model, arguments, "cache_implementation") == "paged":
-        raise UnsupportedCallError(
-            f"cache_implementation='paged' excludes strategy={strategy!r}; leave out one of the two"
-        )
-    if arguments.get("inputs_embeds") is not None:
-        raise UnsupportedCallError(f"strategy={strategy!r} reads token ids, not inputs_embeds; pass input_ids")
-    if model.config.is_encoder_decoder:
-        raise UnsupportedCallError(
-            f"strategy={strategy!r} needs a decoder-only model, and {type(model).__name__} is an encoder-decoder"
-        )
-
-
-def _misspelt(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that the host does not know and that look like a setting, for ``settings_for`` to list the choices."""
-    known = {*inspect.signature(_Host.generate).parameters, *vars(GenerationConfig()), "trust_remote_code"}
-    for method in (model.prepare_inputs_for_generation, model.forward):
-        known.update(inspect.signature(method).parameters)
-    return {
-        name: value
-        for name, value in arguments.items()
-        if name not in known and difflib.get_close_matches(name, SETTING_NAMES, n=1, cutoff=0.75)
-    }
-
-
-def _causal_model(model: Any) -> Any:
+def causal_model(model: Any) -> Any:
     """The model itself, or the one inside a PEFT wrapper."""
     reach = getattr(model, "get_base_model", None)
     host = reach() if callable(reach) else model
@@ -378,11 +266,19 @@ def _remove_own_generate(host: Any) -> None:
     del host.generate
 
 
-def _keep_custom_fields(model: Any) -> None:
+def keep_custom_fields(model: Any) -> None:
     """Clear the flag of a config made from a model config: with it, the host drops custom fields on loading."""
     config: Any = getattr(model, "generation_config", None)
     if getattr(config, "_from_model_config", None):
         config._from_model_config = None
+
+
+def _write_or_warn(folder: str | os.PathLike[str]) -> None:
+    """Write ``custom_generate/``; what stands in the way is no reason to lose a training run."""
+    try:
+        write_custom_generate(folder)
+    except PortableError as error:
+        warnings.warn(f"saved without the strategies' code: {error}", stacklevel=3)
 
 
 @functools.cache

@@ -34,7 +34,7 @@ from hf_hybrid.evaluation import Candidate, Measurement, Run, harness, results_o
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.recipes.sheets import Sheet, TestItem
 
-COMMANDS = ("demo", "generate", "plan", "bench", "tune", "train")
+COMMANDS = ("demo", "generate", "plan", "bench", "tune", "train", "export", "card")
 FEW = (Candidate("host", None), Candidate("planned", "planned_diffusion", {"window_length": 4}))
 
 
@@ -308,6 +308,19 @@ def test_tune_takes_the_fastest_of_the_good_ones(tmp_path: Path) -> None:
         "block_diffusion": {"window_length": 7, "confidence_threshold": 0.9},
     }
     assert after == {"eos_token_id": 1}
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.205, 9), (0.21, 8)])
+def test_tune_keeps_what_stands_within_the_noise(tmp_path: Path, seconds: float, chosen: int) -> None:
+    verified = {"draft_threshold": 0.5, "plan_window": 4}
+    results = [
+        swept("verified default", seconds, 1.0, 0.9, window_length=9, **verified),
+        swept("verified b", 0.2, 1.0, 0.9, window_length=8, **verified),
+    ]
+    numbers = tmp_path / "sweep.json"
+    numbers.write_text(json.dumps({"results": results}))
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert f"window_length={chosen}," in call("tune", tmp_path, numbers, "--dry-run").output
 
 
 def test_tune_changes_nothing_it_cannot_read(tmp_path: Path) -> None:

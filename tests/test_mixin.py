@@ -34,7 +34,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 import hf_hybrid
-from hf_hybrid import HybridGenerationMixin, Plan, SettingsError, UnsupportedCallError, mixin
+from hf_hybrid import HybridGenerationMixin, Plan, SettingsError, UnsupportedCallError, routing
 
 Seen = list[dict[str, Any]]
 PROMPT, NEW = torch.tensor([[3, 4, 5]]), 7  # (1, 3)
@@ -77,7 +77,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         ids = torch.cat([input_ids, new], 1)  # (batch, prompt + 1)
         return ModelOutput(sequences=ids) if kw["generation_config"].return_dict_in_generate else ids
 
-    monkeypatch.setattr(mixin, "decode", decode)
+    monkeypatch.setattr(routing, "decode", decode)
     return calls
 
 
@@ -124,7 +124,8 @@ def test_strategy_of_call_then_of_its_config_then_of_the_model(seen: Seen) -> No
     model.generate(PROMPT, max_new_tokens=5, window_length=16)
     names = ["block_diffusion", "autoregressive", "planned_diffusion", "block_diffusion"]
     assert [c["call"].strategy for c in seen] == names
-    assert [getattr(c["call"].settings, "window_length", None) for c in seen] == [4, None, 8, 16]
+    lengths = [getattr(c["call"].settings, "window_length", None) for c in seen]
+    assert lengths == [4, None, 4, 16], "a config of the call that names a strategy leaves the settings of the model"
     assert seen[1]["call"].settings.seed == 9 and seen[1]["generation_config"].max_length == 8
     model.generate(PROMPT, GenerationConfig(max_new_tokens=2, do_sample=False, hf_hybrid={}))  # asks for the host
     model.generate(PROMPT, max_new_tokens=2, custom_generate=lambda m, input_ids, **kw: input_ids)

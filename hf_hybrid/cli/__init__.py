@@ -1,4 +1,4 @@
-"""``hf-hybrid``: write, watch, measure and train from the command line."""
+"""``hf-hybrid``: write, watch, measure, train and describe from the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_hybrid.cli import bench, demo, generate, plan, train, tune
+from hf_hybrid.cli import bench, card, demo, export, generate, lm_eval, plan, serve, train, tune
 from hf_hybrid.cli.command import ERROR, guarded
 
 app = typer.Typer(
@@ -41,8 +41,22 @@ def _options(
     """
 
 
-for _command in (demo.demo, generate.generate, plan.plan, bench.bench, tune.tune, train.train):
+_COMMANDS = (
+    demo.demo,
+    generate.generate,
+    plan.plan,
+    bench.bench,
+    tune.tune,
+    train.train,
+    export.export,
+    card.card,
+)
+for _command in _COMMANDS:
     app.command()(guarded(_command))
+# What these do not know goes on to the program that they start.
+app.command(context_settings=serve.PASS_ON)(guarded(serve.serve))
+_passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command("lm-eval", context_settings=_passed_on)(guarded(lm_eval.lm_eval))
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from hf_hybrid.cli.command import (
     quiet,
     read_items,
 )
+from hf_hybrid.cli.loading import ROUNDS, bench_loading
 from hf_hybrid.cli.speculation import JOURNAL, MAX_NEW_TOKENS, PROMPTS, REPEATS, bench_speculation
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def bench(
         ),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help=f"Of everything. For: speculative. Default: {REPEATS}.")
+        int | None,
+        typer.Option(min=1, help=f"Of everything. For: speculative (default: {REPEATS}), --loading ({ROUNDS})."),
     ] = None,
     journal: Annotated[
         Path | None,
@@ -106,6 +108,9 @@ def bench(
         bool, typer.Option("--coherence", help="Also read every answer back: nats per token at seams and elsewhere.")
     ] = False,
     passes: Annotated[bool, typer.Option("--passes", help="Also time single passes against bare forwards.")] = False,
+    loading: Annotated[
+        bool, typer.Option("--loading", help="Nothing but loading: the host's from_pretrained, and ours.")
+    ] = False,
 ) -> None:
     """Measure the strategies on held-out prompts: speed, exact match, and whether equal texts are equal.
 
@@ -119,6 +124,9 @@ def bench(
     """
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise UsageError(f"--json {json_file}: there is no such folder")
+    if loading:
+        bench_loading(model or DEFAULT_MODEL, dtype, threads, repeats, json_file)
+        return
     if task == "speculative":
         others = {"--split": split, "--sweep": sweep, "--plot": picture, "--test-set": test_set, "--passes": passes}
         others |= {"--coherence": coherence, "--feedback": feedback, "--batch-size": batch_size != 1}

@@ -109,11 +109,13 @@ def quiet() -> Iterator[None]:
 
 
 def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | None = None) -> tuple[Any, Any, Path]:
-    """Model (enabled, in eval mode), tokenizer, and the folder of the checkpoint (of that name, for one on the Hub)."""
-    import torch
-    from transformers import AutoTokenizer
+    """Model (enabled, in eval mode), tokenizer, and the folder of the checkpoint (of that name, for one on the Hub).
 
-    from hf_hybrid import AutoHybridModelForCausalLM, enable
+    ``dtype="auto"`` is that of the checkpoint (of SmolLM2: float32).
+    """
+    import torch
+
+    from hf_hybrid import AutoHybridModelForCausalLM, AutoHybridTokenizer, enable, secure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -121,13 +123,14 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
         from hf_hybrid.weights import load_smollm2
 
         smollm2: Any
-        smollm2, tokenizer = load_smollm2(getattr(torch, dtype))
-        return enable(smollm2).to(device), tokenizer, Path(name)
-    folder = bundled(name) if name in BUNDLED and not Path(name).is_dir() else Path(name)
+        smollm2, tokenizer = load_smollm2(torch.float32 if dtype == "auto" else getattr(torch, dtype))
+        return enable(smollm2).to(device), secure(tokenizer), Path(name)
+    folder = folder_of(name)
     place = str(folder) if folder.is_dir() else name
     try:
-        model = AutoHybridModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
+        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = AutoHybridModelForCausalLM.from_pretrained(place, dtype=wanted)
+        tokenizer = AutoHybridTokenizer.from_pretrained(place, padding_side="left")
     except (OSError, TypeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoadingError(
@@ -135,6 +138,11 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
             f"a folder with config.json and weights, or a Hub id ({first})"
         ) from error
     return model.to(device).eval(), tokenizer, folder
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a bundled checkpoint, or of that name."""
+    return bundled(name) if name in BUNDLED and not Path(name).is_dir() else Path(name)
 
 
 def read_items(folder: Path, test_set: Path | None, split: str) -> list[Any]:

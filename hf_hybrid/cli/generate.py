@@ -6,7 +6,6 @@ import inspect
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -249,16 +248,5 @@ def _as_json(text: str, report: Any, tokenizer: Any) -> dict[str, Any]:
     """Text, plan (as ``hf-hybrid plan`` prints it) and report of an answer; the host has neither of the last two."""
     if report is None:
         return {"text": text, "plan": None, "report": None}
-    numbers = asdict(report) | {"tokens_per_forward": report.tokens_per_forward}
-    numbers.pop("plans")
-    numbers["spans"] = [
-        {
-            **asdict(span),
-            "label": tokenizer.decode(span.label),
-            "depends": [d + 1 for d in span.depends],
-            "tokens": len(span.tokens),
-            "part": span.part + 1,
-        }
-        for span in report.spans
-    ]
+    numbers = report.as_data() | {"spans": [span.as_data(tokenizer.decode) for span in report.spans]}
     return {"text": text, "plan": plan_json(report.plans, tokenizer), "report": numbers}

@@ -61,12 +61,9 @@ def plan(
 
 def as_json(plans: Sequence[Plan], tokenizer: Any) -> dict[str, Any]:
     """Plans as they are printed; ``from_json`` reads them."""
+    from hf_hybrid.decoding.output import plans_as_data  # brings torch, which errors of usage do without
 
-    def part(span: Span) -> dict[str, Any]:
-        shown = {"label": tokenizer.decode(span.label), "length": span.length, "depends": [d + 1 for d in span.depends]}
-        return shown if span.text is None else {**shown, "text": tokenizer.decode(span.text)}
-
-    return {"rounds": [{"lead": tokenizer.decode(p.lead), "parts": [part(span) for span in p.spans]} for p in plans]}
+    return plans_as_data(plans, tokenizer.decode)
 
 
 def from_json(data: Any, tokenizer: Any) -> list[Plan]:

@@ -26,13 +26,18 @@ def tune(
     tolerance: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Loss of exact match that is still the best.")
     ] = 0.01,
+    margin: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of the time that others must save to replace what stands."),
+    ] = 0.03,
     write: Annotated[bool, typer.Option("--write/--dry-run", help="Change the checkpoint, or only say how.")] = True,
 ) -> None:
     """Write the fastest settings of a sweep into the generation_config.json of a checkpoint.
 
     For planned diffusion these are the fastest verified ones whose text equals span-autoregressive decoding as often as
-    any does; for block diffusion the fastest within --tolerance of the best exact match. Nothing tunes itself while
-    text is generated.
+    any does; for block diffusion the fastest within --tolerance of the best exact match. What stands in the checkpoint
+    stays unless others are faster by more than --margin, the noise of a sweep. Nothing tunes itself while text is
+    generated.
     """
     path = folder / "generation_config.json"
     try:
@@ -42,7 +47,7 @@ def tune(
     try:
         measured = json.loads(results.read_text(encoding="utf-8"))["results"]
         stored = dict(config.get("hf_hybrid") or {})
-        found = {strategy: choose(measured, strategy, tolerance) for strategy in CHOSEN}
+        found = {strategy: choose(measured, strategy, tolerance, margin) for strategy in CHOSEN}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{results} is not what `hf-hybrid bench --sweep --json` writes: {error!r}") from error
     for strategy, result in found.items():
@@ -64,8 +69,13 @@ def tune(
         typer.echo(f"written to {path}")
 
 
-def choose(results: Sequence[Mapping[str, Any]], strategy: str, tolerance: float) -> Mapping[str, Any] | None:
-    """The fastest result of the family of ``strategy`` that is as good as the best of it; None: there is none."""
+def choose(
+    results: Sequence[Mapping[str, Any]], strategy: str, tolerance: float, margin: float
+) -> Mapping[str, Any] | None:
+    """The fastest result of the family of ``strategy`` that is as good as the best of it, or the default when that is
+    slower by at most ``margin``; None: there is none."""
+    from hf_hybrid.evaluation.frontier import is_default
+
     family = [r for r in results if r["strategy"] == strategy and r["name"].split()[0] == CHOSEN[strategy][0]]
     if not family:
         return None
@@ -75,4 +85,7 @@ def choose(results: Sequence[Mapping[str, Any]], strategy: str, tolerance: float
     else:
         best = max(r["answer_exact_match"] for r in family)
         good = [r for r in family if r["answer_exact_match"] >= best - tolerance]
-    return min(good, key=lambda r: r["seconds_per_answer"])
+    fastest = min(good, key=lambda r: r["seconds_per_answer"])
+    default = next((r for r in good if is_default(r)), fastest)
+    saved = 1.0 - fastest["seconds_per_answer"] / default["seconds_per_answer"]
+    return fastest if saved > margin else default

@@ -246,12 +246,19 @@ class Canvas:
         return False
 
     def confirmed(self, control: bool = False) -> list[int]:
-        """New tokens in text order, up to the first place where something is still open. The prompt is left out."""
+        """New tokens in text order, up to the first place where something is still open. The prompt is left out.
+
+        A plan is no text, so parts may be confirmed while it grows. But what is still to be planned may take the room
+        into which a part outgrows its planned length, so until the plan is whole that much of a part is sure.
+        """
         out: list[int] = []
+        growing = False  # True: the plan of the lanes at hand is not whole
         for number, lane in enumerate(self.lanes):
             text = lane.text(control)
-            out += text[len(self.prompt) :] if number == 0 else text
-            if not lane.done:
+            sure = lane.opening + lane.planned - (len(lane.tokens) - len(text)) if growing else len(text)
+            out += text[len(self.prompt) :] if number == 0 else text[:sure]
+            growing = growing or (lane.planning and not lane.done and not control)
+            if len(text) > sure or not (lane.done or (lane.planning and growing)):
                 break
         return out[: self.stop]
 

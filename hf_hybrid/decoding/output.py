@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
-from hf_hybrid.core.plan import Plan
+from hf_hybrid.core.plan import Plan, Span
+
+Decode = Callable[[Sequence[int]], str]
+"""Text of token ids, such as ``tokenizer.decode``."""
 
 
 @dataclass
@@ -26,6 +31,11 @@ class SpanReport:
     passes: int
     extended: bool
     ended: str
+
+    def as_data(self, decode: Decode) -> dict[str, Any]:
+        """For JSON: parts count from 1, ``tokens`` is their number, ``label`` and ``text`` are texts."""
+        names = {"label": decode(self.label), "part": self.part + 1, "depends": [d + 1 for d in self.depends]}
+        return asdict(self) | names | {"tokens": len(self.tokens), "text": decode(self.tokens)}
 
 
 @dataclass
@@ -111,6 +121,21 @@ class GenerationReport:
     def plan(self) -> Plan | None:
         """The plan of the first round, None if there was none."""
         return self.plans[0] if self.plans else None
+
+    def as_data(self) -> dict[str, Any]:
+        """The numbers for JSON; ``plans_as_data`` has the plans, ``SpanReport.as_data`` a part."""
+        numbers = asdict(self) | {"tokens_per_forward": self.tokens_per_forward}
+        return {name: value for name, value in numbers.items() if name not in ("plans", "spans")}
+
+
+def plans_as_data(plans: Sequence[Plan], decode: Decode) -> dict[str, Any]:
+    """Plans for JSON, one per round, as ``hf-hybrid plan`` prints them; parts count from 1."""
+
+    def part(span: Span) -> dict[str, Any]:
+        shown = {"label": decode(span.label), "length": span.length, "depends": [d + 1 for d in span.depends]}
+        return shown if span.text is None else {**shown, "text": decode(span.text)}
+
+    return {"rounds": [{"lead": decode(p.lead), "parts": [part(span) for span in p.spans]} for p in plans]}
 
 
 @dataclass(frozen=True)

@@ -364,6 +364,8 @@ class PlannedDiffusion(Strategy):
         report = self.reports[canvas.row]
         for number, current in enumerate(self.rounds[canvas.row], 1):
             plan, lanes = current.plan, current.lanes
+            if not current.whole:  # a stopping criterion met the text of a part before the plan was complete
+                report.plans.append(plan)
             if len(lanes) < len(plan.spans):  # a dense round that was never filled
                 continue
             for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):

@@ -159,7 +159,16 @@ class Session:
         prompt, device = [*canvas.padding, *canvas.prompt], self.input_ids.device
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
             ids = torch.tensor([prompt + text[:count]], device=device)  # (1, length)
-            if bool(self.criteria(ids, None).any()):  # type: ignore[arg-type]
+            try:
+                stop = bool(self.criteria(ids, None).any())  # type: ignore[arg-type]
+            except IndexError as error:
+                if len(self.canvases) == 1:
+                    raise
+                raise DecodingError(
+                    "a stopping criterion looks at all rows of a batch at once, and answers end one by one here; "
+                    "call generate() with a batch of one"
+                ) from error
+            if stop:
                 canvas.stop, canvas.finished = count, True
                 for lane in canvas.lanes:
                     if not lane.done:

@@ -3,6 +3,7 @@
 from hf_hybrid.evaluation.candidates import CANDIDATES, FEEDBACK, SWEEP, Candidate, in_types
 from hf_hybrid.evaluation.frontier import PlotError, check_plots, draw_frontier
 from hf_hybrid.evaluation.harness import Measurement, Run, even_subset, measure
+from hf_hybrid.evaluation.loading import LoadingCost, loading_cost
 from hf_hybrid.evaluation.passes import PassCost, pass_costs
 from hf_hybrid.evaluation.report import Result, environment, groups_of, results_of, shape_of, to_json
 from hf_hybrid.evaluation.statistics import bootstrap_interval, paired_ratios
@@ -12,6 +13,7 @@ __all__ = [
     "FEEDBACK",
     "SWEEP",
     "Candidate",
+    "LoadingCost",
     "Measurement",
     "PassCost",
     "PlotError",
@@ -24,6 +26,7 @@ __all__ = [
     "even_subset",
     "groups_of",
     "in_types",
+    "loading_cost",
     "measure",
     "paired_ratios",
     "pass_costs",

@@ -74,6 +74,14 @@ class _Pass:
     first: int
 
 
+def _device_of(host: Any) -> torch.device:
+    """Where a pass begins: where the embeddings lie, or, when accelerate keeps the weights elsewhere, computes them."""
+    embeddings = host.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    place = getattr(hook, "execution_device", None) if embeddings.weight.is_meta else None
+    return torch.device(place) if place is not None else embeddings.weight.device
+
+
 class Runner:
     """One model, one RowCache, and what its slots hold.
 
@@ -98,7 +106,7 @@ class Runner:
         host = _host_of(model)
         config = host.config.get_text_config(decoder=True)
         self.model, self.batch_size, self.active = model, batch_size, batch_size
-        self.device: torch.device = host.get_input_embeddings().weight.device
+        self.device = _device_of(host)
         self.dtype: torch.dtype = host.dtype
         self.cache = RowCache(config.num_hidden_layers, batch_size, capacity)
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)

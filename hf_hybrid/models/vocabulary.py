@@ -131,6 +131,12 @@ def control_tokens(model: PreTrainedModel) -> ControlTokens | None:
     return tokens
 
 
+def knows_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True: every tag of a plan is a token of its own; lengths and dependencies differ between checkpoints."""
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token is not None else None
+    return all(tokenizer.convert_tokens_to_ids(tag) not in (None, unknown) for tag in _TAGS.values())
+
+
 def _pairs(value: object, size: int) -> tuple[tuple[int, int], ...]:
     """``lengths`` of the record as ``((tokens, id), ...)``, rising."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):

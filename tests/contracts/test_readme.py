@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from hf_hybrid import uninstall
-from hf_hybrid.checkpoints import bundled
-from hf_hybrid.hub.card import BEGIN, END, read_results, render_table, write_card
+from hf_hybrid.hub.tables import BEGIN, END, read_results, render_table
 from tests.models_for_tests import hybrid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,21 +24,6 @@ def test_the_table_is_the_measured_one() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
     assert shown == render_table(read_results(RESULTS)).strip()
-
-
-def test_the_card_is_the_measured_one(tmp_path: Path) -> None:
-    write_card(bundled("hybrid-pocket"), [RESULTS], tmp_path / "README.md")
-    card = ROOT / "model_cards" / "hybrid-pocket" / "README.md"
-    assert card.read_text(encoding="utf-8") == (tmp_path / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_snippet_of_the_card_runs() -> None:
-    template = (ROOT / "hf_hybrid" / "hub" / "card_template.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", template, re.S)
-    assert block.count("model.generate(") == 4
-    scope: dict[str, object] = {"folder": bundled("hybrid-pocket")}
-    exec(compile(block, "card_template.md", "exec"), scope)
-    assert "model" in scope
 
 
 def test_the_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from transformers import TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from hf_hybrid import Plan, Span
-from tests.models_for_tests import CONTROL, words, writer
+from tests.models_for_tests import CONTROL, hybrid, words, writer
 
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
 PLAN = Plan((Span((5,), 3), Span((6, 8), 4), Span((5,), 2, (0,))))
@@ -129,3 +129,79 @@ def test_a_refused_call_ends_the_streamer_too() -> None:
     with pytest.raises(ValueError, match="order the parts"):
         generate(recorder, strategy="planned_diffusion", plan=Plan((Span((5,), 3, (1,)), Span((6,), 3))))
     assert recorder.ends == 1
+
+
+class Clock(Recorder):
+    """Notes the number of the pass behind which something came."""
+
+    def __init__(self, host: Any) -> None:
+        super().__init__()
+        self.passes, self.noisy = 0, 0  # passes so far; the first that carried an open position
+        self.first_text = self.first_draft = 0
+        self.hook = host.model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, _: Any, arguments: tuple[Any, ...], names: dict[str, Any]) -> None:
+        ids = names["input_ids"] if "input_ids" in names else arguments[0]
+        self.passes += 1
+        if not self.noisy and bool((ids == CONTROL.mask).any()):
+            self.noisy = self.passes
+
+    def put(self, value: Tensor) -> None:
+        super().put(value)
+        self.first_text = self.first_text or self.passes
+
+    def put_draft(self, value: Tensor) -> None:
+        super().put_draft(value)
+        self.first_draft = self.first_draft or self.passes
+
+    def end(self) -> None:
+        super().end()
+        self.hook.remove()
+
+
+@pytest.mark.parametrize("mode", ["block", "verified", "given", "unverified", "dense"])
+def test_drafts_are_shown_from_the_first_pass_with_open_positions(mode: str) -> None:
+    host = writer(MODES[mode]["strategy"] == "planned_diffusion")
+    clock = Clock(host)
+    generate(clock, host, **MODES[mode])
+    assert 0 < clock.first_draft <= clock.noisy < clock.passes
+    assert CONTROL.mask in clock.drafts[0][1]
+
+
+def test_parts_are_shown_while_the_plan_grows() -> None:
+    """A plan is no text: the first part is shown as it is written, not when the last one has been planned."""
+    host = writer(planned=True)
+    clock = Clock(host)
+    text = generate(clock, host, strategy="planned_diffusion")
+    out = host.generate(PROMPT, strategy="planned_diffusion", max_new_tokens=60, return_dict_in_generate=True)
+    assert len(out.report[0].plans[0].spans) > 1 and [t for ids in clock.put_ids[1:] for t in ids] == text
+    planning = 2 * len(out.report[0].plans[0].spans)  # token by token: a label and a length each
+    assert clock.first_text < planning
+
+
+@pytest.mark.parametrize("settings", [{}, {"verify_spans": False, "confidence_threshold": 0.3}, {"plan_window": 4}])
+def test_nothing_is_taken_back_however_little_room_there_is(settings: dict[str, Any]) -> None:
+    """What is planned later may take the room of a part that outgrew its plan."""
+    cut = 0
+    for weights in (26, 3, 9):
+        host = hybrid(seed=weights)
+        for room in range(6, 64, 3):
+            recorder = Recorder()
+            options = {"strategy": "planned_diffusion", "max_span_extension": 4.0, **settings}
+            out = host.generate(PROMPT, streamer=recorder, max_new_tokens=room, return_dict_in_generate=True, **options)
+            assert [token for ids in recorder.put_ids[1:] for token in ids] == out.sequences[0, 5:].tolist()
+            cut += any("cut" in note for note in out.report[0].fallbacks)
+    assert cut > 5
+
+
+def test_a_stop_string_in_a_part_while_the_plan_grows() -> None:
+    host, tokenizer = writer(planned=True), words()
+    plain = generate(Recorder(), host, strategy="planned_diffusion")
+    stop = tokenizer.decode(plain[1:2])
+    recorder = Recorder()
+    options = {"strategy": "planned_diffusion", "stop_strings": [stop], "tokenizer": tokenizer, "max_new_tokens": 60}
+    out = host.generate(PROMPT, streamer=recorder, return_dict_in_generate=True, **options)
+    end = plain.index(plain[1]) + 1
+    assert out.sequences[0, 5:].tolist() == plain[:end] == [token for ids in recorder.put_ids[1:] for token in ids]
+    report = out.report[0]
+    assert len(report.spans) == sum(len(plan.spans) for plan in report.plans) > 0

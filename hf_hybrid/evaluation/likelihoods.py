@@ -1,0 +1,80 @@
+"""lm-eval with strategies: generation tasks are written by them, likelihood tasks are not pretended.
+
+``lm-eval --model hf`` hands ``--gen_kwargs`` to ``generate()``, so its generation tasks need nothing but ``install()``.
+Its likelihood tasks call the model itself, which gives the likelihood of autoregressive writing, whatever strategy the
+run names. Under a diffusion strategy that would be a number with a wrong label, so it is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hf_hybrid.config import SETTINGS, stored_strategy
+
+AUTOREGRESSIVE = frozenset({"autoregressive", "speculative"})
+"""Strategies that write with the probabilities that the model's own forward gives."""
+
+
+class LikelihoodError(ValueError):
+    """A likelihood was asked for under a strategy that has none that one pass could give."""
+
+
+def strategy_in(arguments: Sequence[str]) -> str | None:
+    """The strategy that ``--gen_kwargs`` of lm-eval's command line names, None when it names none."""
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name != "--gen_kwargs":
+            continue
+        # Options that follow are not values; old lm-eval takes one text, newer ones several.
+        values = [value] if value else []
+        for more in arguments[place + 1 :] if not value else ():
+            if more.startswith("--"):
+                break
+            values.append(more)
+        found = re.search(r"""(?:^|[\s,{"'])strategy["']?\s*[=:]\s*["']?(\w+)""", " ".join(values))
+        if found:
+            return found[1]
+    return None
+
+
+@contextmanager
+def no_pretended_likelihoods(strategy: str | None) -> Iterator[None]:
+    """While it is entered, lm-eval's HFLM refuses likelihoods of models that write by diffusion.
+
+    Args:
+        strategy: of the run; None: what ``generation_config.hf_hybrid`` of the model names.
+
+    Raises:
+        LikelihoodError: an unknown strategy; and, from lm-eval's own calls, a likelihood under a diffusion strategy.
+    """
+    from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
+
+    if strategy is not None and strategy not in SETTINGS:
+        raise LikelihoodError(f"unknown strategy {strategy!r} in --gen_kwargs; choose one of {', '.join(SETTINGS)}")
+    originals: dict[str, Callable[..., Any]] = {}
+
+    def guarded(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            stored = getattr(getattr(self.model, "generation_config", None), "hf_hybrid", None)
+            used = strategy or stored_strategy(stored)
+            if used is not None and used not in AUTOREGRESSIVE:
+                raise LikelihoodError(
+                    f"{name}: strategy {used!r} has no likelihood that one pass gives, and the model's own is that of"
+                    " autoregressive writing; run likelihood tasks with --gen_kwargs strategy=autoregressive, and"
+                    f" generation tasks with {used!r}"
+                )
+            return original(self, *args, **kwargs)
+
+        return call
+
+    for name in ("loglikelihood", "loglikelihood_rolling"):
+        originals[name] = getattr(HFLM, name)
+        setattr(HFLM, name, guarded(name, originals[name]))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(HFLM, name, original)

@@ -1,0 +1,56 @@
+"""Whole repositories in a folder, ready for ``hf upload``: a model with its decoding, or decoding alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from hf_hybrid.config import settings_for
+from hf_hybrid.hub.push import CARD, write_repository_card
+from hf_hybrid.hub.saving import save_pretrained
+from hf_hybrid.mixin import causal_model
+from hf_hybrid.portable import write_custom_generate
+
+KEPT = ("README.md", "LICENSE", "training.json", "test_set.jsonl")
+"""What a checkpoint folder may hold besides what the host saves; names of ours, never read from a repository."""
+
+
+def export_model(
+    model: Any, folder: Path, *, tokenizer: Any = None, source: Path | None = None, strategy: str | None = None
+) -> None:
+    """Write a model repository: weights, tokenizer, ``custom_generate/`` and a card.
+
+    Args:
+        folder: made when it is not there.
+        source: the folder that the model came from; its card, licence and training record go with it.
+        strategy: of calls that name none, stored in ``generation_config.json``; None: what is stored there already.
+
+    Raises:
+        hf_hybrid.SettingsError: no such strategy.
+        hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
+    """
+    config = causal_model(model).generation_config
+    if strategy is not None:
+        stored = dict(getattr(config, "hf_hybrid", None) or {})
+        settings_for(strategy, {}, stored)
+        config.hf_hybrid = {**stored, "strategy": strategy}
+    save_pretrained(model, folder, tokenizer=tokenizer)
+    for name in KEPT:
+        if source is not None and (source / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / CARD).exists():
+        write_repository_card(model, folder, folder.resolve().name)
+
+
+def export_speculative(folder: Path) -> None:
+    """Write a ``custom_generate`` repository without weights: speculative decoding for any causal model.
+
+    Raises:
+        hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
+    """
+    write_custom_generate(folder, strategy="speculative")
+    if not (folder / CARD).exists():
+        card = Template(Path(__file__).with_name("speculative_card.md").read_text(encoding="utf-8"))
+        (folder / CARD).write_text(card.substitute(name=folder.resolve().name), encoding="utf-8")

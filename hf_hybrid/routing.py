@@ -1,0 +1,187 @@
+"""From a call of ``generate()`` with ``strategy=`` to the arguments of the host's own ``generate()`` that carry it out.
+
+Every door goes through here: the mixin, ``install()``, ``generate_many``, and the ``custom_generate/`` of a repository,
+which brings a copy of this module (``hf_hybrid.portable``).
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stored_strategy
+from hf_hybrid.core.plan import Plan
+from hf_hybrid.decoding import Call, ModelDrafter, decode
+from hf_hybrid.models.vocabulary import control_tokens
+from hf_hybrid.stored import check_call
+
+
+def _is_set(value: object) -> bool:
+    return value is not None
+
+
+_REFUSED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("num_beams", "num_beam_groups"), lambda value: _is_set(value) and value > 1),
+    **dict.fromkeys(("assistant_model", "assistant_tokenizer", "assistant_early_exit"), _is_set),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "dola_layers", "constraints", "force_words_ids"), _is_set),
+    **dict.fromkeys(("penalty_alpha", "use_mtp", "token_healing"), bool),
+}
+"""Arguments of the host that choose another way of decoding -> True: the value switches it on."""
+
+
+class UnsupportedCallError(ValueError):
+    """Arguments of ``generate()`` that do not go together with a strategy; the message says what to change."""
+
+
+def host_arguments(
+    model: Any,
+    arguments: Mapping[str, Any],
+    strategy: str | None,
+    plan: Plan | Sequence[Plan] | None,
+    queue: Iterator[Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """The arguments of the host's ``generate`` that carry out this call; the prompts of ``queue`` follow it."""
+    arguments = dict(arguments)
+    if arguments.get("custom_generate") is not None:
+        if strategy is not None or plan is not None:
+            raise UnsupportedCallError("custom_generate= and strategy= are two ways of decoding; leave one out")
+        return arguments
+    # A drafting model inside the host's assisted decoding: a strategy of its own would run inside every round.
+    if effective_value(model, arguments, "is_assistant"):
+        return arguments
+    stored = _stored(model, arguments)
+    arguments.pop("hf_hybrid", None)
+    name = strategy if strategy is not None else stored_strategy(stored)
+    settings = {key: arguments.pop(key) for key in SETTING_NAMES & arguments.keys()}
+    # A name of a drafter is a setting, an object is a partner of this call.
+    partner = None if isinstance(settings.get("drafter"), str) else settings.pop("drafter", None)
+    if name is None:
+        if settings or plan is not None or partner is not None:
+            given = {"plan": plan, "drafter": partner}
+            named = ", ".join([*sorted(settings), *(key for key, value in given.items() if value is not None)])
+            raise UnsupportedCallError(
+                f"{named}: settings of a strategy, but the call names none; add strategy=, one of {', '.join(SETTINGS)}"
+            )
+        return arguments
+    settings |= _misspelt(model, arguments)
+    checked = settings_for(name, settings, stored)
+    check_call(model, arguments)
+    if plan is not None and name != "planned_diffusion":
+        raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
+    drafter = _take_drafter(arguments, name, partner, "drafter" in settings)
+    _refuse(model, arguments, name)
+
+    tokenizer = arguments.pop("tokenizer", None)
+    _take_stop_strings(model, arguments, tokenizer)
+    # The loop keeps its own cache; a static one of the host would be sized by max_new_tokens, and all later ones too.
+    _switch_off(model, arguments, "cache_implementation")
+    # The host drops streamer and tokenizer on the way to a callable, so they are bound; it still streams the prompt.
+    call = Call(
+        strategy=name,
+        settings=checked,
+        streamer=arguments.get("streamer"),
+        tokenizer=tokenizer,
+        plan=plan,
+        control=control_tokens(model),
+        queue=queue,
+        drafter=drafter,
+    )
+    arguments["custom_generate"] = functools.partial(decode, call=call)
+    return arguments
+
+
+def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """The value that the host would use for ``name``: of the call, its config, the model's config; None when unset."""
+    if name in arguments:
+        return arguments[name]
+    configs = (arguments.get("generation_config"), getattr(model, "generation_config", None))
+    return next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
+
+
+def _stored(model: Any, arguments: Mapping[str, Any]) -> Any:
+    """``hf_hybrid`` of the call or of its config, on top of what the model's config says."""
+    own = getattr(getattr(model, "generation_config", None), "hf_hybrid", None)
+    return merged(effective_value(model, arguments, "hf_hybrid"), own)
+
+
+def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any, named: bool) -> Any:
+    """The drafter of the call: ``drafter=`` or, for ``speculative``, its other name ``assistant_model=``."""
+    if strategy != "speculative":
+        if partner is not None:
+            raise UnsupportedCallError(f"drafter= needs strategy='speculative', not {strategy!r}")
+        return None
+    assistant, tokenizer = (arguments.pop(key, None) for key in ("assistant_model", "assistant_tokenizer"))
+    if assistant is not None and (partner is not None or named):
+        raise UnsupportedCallError("assistant_model= and drafter= are two drafters; leave one out")
+    if assistant is not None and tokenizer is not None:
+        return ModelDrafter(assistant, tokenizer=tokenizer, target_tokenizer=arguments.get("tokenizer"))
+    return assistant if partner is None else partner
+
+
+def _switch_off(model: Any, arguments: dict[str, Any], name: str) -> None:
+    """Make the effective value of ``name`` None."""
+    if effective_value(model, arguments, name) is None:
+        return
+    config = arguments.get("generation_config")
+    if config is None or name in arguments or getattr(model.generation_config, name, None) is not None:
+        arguments[name] = None
+    else:  # The host warns when a config comes together with other arguments.
+        arguments["generation_config"] = config = copy.deepcopy(config)
+        setattr(config, name, None)
+
+
+def _take_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) -> None:
+    """Turn ``stop_strings`` into a stopping criterion here: the host loses the tokenizer and then asks for it."""
+    strings = effective_value(model, arguments, "stop_strings")
+    if strings is None:
+        return
+    if tokenizer is None:
+        raise UnsupportedCallError("stop_strings need the tokenizer: generate(..., tokenizer=tokenizer)")
+    criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=strings)
+    arguments["stopping_criteria"] = StoppingCriteriaList([*(arguments.get("stopping_criteria") or ()), criterion])
+    _switch_off(model, arguments, "stop_strings")
+
+
+def _refuse(model: Any, arguments: Mapping[str, Any], strategy: str) -> None:
+    """Raise for whatever does not go together with a strategy."""
+    for name, switched_on in _REFUSED.items():
+        value = effective_value(model, arguments, name)
+        if switched_on(value):
+            shown = "" if isinstance(value, GenerationMixin) or name == "assistant_tokenizer" else f"={value!r}"
+            raise UnsupportedCallError(
+                f"{name}{shown} chooses another way of decoding than strategy={strategy!r}; leave out one of the two"
+            )
+    if effective_value(model, arguments, "cache_implementation") == "paged":
+        raise UnsupportedCallError(
+            f"cache_implementation='paged' excludes strategy={strategy!r}; leave out one of the two"
+        )
+    if arguments.get("inputs_embeds") is not None:
+        raise UnsupportedCallError(f"strategy={strategy!r} reads token ids, not inputs_embeds; pass input_ids")
+    if model.config.is_encoder_decoder:
+        raise UnsupportedCallError(
+            f"strategy={strategy!r} needs a decoder-only model, and {type(model).__name__} is an encoder-decoder"
+        )
+
+
+def _misspelt(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that the host does not know and that look like a setting, for ``settings_for`` to list the choices."""
+    host: Any = GenerationMixin  # its generate() types ``self`` by a protocol that it does not meet itself
+    known = {*inspect.signature(host.generate).parameters, *vars(GenerationConfig()), "trust_remote_code"}
+    for method in (model.prepare_inputs_for_generation, model.forward):
+        known.update(inspect.signature(method).parameters)
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in known and difflib.get_close_matches(name, SETTING_NAMES, n=1, cutoff=0.75)
+    }
