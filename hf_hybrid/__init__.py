@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_hybrid.decoding import SuffixDrafter as SuffixDrafter
     from hf_hybrid.decoding import SuffixMemory as SuffixMemory
     from hf_hybrid.decoding import Text as Text
+    from hf_hybrid.decoding import TreeDrafter as TreeDrafter
     from hf_hybrid.hub.push import push_to_hub as push_to_hub
     from hf_hybrid.hub.saving import HybridCallback as HybridCallback
     from hf_hybrid.hub.saving import save_pretrained as save_pretrained
@@ -75,6 +76,7 @@ __all__ = [
     "SuffixDrafter",
     "SuffixMemory",
     "Text",
+    "TreeDrafter",
     "UnsupportedCallError",
     "VocabularyError",
     "__version__",
@@ -113,6 +115,7 @@ _HOME = {
     "SuffixDrafter": "hf_hybrid.decoding",
     "SuffixMemory": "hf_hybrid.decoding",
     "Text": "hf_hybrid.decoding",
+    "TreeDrafter": "hf_hybrid.decoding",
     "push_to_hub": "hf_hybrid.hub.push",
     "HybridCallback": "hf_hybrid.hub.saving",
     "save_pretrained": "hf_hybrid.hub.saving",

@@ -61,6 +61,12 @@ def generate(
     race: Annotated[
         bool, typer.Option("--race", help="Also write the answer token by token, to compare: watched, or in numbers.")
     ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", help="With --strategy speculative: draw which tokens were drafted to this .svg file."
+        ),
+    ] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     threads: Threads = None,
@@ -81,6 +87,10 @@ def generate(
         raise UsageError("--only needs --plan")
     if race and (strategy in ("host", RIVAL) or target is not None):
         raise UsageError("--race is one answer of another strategy against autoregressive: leave it out")
+    if picture is not None and (strategy != "speculative" or target is not None):
+        raise UsageError("--picture is of one answer of --strategy speculative: leave out --output")
+    if picture is not None and (picture.suffix != ".svg" or not picture.resolve().parent.is_dir()):
+        raise UsageError(f"--picture {picture}: give an .svg file in a folder that exists")
     job, faults = _job(prompt, source, target, strategy, as_json, plan is not None)
     text = "" if job else read_prompt(prompt, source)
     if temperature is not None and not do_sample:
@@ -109,6 +119,12 @@ def generate(
             call["plan"] = _checked(plans_to_write(given, only, tokenizer), network, settings, plan)
         shown = "json" if as_json else "view" if watch else "text"
         output = _write(network, tokenizer, inputs, call, rival, shown)
+        if picture is not None:
+            from hf_hybrid.cli.acceptance import acceptance_svg
+
+            new = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+            svg = acceptance_svg([tokenizer.decode([token]) for token in new], output.report[0])
+            picture.write_text(svg, encoding="utf-8")
         if as_json:
             new = output.sequences[0, inputs["input_ids"].shape[1] :]  # (new,)
             written = tokenizer.decode(new, skip_special_tokens=True)

@@ -5,6 +5,7 @@ from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sa
 from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
+from hf_hybrid.decoding.drafters.tree import TreeDrafter
 from hf_hybrid.decoding.engine import STRATEGIES, decode
 from hf_hybrid.decoding.output import Answer, DraftingReport, GenerationReport, HybridGenerateOutput, SpanReport
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
@@ -33,5 +34,6 @@ __all__ = [
     "SuffixDrafter",
     "SuffixMemory",
     "Text",
+    "TreeDrafter",
     "decode",
 ]

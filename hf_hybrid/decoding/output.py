@@ -47,6 +47,7 @@ class DraftingReport:
             empty: passes without one, because the drafter had none or there was no room. probes: rounds that were made
             only to see whether drafting pays again. rechecked: passes without one, because the token to come had been
             too close to another to trust a pass of several rows. trees: rounds whose draft had branches.
+        passes: of every pass the tokens that were drafted, that stood, and that were written.
         tried: per place of a draft, how often it was checked while all before it stood. stood: how often it stood too.
     """
 
@@ -59,6 +60,7 @@ class DraftingReport:
     trees: int = 0
     tried: list[int] = field(default_factory=list)
     stood: list[int] = field(default_factory=list)
+    passes: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def acceptance(self) -> list[float]:

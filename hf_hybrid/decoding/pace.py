@@ -12,8 +12,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import mul
+from typing import Any
+from weakref import WeakKeyDictionary
 
 _KNOWN_FROM = 2.0  # the chance that a drafter claims counts as so many observed tokens
+_KNOWN_FROM_COSTLY = 6.0
+"""The same for a drafter that takes passes of its own, whose drafts do not differ as much from text to text: with 2 a
+draft or two that fell early switched it off, and probes are too rare to find that out soon."""
 _KEPT = 0.97  # weight of the past when a draft is added
 _GAIN = 1.03  # a draft must promise so much more than none
 PROBE_SHARE = 0.02
@@ -27,8 +32,13 @@ def bucket(place: int) -> int:
 
 @dataclass
 class Acceptance:
-    """Running conditional acceptance per grade and place: how often a token stands if those before it do."""
+    """Running conditional acceptance per grade and place: how often a token stands if those before it do.
 
+    Attributes:
+        counts: (grade, places) -> (stood, tried). known_from: so many observed tokens count as what was expected.
+    """
+
+    known_from: float = _KNOWN_FROM
     counts: dict[tuple[Hashable, int], tuple[float, float]] = field(default_factory=dict)  # -> (stood, tried)
 
     def note(self, grade: Hashable, length: int, stood: int) -> None:
@@ -62,7 +72,23 @@ class Acceptance:
 
     def _between(self, grade: Hashable, group: int, expected: float) -> float:
         good, tried = self.counts.get((grade, group), (0.0, 0.0))
-        return (good + _KNOWN_FROM * expected) / (tried + _KNOWN_FROM)
+        return (good + self.known_from * expected) / (tried + self.known_from)
+
+
+_known: WeakKeyDictionary[Any, dict[Any, Acceptance]] = WeakKeyDictionary()
+
+
+def acceptance_of(drafter: Any, model: Any, costly: bool) -> Acceptance:
+    """What is known of the drafts of ``drafter`` for ``model``. Of a costly one it outlives a call, as prices do."""
+    if not costly:
+        return Acceptance()
+    own = _known.setdefault(getattr(drafter, "model", drafter), {})
+    return own.setdefault((type(drafter).__name__, id(model)), Acceptance(_KNOWN_FROM_COSTLY))
+
+
+def acceptance_of_text(costly: bool) -> Acceptance:
+    """Nothing is known of one text."""
+    return Acceptance(_KNOWN_FROM_COSTLY if costly else _KNOWN_FROM)
 
 
 @dataclass

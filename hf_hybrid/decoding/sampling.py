@@ -29,9 +29,11 @@ class DraftSampler:
     ):
         self._processors, self._vocab_size, self._device = processors, vocab_size, device
         self._sampling, self._rejection = sampling, rejection
+        self.places = 0  # of the last draft that were drawn, those that were not sure enough included
 
     def draw(self, logits: Tensor, texts: Sequence[Text], ahead: int) -> tuple[list[int], Tensor, Tensor | None]:
         """See ``Sampler.draw``."""
+        self.places = max(self.places, ahead + 1)
         scores = self._scores(logits)  # (texts, vocab)
         if bool(scores.isnan().any()):
             raise DrafterError("the drafter gave NaN logits; check its weights and its dtype")

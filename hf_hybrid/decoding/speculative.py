@@ -24,7 +24,7 @@ from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.output import DraftingReport
-from hf_hybrid.decoding.pace import Acceptance, Pace
+from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of, acceptance_of_text
 from hf_hybrid.decoding.passes import LaneRows, Pass
 from hf_hybrid.decoding.recheck import Recheck
 from hf_hybrid.decoding.sampling import DraftSampler
@@ -61,7 +61,8 @@ class Speculative(Strategy):
         runner = context.runner
         self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.least_rows)
         self.pace = Pace(self.prices.seconds)
-        self.pooled = Acceptance()
+        costly = self.drafter.costly
+        self.pooled = acceptance_of(self.drafter, runner.model, costly)
         self.texts: dict[int, Text] = {}
         self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
         self.branches: dict[int, list[int]] = {}  # canvas -> spans that branches of its drafts use
@@ -84,7 +85,7 @@ class Speculative(Strategy):
         trunk.window = self._window
         canvas.lanes.append(trunk)
         text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
-        self.texts[canvas.row], self.own[canvas.row] = text, Acceptance()
+        self.texts[canvas.row], self.own[canvas.row] = text, acceptance_of_text(self.drafter.costly)
         self.reports[canvas.row].drafting = DraftingReport(self.drafter.name or type(self.drafter).__name__)
         self.drafter.begin(text)
 
@@ -185,7 +186,7 @@ class Speculative(Strategy):
             length, self.probing = self.pace.choose(rows, guesses, self.seconds_per_token)
             if length == 0:
                 return none, 0
-        started = time.perf_counter()
+        started, self.sampler.places = time.perf_counter(), 0
         try:
             drafts = self.drafter.propose(texts, length, self.sampler)
         except DrafterError as error:
@@ -196,7 +197,8 @@ class Speculative(Strategy):
         longest = max(len(draft.tokens) for draft in drafts)
         # Not with the first draft of a text: the drafter has to read the prompt for it.
         if self.drafter.costly and longest and all(text.row in self.trials for text in texts):
-            measured = (time.perf_counter() - started) / longest
+            # A place that was drawn and not drafted took its time too.
+            measured = (time.perf_counter() - started) / max(longest, self.sampler.places)
             self.seconds_per_token += (measured - self.seconds_per_token) * (0.2 if self.seconds_per_token else 1.0)
         if any(draft.parents is not None for draft in drafts) and not self.rejecting:
             return drafts, self._nodes(texts, drafts, rows)
@@ -256,7 +258,8 @@ class Speculative(Strategy):
         if draft.parents is not None:
             draft = first_branch(draft) if self.rejecting else self._pruned(draft, length, text.room)
         tree = draft.parents is not None
-        tokens = list(draft.tokens if tree else draft.tokens[: min(length, text.room)])
+        most = min(length, self.settings.draft_length, text.room)
+        tokens = list(draft.tokens if tree else draft.tokens[:most])
         if any(type(token) is not int or not 0 <= token < self.context.vocab_size for token in tokens):
             raise DecodingError(
                 f"{self.drafter.name or type(self.drafter).__name__} drafted {tokens}; a draft holds token ids (int) "
@@ -278,6 +281,7 @@ class Speculative(Strategy):
         self.written += min(stand + 1, len(checked))
         report = self.reports[canvas.row].drafting
         assert report is not None
+        report.passes.append((len(trial.tokens), stand, min(stand + 1, len(checked))))
         # Of a draft that was cut in front of a token in doubt nothing is known behind what stands.
         doubted = canvas.row in self.recheck.waiting
         if trial.parents is not None:

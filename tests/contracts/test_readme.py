@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from hf_hybrid import uninstall
 from hf_hybrid.hub.tables import BEGIN, END, read_results, render_table
+from tests.models_for_tests import hybrid
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "model_cards" / "results" / "hybrid-pocket.json"
@@ -34,3 +37,14 @@ def test_the_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
         uninstall()
     shown = capsys.readouterr().out
     assert "## " in shown and "Port Amel" in shown
+
+
+def test_the_snippet_of_the_speculative_page_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "speculative.md").read_text(encoding="utf-8"), re.S)
+    scope: dict[str, Any] = {}
+    exec(compile(block, "speculative.md", "exec"), scope)
+    model, ids = hybrid(seed=26), torch.tensor([[3, 7, 9, 2, 11]])
+    options = {"max_new_tokens": 20, "adaptive": False, "return_dict_in_generate": True}
+    found = model.generate(ids, strategy="speculative", drafter=scope["Again"](), **options)
+    plain = model.generate(ids, strategy="autoregressive", max_new_tokens=20)
+    assert torch.equal(found.sequences, plain) and found.report[0].drafting.trees > 3

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
+from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.models.branches import honours_branches
 
 MOST_NODES = 256
@@ -43,8 +44,6 @@ class TreeDrafter(Drafter):
     """
 
     def __init__(self, drafter: Any, *, width: int = 3, size: int = 24):
-        from hf_hybrid.decoding.drafters.model import ModelDrafter
-
         if not 1 <= width <= 16 or not 1 <= size <= MOST_NODES:
             raise ValueError(f"width={width!r} must be 1 to 16, size={size!r} 1 to {MOST_NODES}")
         drafter = ModelDrafter(drafter) if isinstance(drafter, torch.nn.Module) else drafter
