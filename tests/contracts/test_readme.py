@@ -28,7 +28,7 @@ def test_the_table_is_the_measured_one() -> None:
 
 def test_the_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     scope: dict[str, object] = {}
     try:
         for block in blocks:
