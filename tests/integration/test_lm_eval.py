@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from typer.testing import CliRunner
 
 import hf_hybrid
-from hf_hybrid import mixin
+from hf_hybrid import mixin, routing
 from hf_hybrid.cli import app
 from hf_hybrid.config import SETTINGS
 from hf_hybrid.evaluation.likelihoods import LikelihoodError, no_pretended_likelihoods, strategy_in
@@ -44,13 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The strategies that were carried out, in order."""
     seen: list[Any] = []
-    original = mixin.decode
+    original = routing.decode
 
     def decode(*args: Any, call: Any, **kwargs: Any) -> Any:
         seen.append(call.strategy)
         return original(*args, call=call, **kwargs)
 
-    monkeypatch.setattr(mixin, "decode", decode)
+    monkeypatch.setattr(routing, "decode", decode)
     yield seen
 
 
