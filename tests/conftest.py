@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
@@ -12,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pytest
 import torch
 
+import hf_hybrid
+
 torch.set_num_threads(1)
 
 
@@ -19,3 +22,11 @@ torch.set_num_threads(1)
 def seeded() -> None:
     """Every test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def installed() -> Iterator[None]:
+    """Every model of the process understands strategies, for the length of a test."""
+    hf_hybrid.install()
+    yield
+    hf_hybrid.uninstall()

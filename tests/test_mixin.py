@@ -82,13 +82,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 
 @pytest.fixture
-def installed() -> Iterator[None]:
-    hf_hybrid.install()
-    yield
-    hf_hybrid.uninstall()
-
-
-@pytest.fixture
 def host_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """The host's logger does not propagate to the root, where caplog listens: attach it there."""
     logger = logging.getLogger("transformers")

@@ -39,13 +39,6 @@ def pocket() -> tuple[Any, Any]:
 
 
 @pytest.fixture
-def installed() -> Iterator[None]:
-    hf_hybrid.install()
-    yield
-    hf_hybrid.uninstall()
-
-
-@pytest.fixture
 def registered() -> Iterator[None]:
     hf_hybrid.register_pipeline()
     yield

@@ -9,7 +9,6 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,20 +16,17 @@ import torch
 from hf_hybrid import AutoHybridModelForCausalLM, HybridGenerationMixin
 from hf_hybrid.config import SETTINGS
 from hf_hybrid.hub.exporting import export_speculative
+from tests.snippets import run_snippets
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "hub.md"
 
 
 def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 4
     export_speculative(Path("speculative"))  # the command above the last snippet
-    scope: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the host's Trainer
-        for block in blocks:
-            exec(compile(block, "docs/hub.md", "exec"), scope)
+        scope = run_snippets("docs/hub.md", 4)
     assert "planned_diffusion" in capsys.readouterr().out
     stored = json.loads(Path("tuned/generation_config.json").read_text())["hf_hybrid"]
     assert stored["strategy"] == "planned_diffusion" and Path("tuned/custom_generate/generate.py").is_file()

@@ -16,17 +16,14 @@ from hf_hybrid import uninstall
 from hf_hybrid.cli.served import check_body
 from hf_hybrid.config import settings_for, stored_strategy
 from hf_hybrid.pipeline import TASK
+from tests.snippets import run_snippets
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
 def test_the_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 5
-    scope: dict[str, object] = {}
     try:
-        for block in blocks:
-            exec(compile(block, "serving.md", "exec"), scope)
+        run_snippets("docs/serving.md", 5)
     finally:
         uninstall()
         PIPELINE_REGISTRY.supported_tasks.pop(TASK, None)

@@ -12,12 +12,14 @@ import pytest
 from attacks import ATTACKS
 from hostile_configs import hostile_configs
 
+from tests.snippets import snippets
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
 
 
 def test_the_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    block = re.findall(r"```python\n(.*?)```", PAGE, re.S)[0]
+    block = snippets(PAGE)[0]
     exec(compile(block, "integrations.md", "exec"), {})
     shown = capsys.readouterr().out
     assert shown.startswith("['<|user|>'") and shown.endswith("'<|assistant|>']\n") and shown.count("<|") == 2

@@ -5,9 +5,7 @@ Catches: numbers that were measured with other code than the ones published, and
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ import torch
 from hf_hybrid import uninstall
 from hf_hybrid.hub.tables import BEGIN, END, read_results, render_table
 from tests.models_for_tests import hybrid
+from tests.snippets import run_snippets
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "model_cards" / "results" / "hybrid-pocket.json"
@@ -27,12 +26,8 @@ def test_the_table_is_the_measured_one() -> None:
 
 
 def test_the_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 5
-    scope: dict[str, object] = {}
     try:
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), scope)
+        run_snippets("README.md", 5)
     finally:
         uninstall()
     shown = capsys.readouterr().out
@@ -40,9 +35,7 @@ def test_the_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_snippet_of_the_speculative_page_runs() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "speculative.md").read_text(encoding="utf-8"), re.S)
-    scope: dict[str, Any] = {}
-    exec(compile(block, "speculative.md", "exec"), scope)
+    scope = run_snippets("docs/speculative.md", 1)
     model, ids = hybrid(seed=26), torch.tensor([[3, 7, 9, 2, 11]])
     options = {"max_new_tokens": 20, "adaptive": False, "return_dict_in_generate": True}
     found = model.generate(ids, strategy="speculative", drafter=scope["Again"](), **options)

@@ -151,9 +151,7 @@ def commits(hub: HubServer, request: Request, repo: str, revision: str) -> Answe
 def branch(hub: HubServer, request: Request, repo: str, name: str) -> Answer:
     repository = writable(hub, request, repo)
     if request.method == "DELETE":
-        if repository.branches.pop(name, None) is None:
-            raise HubError(404, f"no branch {name}", "RevisionNotFound")
-        return Answer()
+        return _dropped(repository.branches, name)
     if name in repository.branches:
         raise HubError(409, f"Reference already exists: refs/heads/{name}")
     repository.branches[name] = commit_at(repository, request.json().get("startingPoint", "main")).oid
@@ -163,14 +161,18 @@ def branch(hub: HubServer, request: Request, repo: str, name: str) -> Answer:
 def tag(hub: HubServer, request: Request, repo: str, name: str) -> Answer:
     repository = writable(hub, request, repo)
     if request.method == "DELETE":
-        if repository.tags.pop(name, None) is None:
-            raise HubError(404, f"no tag {name}", "RevisionNotFound")
-        return Answer()
+        return _dropped(repository.tags, name)
     new = request.json()["tag"]
     if new in repository.tags:
         raise HubError(409, f"Tag already exists: {new}")
     repository.tags[new] = commit_at(repository, name).oid
     return Answer(201)
+
+
+def _dropped(references: dict[str, str], name: str) -> Answer:
+    if references.pop(name, None) is None:
+        raise HubError(404, f"no reference {name}", "RevisionNotFound")
+    return Answer()
 
 
 def auth_check(hub: HubServer, request: Request, repo: str) -> Answer:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "integrations.md"
+from tests.snippets import run_snippets
 
 
 def test_the_snippets_run(capsys: Any) -> None:
-    scope: dict[str, Any] = {}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, "integrations.md", "exec"), scope)
+    scope = run_snippets("docs/integrations.md", 2)
     assert "Port Amel" in capsys.readouterr().out and scope["model"].peft_config

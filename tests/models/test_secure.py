@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(place)
     stock().save_pretrained(place)
     return place
-
-
-@pytest.fixture(scope="class")
-def installed() -> Iterator[None]:
-    hf_hybrid.install()
-    yield
-    hf_hybrid.uninstall()
 
 
 @cache
