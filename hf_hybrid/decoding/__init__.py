@@ -7,9 +7,16 @@ from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.drafters.tree import TreeDrafter
 from hf_hybrid.decoding.engine import STRATEGIES, decode
-from hf_hybrid.decoding.output import Answer, DraftingReport, GenerationReport, HybridGenerateOutput, SpanReport
+from hf_hybrid.decoding.output import (
+    Answer,
+    DecodingError,
+    DraftingReport,
+    GenerationReport,
+    HybridGenerateOutput,
+    SpanReport,
+)
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
-from hf_hybrid.decoding.strategy import Call, Context, DecodingError, Strategy
+from hf_hybrid.decoding.strategy import Call, Context, Strategy
 
 __all__ = [
     "STRATEGIES",

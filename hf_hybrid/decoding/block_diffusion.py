@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from hf_hybrid.config import BlockDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
-from hf_hybrid.decoding.strategy import Context, DecodingError, Strategy
+from hf_hybrid.decoding.output import DecodingError
+from hf_hybrid.decoding.strategy import Context, Strategy
 
 
 class BlockDiffusion(Strategy):

@@ -7,6 +7,7 @@ child goes on in the span of its parent, so that a tree of width one is the chai
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.decoding.drafters.drafter import Draft
@@ -54,6 +55,14 @@ def pruned(draft: Draft, count: int, room: int, ends: Collection[int]) -> Draft:
         ranks.append(draft.ranks[i] if i < len(draft.ranks) else 0)
     chain = kept == list(range(-1, len(kept) - 1))
     return Draft(tokens, None, draft.grade, draft.chance, None if chain else tuple(kept), () if chain else tuple(ranks))
+
+
+def as_tree(draft: Draft) -> Draft:
+    """A chain as a tree of width one; a tree as it is."""
+    if draft.parents is not None:
+        return draft
+    size = len(draft.tokens)
+    return replace(draft, parents=tuple(range(-1, size - 1)), ranks=(0,) * size)
 
 
 def first_branch(draft: Draft) -> Draft:

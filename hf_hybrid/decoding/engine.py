@@ -12,12 +12,12 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.autoregressive import Autoregressive
 from hf_hybrid.decoding.block_diffusion import BlockDiffusion
-from hf_hybrid.decoding.output import Answer, HybridGenerateOutput
+from hf_hybrid.decoding.output import Answer, DecodingError, HybridGenerateOutput
 from hf_hybrid.decoding.planned_diffusion import PlannedDiffusion
 from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
-from hf_hybrid.decoding.strategy import Call, Context, DecodingError, Strategy
+from hf_hybrid.decoding.strategy import Call, Context, Strategy
 from hf_hybrid.models.runner import Runner, causal_cache
 
 STRATEGIES: dict[str, type[Strategy]] = {

@@ -1,4 +1,4 @@
-"""What ``generate()`` gives back when it is asked for more than ids."""
+"""What ``generate()`` gives back when it is asked for more than ids, and the error when it can give nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from hf_hybrid.core.plan import Plan, Span
 
 Decode = Callable[[Sequence[int]], str]
 """Text of token ids, such as ``tokenizer.decode``."""
+
+
+class DecodingError(ValueError):
+    """A call that cannot be decoded; the message says what to change."""
 
 
 @dataclass

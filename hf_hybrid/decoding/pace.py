@@ -75,15 +75,16 @@ class Acceptance:
         return (good + self.known_from * expected) / (tried + self.known_from)
 
 
-_known: WeakKeyDictionary[Any, dict[Any, Acceptance]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[str, Acceptance]]] = WeakKeyDictionary()
+"""Drafting model -> model -> name of the drafter's class -> what is known."""
 
 
-def acceptance_of(drafter: Any, model: Any, costly: bool) -> Acceptance:
+def acceptance_of(drafter: Any, model: Any) -> Acceptance:
     """What is known of the drafts of ``drafter`` for ``model``. Of a costly one it outlives a call, as prices do."""
-    if not costly:
+    if not drafter.costly:
         return Acceptance()
-    own = _known.setdefault(getattr(drafter, "model", drafter), {})
-    return own.setdefault((type(drafter).__name__, id(model)), Acceptance(_KNOWN_FROM_COSTLY))
+    own = _known.setdefault(getattr(drafter, "model", drafter), WeakKeyDictionary()).setdefault(model, {})
+    return own.setdefault(type(drafter).__name__, Acceptance(_KNOWN_FROM_COSTLY))
 
 
 def acceptance_of_text(costly: bool) -> Acceptance:

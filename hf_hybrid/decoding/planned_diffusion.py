@@ -23,8 +23,8 @@ from torch import Tensor
 from hf_hybrid.config import PlannedDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanState
-from hf_hybrid.decoding.output import SpanReport
-from hf_hybrid.decoding.strategy import Context, DecodingError, Strategy
+from hf_hybrid.decoding.output import DecodingError, SpanReport
+from hf_hybrid.decoding.strategy import Context, Strategy
 
 
 @dataclass(eq=False)

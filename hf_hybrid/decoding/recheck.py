@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from hf_hybrid.decoding.passes import LaneRows, Pass
-from hf_hybrid.decoding.strategy import Scored
+from hf_hybrid.decoding.scoring import Scored
 from hf_hybrid.decoding.verify import along, check_lane, path_of
 
 DRIFT: dict[torch.dtype, float] = {torch.float64: 2e-14, torch.float32: 1e-5}

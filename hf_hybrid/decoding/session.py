@@ -14,8 +14,8 @@ from transformers import StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from hf_hybrid.core.canvas import Canvas
-from hf_hybrid.decoding.output import Answer, GenerationReport
-from hf_hybrid.decoding.strategy import Call, DecodingError, Strategy
+from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
+from hf_hybrid.decoding.strategy import Call, Strategy
 
 
 class Session:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,17 +17,18 @@ from torch import Tensor
 from hf_hybrid.config import SpeculativeSettings
 from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject, sample
 from hf_hybrid.core.canvas import Canvas, Lane
-from hf_hybrid.decoding.branches import BranchError, first_branch, plant, pruned, rank_of, standing
+from hf_hybrid.decoding.branches import BranchError, as_tree, first_branch, plant, pruned, rank_of, standing
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
-from hf_hybrid.decoding.output import DraftingReport
+from hf_hybrid.decoding.output import DecodingError, DraftingReport
 from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of, acceptance_of_text
 from hf_hybrid.decoding.passes import LaneRows, Pass
 from hf_hybrid.decoding.recheck import Recheck
 from hf_hybrid.decoding.sampling import DraftSampler
-from hf_hybrid.decoding.strategy import Context, DecodingError, Scored, Strategy, prefix_of
+from hf_hybrid.decoding.scoring import Scored
+from hf_hybrid.decoding.strategy import Context, Strategy, prefix_of
 from hf_hybrid.decoding.verify import path_of
 from hf_hybrid.models.prices import prices_of
 
@@ -61,8 +61,7 @@ class Speculative(Strategy):
         runner = context.runner
         self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.least_rows)
         self.pace = Pace(self.prices.seconds)
-        costly = self.drafter.costly
-        self.pooled = acceptance_of(self.drafter, runner.model, costly)
+        self.pooled = acceptance_of(self.drafter, runner.model)
         self.texts: dict[int, Text] = {}
         self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
         self.branches: dict[int, list[int]] = {}  # canvas -> spans that branches of its drafts use
@@ -214,15 +213,8 @@ class Speculative(Strategy):
             return 1 << 30
         chances: list[list[float]] = []
         for text, draft in zip(texts, drafts, strict=True):
-            whole = (
-                draft
-                if draft.parents is not None
-                else replace(draft, parents=_chain(draft), ranks=(0,) * len(draft.tokens))
-            )
-            whole = self._pruned(whole, 1 << 30, text.room)
-            if whole.parents is None:
-                whole = replace(whole, parents=_chain(whole), ranks=(0,) * len(whole.tokens))
-            chances.append(standing(whole, partial(self._of_grade, text)))
+            whole = self._pruned(as_tree(draft), 1 << 30, text.room)
+            chances.append(standing(as_tree(whole), partial(self._of_grade, text)))
         count, probing = self.pace.choose_nodes(rows, chances)
         # Probes were allowed before the draft was made.
         count, self.probing = (1, True) if self.probing and not count else (count, self.probing or probing)
@@ -406,11 +398,6 @@ def _probabilities(draft: Draft, vocab: int, device: torch.device) -> Tensor:
             "the drafted token; or give none"
         )
     return given
-
-
-def _chain(draft: Draft) -> tuple[int, ...]:
-    """A chain as a tree."""
-    return tuple(range(-1, len(draft.tokens) - 1))
 
 
 def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:

@@ -18,19 +18,15 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.config import DiffusionSettings, Settings, WindowSettings
-from hf_hybrid.core.acceptance import keyed_noise
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.core.plan import ControlTokens, Plan
-from hf_hybrid.decoding.denoise import Window, propose
+from hf_hybrid.decoding.denoise import Window
 from hf_hybrid.decoding.output import GenerationReport
 from hf_hybrid.decoding.passes import LaneRows, Pass, build_pass
 from hf_hybrid.decoding.processors import Processors
+from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
 from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
 from hf_hybrid.models.runner import Runner
-
-
-class DecodingError(ValueError):
-    """A call that cannot be decoded; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -74,31 +70,13 @@ class Context:
     vocab_size: int
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What a pass says.
-
-    Attributes:
-        raw: logits ``(active * keep, vocab)``, constrained but not processed. processed: alike, behind the processors
-            that need no prefix. noise: alike, None when greedy.
-        tokens: the choice of every row. windows: what the noisy rows propose.
-    """
-
-    raw: Tensor
-    processed: Tensor
-    noise: Tensor | None
-    tokens: list[int]
-    windows: dict[LaneRows, Window]
-
-
 class Strategy(ABC):
     """Advances the canvases of a batch pass by pass. Subclasses fill the holes and are never subclassed."""
 
     def __init__(self, context: Context):
         self.context, self.runner = context, context.runner
         self.reports: dict[int, GenerationReport] = {}
-        self._bans: dict[tuple[int, ...], int] = {(): 0}  # what a row may not write -> line of the table
-        self._banned: Tensor | None = None
+        self._bans = Bans()
 
     # The holes.
 
@@ -214,8 +192,8 @@ class Strategy(ABC):
         self._constrain(flat, batch)
         raw = flat.clone() if self.context.processors.needs_prefix else flat
         flat = self.context.processors.batched(flat)
-        noise = self._noise(flat, batch)
-        scored = Scored(raw, flat, noise, *self._choose(flat, batch, noise))
+        noise = noise_of(flat, batch) if self.context.sampling else None
+        scored = Scored(raw, flat, noise, *choose(flat, batch, noise, self.window_settings))
         for rows in batch.lanes:
             lane = rows.lane
             if lane.trial and not lane.came_true():
@@ -249,7 +227,7 @@ class Strategy(ABC):
             short = (
                 self.context.min_new_tokens - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
             )
-            ban, early = self._ban(ids), self._ban((*ids, *self.context.ends)) if short > 0 else 0
+            ban, early = self._bans.line(ids), self._bans.line((*ids, *self.context.ends)) if short > 0 else 0
             depths = lane.depths()[: len(rows.checks)]
             ahead = [*depths, *range(len(depths), len(depths) + len(rows.opens))]
             for i, column in zip(ahead, (*rows.checks, *rows.opens), strict=True):
@@ -258,73 +236,7 @@ class Strategy(ABC):
                 for column, mask in zip(rows.checks, self.allowed(rows.canvas, lane, lane.draft), strict=True):
                     if mask is not None:
                         flat[batch.flat(rows.line, column)].masked_fill_(~mask.to(flat.device), float("-inf"))
-        needed = {*bans} - {-1}
-        if needed - {0}:
-            table = self._table(flat)
-            flat.masked_fill_(table[needed.pop() if len(needed) == 1 else [max(ban, 0) for ban in bans]], float("-inf"))
-
-    def _ban(self, ids: tuple[int, ...]) -> int:
-        """Line of the table that bans ``ids``."""
-        return self._bans.setdefault(ids, len(self._bans))
-
-    def _table(self, flat: Tensor) -> Tensor:
-        """bool ``(lines, vocab)``, True: banned; as wide as the logits."""
-        if self._banned is None or len(self._banned) < len(self._bans):
-            banned = torch.zeros(len(self._bans), flat.shape[1], dtype=torch.bool)
-            for ids, line in self._bans.items():
-                banned[line, list(ids)] = True
-            self._banned = banned.to(flat.device)
-        return self._banned
-
-    def _noise(self, flat: Tensor, batch: Pass) -> Tensor | None:
-        """Gumbel noise ``(active * keep, vocab)`` keyed by seed, span and the position that a row predicts.
-
-        None when greedy.
-        """
-        if not self.context.sampling:
-            return None
-        noise = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
-        columns: list[int] = []
-        seeds: list[int] = []
-        keys: list[int] = []
-        for rows in batch.lanes:
-            if rows.lane.done:
-                continue
-            lane = rows.lane
-            # A clean row predicts the position behind it, a noisy row its own: checks and window line up.
-            at = [lane.end + depth for depth in lane.depths()[: len(rows.checks)]]
-            at += [lane.anchor + i for i in range(len(rows.opens))]
-            columns += [batch.flat(rows.line, c) for c in (*rows.checks, *rows.opens)]
-            seeds += [rows.canvas.seed] * len(at)
-            keys += [(lane.span << 32) + position for position in at]
-        if columns:
-            noise[columns] = keyed_noise(seeds, keys, flat.shape[-1], flat.device)
-        return noise
-
-    def _choose(self, flat: Tensor, batch: Pass, noise: Tensor | None) -> tuple[list[int], dict[LaneRows, Window]]:
-        """The token of every row, and what the windows propose; one transfer to the host."""
-        value, chosen = (flat if noise is None else flat + noise).max(dim=-1)  # (active * keep,)
-        open_lanes = [rows for rows in batch.lanes if rows.opens]
-        settings = self.window_settings
-        proposal = None
-        results = [chosen, value]
-        if open_lanes and settings is not None:
-            proposal = propose(flat, chosen, batch, open_lanes, settings)
-            results += [proposal.score, proposal.settled]
-        tokens, values, *rest = to_host(*results)
-        if any(number != number for number in values):
-            raise DecodingError(
-                "the model gave NaN logits; check the weights and the dtype "
-                "(float16 overflows easily: try bfloat16 or float32)"
-            )
-        windows: dict[LaneRows, Window] = {}
-        if proposal is not None:
-            score, settles = rest
-            for rows, line_score, line_settles in zip(open_lanes, score, settles, strict=True):
-                size = len(rows.opens)
-                places = [batch.flat(rows.line, c) for c in rows.opens]
-                windows[rows] = Window([tokens[p] for p in places], line_score[:size], line_settles[:size])
-        return tokens, windows
+        self._bans.apply(flat, bans)
 
     def _settle(self, rows: LaneRows, batch: Pass, scored: Scored) -> None:
         """What the pass settles in one lane."""
@@ -442,13 +354,3 @@ def prefix_of(canvas: Canvas, lane: Lane) -> list[int]:
             whole = other is not trunks[-1] or lane.part is None or lane.part >= len(other.breaks)
             seen += other.tokens if whole else other.tokens[: other.breaks[lane.part or 0]]
     return seen + lane.tokens
-
-
-def to_host(*tensors: Tensor) -> list[Any]:
-    """The tensors as nested lists. From an accelerator they come in one transfer, as doubles."""
-    if tensors[0].device.type == "cpu":
-        return [tensor.tolist() for tensor in tensors]
-    numbers = torch.cat([tensor.flatten().double() for tensor in tensors]).cpu()
-    pieces = numbers.split([tensor.numel() for tensor in tensors])
-    pairs = zip(pieces, tensors, strict=True)
-    return [piece.to(tensor.dtype).view(tensor.shape).tolist() for piece, tensor in pairs]
