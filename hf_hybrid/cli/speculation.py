@@ -102,7 +102,7 @@ def _texts(
 def _pair(
     prompts: int, max_new_tokens: int, repeats: int, machine: tuple[str, str, int | None]
 ) -> tuple[Bench, list[dict[str, Any]], dict[str, Any]]:
-    """A random pair on random prompts, nothing absent, and how the two are related."""
+    """A random pair on random prompts, what is absent, and how the two are related."""
     import torch
 
     from hf_hybrid.evaluation import speculation as task
@@ -115,7 +115,7 @@ def _pair(
         model.to(device)
     chosen = task.random_prompts(prompts, pair.target.config.vocab_size)
     bench = task.Bench(pair.target, task.Numbers(), {"random": chosen}, set(), pair.methods(), max_new_tokens, repeats)
-    return bench, [], {"pair": {"agreement": round(pair.agreement, 4), "cost": round(pair.cost, 4)}}
+    return bench, pair.absent(), {"pair": {"agreement": round(pair.agreement, 4), "cost": round(pair.cost, 4)}}
 
 
 def _run(bench: Any, journal: Any) -> None:
