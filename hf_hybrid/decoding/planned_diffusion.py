@@ -13,9 +13,6 @@ lane), which the parts before it do not read.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 
 from torch import Tensor
@@ -23,25 +20,9 @@ from torch import Tensor
 from hf_hybrid.config import PlannedDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanState
-from hf_hybrid.decoding.output import DecodingError, SpanReport
+from hf_hybrid.decoding.output import DecodingError
+from hf_hybrid.decoding.parts import Parts, Round, check_plans, report_parts
 from hf_hybrid.decoding.strategy import Context, Strategy
-
-
-@dataclass(eq=False)
-class Round:
-    """A round that has begun.
-
-    Attributes:
-        trunk: the lane that holds its plan. begin: index of the plan's first token there. plan: as far as it stands.
-        lanes: of the parts that have begun (a dense round: its one canvas until that is full). whole: True: the plan is
-        complete.
-    """
-
-    trunk: Lane
-    begin: int
-    plan: Plan
-    lanes: list[Lane] = field(default_factory=list[Lane])
-    whole: bool = False
 
 
 class PlannedDiffusion(Strategy):
@@ -62,8 +43,8 @@ class PlannedDiffusion(Strategy):
         self.settings = settings
         self.control: ControlTokens = control
         self.grammar = PlanGrammar(control, context.vocab_size, settings.limits)
-        self.given = self._check_plans(context.call.plan)
-        self.window = settings.window_length if diffusing else 0
+        self.parts = Parts(settings, control, self.grammar, context.runner)
+        self.given = check_plans(context.call.plan, settings, control)
         self.states: dict[Lane, PlanState] = {}
         self.rounds: dict[int, list[Round]] = {}
         self.in_span = tuple({*control.banned, *context.ends} - {control.spad})
@@ -171,7 +152,7 @@ class PlannedDiffusion(Strategy):
             self._trunk_settled(canvas, lane, tokens, line)
         elif lane.done:
             if lane.kind == "canvas":
-                self._split_canvas(canvas, lane)
+                self.parts.split(canvas, self.rounds[canvas.row][-1], lane)
             self._span_finished(canvas, line)
 
     def _trunk_settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
@@ -220,11 +201,7 @@ class PlannedDiffusion(Strategy):
     # Rounds.
 
     def _carry_out(self, canvas: Canvas, trunk: Lane, begin: int, plan: Plan, line: int, whole: bool) -> None:
-        """Lanes for the parts of ``plan``, which stands at ``trunk.tokens[begin:]``; ``whole``: no part will follow.
-
-        Each may outgrow its plan; the sum is cut in text order, if it must be. Parts whose text is given are finished;
-        their rows ride in the next pass.
-        """
+        """Lanes for the parts of ``plan``, which stands at ``trunk.tokens[begin:]``; ``whole``: no part will follow."""
         rounds, dense = self.rounds[canvas.row], self.settings.visibility == "dense"
         if not plan.spans or (dense and not whole):
             return
@@ -233,50 +210,13 @@ class PlannedDiffusion(Strategy):
         current = rounds[-1]
         current.plan, current.whole = plan, whole
         if dense:
-            current.lanes.append(self._dense_lane(canvas, trunk, plan, list(range(canvas.num_spans)), line))
+            self.parts.start_dense(canvas, current, line)
         else:
             self._reserve(trunk, line)
-            self._start_parts(canvas, current, line)
+            self.parts.start(canvas, current, line)
         if whole:
             self.reports[canvas.row].plans.append(plan)
             self._span_finished(canvas, line)
-
-    def _start_parts(self, canvas: Canvas, current: Round, line: int) -> None:
-        """Lanes for the parts of the plan that have none."""
-        settings, control, trunk, plan, lanes = self.settings, self.control, current.trunk, current.plan, current.lanes
-        if len(lanes) == len(plan.spans):
-            return
-        related = plan.depends("sparse" if settings.visibility == "sparse" else "dag").tolist()
-        starts = plan.starts(trunk.start + current.begin)
-        ends = list(accumulate((span.entry for span in plan.spans), initial=current.begin))[1:]
-        before = canvas.new_upto(trunk) - len(trunk.tokens)
-        for number in range(len(lanes), len(plan.spans)):
-            span = plan.spans[number]
-            lane = Lane("span", trunk.span + 1 + 2 * number, starts[number], [control.async_, *span.label])
-            lane.opening, lane.hidden, lane.part, lane.planned = span.opening, [(0, 1)], number, span.length
-            most = span.opening + math.ceil(span.length * settings.max_span_extension)
-            # Not what is left when it starts: that depends on how fast its siblings are.
-            lane.limit = min(most, canvas.budget - before - ends[number])
-            lane.window, lane.verified = self.window, settings.verify_spans
-            lane.depends = tuple(lanes[k] for k, reads in enumerate(related[number][:number]) if reads)
-            read = (other.span for other in lane.depends)
-            self.runner.relate(line, lane.span, [*trunk.sees, trunk.span, *trunk.segments[:number], *read])
-            if span.text is not None:
-                lane.tokens += span.text
-                lane.finish("given")
-            lanes.append(lane)
-            canvas.lanes.append(lane)
-        canvas.num_spans = trunk.span + 2 * len(lanes)
-
-    def _dense_lane(self, canvas: Canvas, trunk: Lane, plan: Plan, before: list[int], line: int) -> Lane:
-        """The whole round as one block; openings are given, everything else is open."""
-        lane = Lane("canvas", canvas.new_span(), trunk.end, [], verified=False)
-        for span in plan.spans:
-            lane.fills += [*self.grammar.opening(span), *[None] * span.length]
-        lane.window = lane.limit = len(lane.fills)
-        self.runner.relate(line, lane.span, before)
-        canvas.lanes.append(lane)
-        return lane
 
     def close(self, lane: Lane, fills: list[int | None]) -> list[int | None]:
         """In a dense round ``<spad>`` closes the rest of its part alone."""
@@ -288,22 +228,6 @@ class PlannedDiffusion(Strategy):
             ended = token == self.control.spad or (ended and token != self.control.async_)
             closed.append(self.control.spad if ended else token)
         return closed
-
-    def _split_canvas(self, canvas: Canvas, lane: Lane) -> None:
-        """A filled dense round becomes one finished lane per part; they go into the cache as clean rows of one span."""
-        current = self.rounds[canvas.row][-1]
-        plan, lanes = current.plan, current.lanes
-        at = canvas.lanes.index(lane)
-        lanes.clear()
-        for number, (span, start) in enumerate(zip(plan.spans, plan.dense_starts(lane.start), strict=True)):
-            begin = start - lane.start
-            body = lane.tokens[begin + span.opening : begin + span.opening + span.length]
-            body = body[: body.index(self.control.spad)] if self.control.spad in body else body
-            part = Lane("span", lane.span, start, [*self.grammar.opening(span), *body], hidden=[(0, 1)], part=number)
-            part.opening, part.planned, part.passes = span.opening, span.length, lane.passes
-            part.finish("end" if len(body) < span.length else "limit")
-            lanes.append(part)
-        canvas.lanes[at : at + 1] = lanes
 
     def _span_finished(self, canvas: Canvas, line: int) -> None:
         """When the whole round stands, open the next trunk segment with ``<sync/>``."""
@@ -361,26 +285,8 @@ class PlannedDiffusion(Strategy):
 
     def finished(self, canvas: Canvas) -> None:
         """Report every part as it stands in the answer."""
-        report = self.reports[canvas.row]
         for number, current in enumerate(self.rounds[canvas.row], 1):
-            plan, lanes = current.plan, current.lanes
-            if not current.whole:  # a stopping criterion met the text of a part before the plan was complete
-                report.plans.append(plan)
-            if len(lanes) < len(plan.spans):  # a dense round that was never filled
-                continue
-            for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):
-                text = lane.tokens[lane.opening :]
-                extended = len(text) > span.length and lane.reason != "given"
-                report.spans.append(
-                    SpanReport(
-                        number, part, span.label, span.depends, span.length, text, lane.passes, extended, lane.reason
-                    )
-                )
-                name = f"part {part + 1} of round {number}"
-                if extended:
-                    report.fallbacks.append(f"{name} was extended from {span.length} to {len(text)} tokens")
-                if lane.reason == "limit":
-                    report.fallbacks.append(f"{name} was cut at {len(text)} tokens")
+            report_parts(self.reports[canvas.row], number, current)
 
     def forget(self, canvas: Canvas) -> None:
         """Its grammar states and rounds too."""
@@ -412,21 +318,3 @@ class PlannedDiffusion(Strategy):
     def _fresh(self, canvas: Canvas, lane: Lane) -> bool:
         """True: nothing was written behind the switch or ``<sync/>`` that opened the segment."""
         return lane.tokens[-1] in (self.control.par, self.control.sync) and self.states[lane].stage == "text"
-
-    def _check_plans(self, plans: Plan | Sequence[Plan] | None) -> tuple[Plan, ...]:
-        if plans is None:
-            return ()
-        given = (plans,) if isinstance(plans, Plan) else tuple(plans)
-        if not given or not all(isinstance(plan, Plan) for plan in given):
-            raise DecodingError("plan= takes a hf_hybrid.Plan, or one per round")
-        if len(given) > self.settings.max_rounds:
-            raise DecodingError(f"{len(given)} plans are more than max_rounds={self.settings.max_rounds}")
-        known = {length for length, _ in self.control.lengths}
-        for plan in given:
-            plan.check(self.settings.limits, self.control)
-            if self.settings.visibility == "dense" and any(span.text is not None for span in plan.spans):
-                raise DecodingError("visibility='dense' writes a whole round at once; leave the given texts out")
-            odd = [span.length for span in plan.spans if span.length > max(known)]
-            if odd:
-                raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({max(known)})")
-        return given

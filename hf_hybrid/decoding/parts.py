@@ -1,0 +1,153 @@
+"""Parts: the lanes of a round, made from its plan.
+
+Where a part stands, how long it may become, what it reads, and how it is reported. When a round begins and what follows
+it is `hf_hybrid.decoding.planned_diffusion`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from hf_hybrid.config import PlannedDiffusionSettings
+from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar
+from hf_hybrid.decoding.output import DecodingError, GenerationReport, SpanReport
+from hf_hybrid.models.runner import Runner
+
+
+@dataclass(eq=False)
+class Round:
+    """A round that has begun.
+
+    Attributes:
+        trunk: the lane that holds its plan. begin: index of the plan's first token there. plan: as far as it stands.
+        lanes: of the parts that have begun (a dense round: its one canvas until that is full). whole: True: the plan is
+        complete.
+    """
+
+    trunk: Lane
+    begin: int
+    plan: Plan
+    lanes: list[Lane] = field(default_factory=list[Lane])
+    whole: bool = False
+
+
+class Parts:
+    """Makes lanes for the parts of rounds.
+
+    Args:
+        settings: of the call. control: ids of the tags. grammar: of the plans. runner: learns what a part reads.
+    """
+
+    def __init__(
+        self, settings: PlannedDiffusionSettings, control: ControlTokens, grammar: PlanGrammar, runner: Runner
+    ):
+        self.settings, self.control, self.grammar, self.runner = settings, control, grammar, runner
+        self.window = settings.window_length if settings.span_decoding == "diffusion" else 0
+
+    def start(self, canvas: Canvas, current: Round, line: int) -> None:
+        """Lanes for the parts of the plan that have none.
+
+        Each may outgrow its plan; the sum is cut in text order, if it must be. Parts whose text is given are finished;
+        their rows ride in the next pass.
+        """
+        settings, control, trunk, plan, lanes = self.settings, self.control, current.trunk, current.plan, current.lanes
+        if len(lanes) == len(plan.spans):
+            return
+        related = plan.depends("sparse" if settings.visibility == "sparse" else "dag").tolist()
+        starts = plan.starts(trunk.start + current.begin)
+        ends = list(accumulate((span.entry for span in plan.spans), initial=current.begin))[1:]
+        before = canvas.new_upto(trunk) - len(trunk.tokens)
+        for number in range(len(lanes), len(plan.spans)):
+            span = plan.spans[number]
+            lane = Lane("span", trunk.span + 1 + 2 * number, starts[number], [control.async_, *span.label])
+            lane.opening, lane.hidden, lane.part, lane.planned = span.opening, [(0, 1)], number, span.length
+            most = span.opening + math.ceil(span.length * settings.max_span_extension)
+            # Not what is left when it starts: that depends on how fast its siblings are.
+            lane.limit = min(most, canvas.budget - before - ends[number])
+            lane.window, lane.verified = self.window, settings.verify_spans
+            lane.depends = tuple(lanes[k] for k, reads in enumerate(related[number][:number]) if reads)
+            read = (other.span for other in lane.depends)
+            self.runner.relate(line, lane.span, [*trunk.sees, trunk.span, *trunk.segments[:number], *read])
+            if span.text is not None:
+                lane.tokens += span.text
+                lane.finish("given")
+            lanes.append(lane)
+            canvas.lanes.append(lane)
+        canvas.num_spans = trunk.span + 2 * len(lanes)
+
+    def start_dense(self, canvas: Canvas, current: Round, line: int) -> None:
+        """The whole round as one block; openings are given, everything else is open."""
+        before = list(range(canvas.num_spans))
+        lane = Lane("canvas", canvas.new_span(), current.trunk.end, [], verified=False)
+        for span in current.plan.spans:
+            lane.fills += [*self.grammar.opening(span), *[None] * span.length]
+        lane.window = lane.limit = len(lane.fills)
+        self.runner.relate(line, lane.span, before)
+        canvas.lanes.append(lane)
+        current.lanes.append(lane)
+
+    def split(self, canvas: Canvas, current: Round, lane: Lane) -> None:
+        """A filled dense round becomes one finished lane per part; they go into the cache as clean rows of one span."""
+        plan, lanes = current.plan, current.lanes
+        at = canvas.lanes.index(lane)
+        lanes.clear()
+        for number, (span, start) in enumerate(zip(plan.spans, plan.dense_starts(lane.start), strict=True)):
+            begin = start - lane.start
+            body = lane.tokens[begin + span.opening : begin + span.opening + span.length]
+            body = body[: body.index(self.control.spad)] if self.control.spad in body else body
+            part = Lane("span", lane.span, start, [*self.grammar.opening(span), *body], hidden=[(0, 1)], part=number)
+            part.opening, part.planned, part.passes = span.opening, span.length, lane.passes
+            part.finish("end" if len(body) < span.length else "limit")
+            lanes.append(part)
+        canvas.lanes[at : at + 1] = lanes
+
+
+def report_parts(report: GenerationReport, number: int, current: Round) -> None:
+    """Report every part of round ``number`` (from 1) as it stands in the answer."""
+    plan, lanes = current.plan, current.lanes
+    if not current.whole:  # a stopping criterion met the text of a part before the plan was complete
+        report.plans.append(plan)
+    if len(lanes) < len(plan.spans):  # a dense round that was never filled
+        return
+    for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):
+        text = lane.tokens[lane.opening :]
+        extended = len(text) > span.length and lane.reason != "given"
+        report.spans.append(
+            SpanReport(number, part, span.label, span.depends, span.length, text, lane.passes, extended, lane.reason)
+        )
+        name = f"part {part + 1} of round {number}"
+        if extended:
+            report.fallbacks.append(f"{name} was extended from {span.length} to {len(text)} tokens")
+        if lane.reason == "limit":
+            report.fallbacks.append(f"{name} was cut at {len(text)} tokens")
+
+
+def check_plans(
+    plans: Plan | Sequence[Plan] | None, settings: PlannedDiffusionSettings, control: ControlTokens
+) -> tuple[Plan, ...]:
+    """The plans that a call brings, one per round.
+
+    Raises:
+        DecodingError: they are no plans, or cannot be carried out with these settings.
+        PlanError: a plan is out of the limits.
+    """
+    if plans is None:
+        return ()
+    given = (plans,) if isinstance(plans, Plan) else tuple(plans)
+    if not given or not all(isinstance(plan, Plan) for plan in given):
+        raise DecodingError("plan= takes a hf_hybrid.Plan, or one per round")
+    if len(given) > settings.max_rounds:
+        raise DecodingError(f"{len(given)} plans are more than max_rounds={settings.max_rounds}")
+    known = {length for length, _ in control.lengths}
+    for plan in given:
+        plan.check(settings.limits, control)
+        if settings.visibility == "dense" and any(span.text is not None for span in plan.spans):
+            raise DecodingError("visibility='dense' writes a whole round at once; leave the given texts out")
+        odd = [span.length for span in plan.spans if span.length > max(known)]
+        if odd:
+            raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({max(known)})")
+    return given
