@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,24 +16,19 @@ from torch import Tensor
 from hf_hybrid.config import SpeculativeSettings
 from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject, sample
 from hf_hybrid.core.canvas import Canvas, Lane
-from hf_hybrid.decoding.branches import BranchError, as_tree, first_branch, plant, pruned, rank_of, standing
-from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
-from hf_hybrid.decoding.drafters.model import ModelDrafter
+from hf_hybrid.decoding.branches import first_branch, plant, rank_of
+from hf_hybrid.decoding.drafters.drafter import Draft, Text
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
-from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
+from hf_hybrid.decoding.drafting import NO_DRAFT, Drafting
 from hf_hybrid.decoding.output import DecodingError, DraftingReport
-from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of, acceptance_of_text
 from hf_hybrid.decoding.passes import LaneRows, Pass
 from hf_hybrid.decoding.recheck import Recheck
-from hf_hybrid.decoding.sampling import DraftSampler
 from hf_hybrid.decoding.scoring import Scored
 from hf_hybrid.decoding.strategy import Context, Strategy, prefix_of
 from hf_hybrid.decoding.verify import path_of
-from hf_hybrid.models.prices import prices_of
 
 _ACCEPT, _REDRAW = 0xACCE97, 0x4ED4A3
 """Turn a seed into those of two streams of noise, independent of the one that drafts draw with."""
-_NO_DRAFT = Draft(())
 
 
 class Speculative(Strategy):
@@ -46,47 +40,29 @@ class Speculative(Strategy):
         assert isinstance(settings, SpeculativeSettings)
         self.settings = settings
         self.rejecting = context.sampling and settings.acceptance == "rejection"
-        # Under rejection the length of a draft changes the text (not its law), so that time may not choose it.
-        self.adaptive = settings.adaptive and not self.rejecting
-        self.drafter = _drafter_of(context, settings)
-        self.drafter.prepare(context.runner.model, context.vocab_size, context.runner.batch_size)
-        self._window = self.drafter.window if isinstance(self.drafter, SelfDrafter) else 0
-        self.sampler = DraftSampler(
-            context.processors,
-            context.vocab_size,
-            context.runner.device,
-            sampling=context.sampling,
-            rejection=self.rejecting,
-        )
-        runner = context.runner
-        self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.least_rows)
-        self.pace = Pace(self.prices.seconds)
-        self.pooled = acceptance_of(self.drafter, runner.model)
+        self.drafting = Drafting(context, settings, self.rejecting)
+        self.drafter = self.drafting.drafter
         self.texts: dict[int, Text] = {}
-        self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
         self.branches: dict[int, list[int]] = {}  # canvas -> spans that branches of its drafts use
         self.trials: dict[int, Draft] = {}  # canvas -> its draft in the coming pass
         # Stateful processors are called once per emitted token, and rejection draws: neither can decide a token twice.
         certain = self.rejecting or context.processors.needs_prefix
-        self.recheck = Recheck(0.0 if certain else settings.recheck_margin, runner.dtype)
+        self.recheck = Recheck(0.0 if certain else settings.recheck_margin, context.runner.dtype)
         self._alone = False  # True: the last pass had no drafts and windows, for a token in doubt
-        self.probing = False
         self.written = 0  # tokens that the present pass settles, over all lanes
         self._rejected: tuple[Pass | None, dict[LaneRows, list[int]]] = (None, {})
-        self.broken = ""  # why drafting is switched off for the rest of the call
-        self.seconds_per_token = 0.0
 
     # The lane.
 
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt."""
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
-        trunk.window = self._window
+        trunk.window = self.drafting.window
         canvas.lanes.append(trunk)
         text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
-        self.texts[canvas.row], self.own[canvas.row] = text, acceptance_of_text(self.drafter.costly)
-        self.reports[canvas.row].drafting = DraftingReport(self.drafter.name or type(self.drafter).__name__)
-        self.drafter.begin(text)
+        self.texts[canvas.row] = text
+        self.reports[canvas.row].drafting = DraftingReport(self.drafting.name)
+        self.drafting.begin(text)
 
     def settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
         """The answer ends with its lane."""
@@ -101,13 +77,13 @@ class Speculative(Strategy):
         self.drafter.end(self.texts.pop(canvas.row))
         if self.drafter.note:
             self.reports[canvas.row].fallbacks.append(self.drafter.note)
-        if self.broken:
-            self.reports[canvas.row].fallbacks.append(f"drafting was switched off: {self.broken}")
+        if self.drafting.broken:
+            self.reports[canvas.row].fallbacks.append(f"drafting was switched off: {self.drafting.broken}")
 
     def forget(self, canvas: Canvas) -> None:
         """What was accepted of its drafts too."""
         super().forget(canvas)
-        self.own.pop(canvas.row, None)
+        self.drafting.forget(canvas.row)
         self.trials.pop(canvas.row, None)
         self.branches.pop(canvas.row, None)
         self.recheck.waiting.discard(canvas.row)
@@ -132,10 +108,11 @@ class Speculative(Strategy):
         texts = [self.texts[canvas.row] for canvas in canvases]
         for text, lane in zip(texts, lanes, strict=True):
             if self._alone:
-                lane.window = self._window
+                lane.window = self.drafting.window
             text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
         self._alone = False
-        drafts, length = self._drafts(texts, [len(lane.pending) + lane.open_length for lane in lanes])
+        rows, begun = [len(lane.pending) + lane.open_length for lane in lanes], all(t.row in self.trials for t in texts)
+        drafts, length = self.drafting.ask(texts, rows, begun)
         for line, (canvas, text, draft) in enumerate(zip(canvases, texts, drafts, strict=True), first):
             lane, trial = canvas.lanes[0], self._trial(canvas, text, draft, length)
             self.trials[canvas.row] = trial
@@ -146,12 +123,14 @@ class Speculative(Strategy):
                 plant(self.runner, canvas, line, lane, trial.parents, self.branches.setdefault(canvas.row, []))
                 report.trees += 1
             if not trial.tokens:
-                had = len(draft.tokens) > 0 or self.drafter.costly or lane.window < self._window
-                off = length == 0 and text.room > 0 and had and not self.broken
+                had = len(draft.tokens) > 0 or self.drafter.costly or lane.window < self.drafting.window
+                off = length == 0 and text.room > 0 and had and not self.drafting.broken
                 report.off, report.empty = report.off + off, report.empty + (not off)
-            report.probes += self.probing and bool(trial.tokens)
-        if isinstance(self.drafter, SelfDrafter) and self.adaptive:
-            self._open_windows(lanes, self.drafter)
+            report.probes += self.drafting.probing and bool(trial.tokens)
+        if self.drafting.window and self.drafting.adaptive:
+            window = self.drafting.window if self.drafting.window_pays(len(lanes)) else 0
+            for lane in lanes:
+                lane.window = window
         seconds = time.perf_counter() - started
         for canvas in canvases:
             spent = self.reports[canvas.row].seconds
@@ -159,102 +138,26 @@ class Speculative(Strategy):
 
     def _decide_alone(self, canvases: list[Canvas], waiting: set[int]) -> None:
         """A pass without drafts and windows, of the shape that plain decoding has."""
-        self.probing, self._alone = False, True
+        self.drafting.probing, self._alone = False, True
         for canvas in canvases:
             canvas.lanes[0].window = 0
-            self.trials[canvas.row] = _NO_DRAFT
+            self.trials[canvas.row] = NO_DRAFT
             report = self.reports[canvas.row].drafting
             assert report is not None
             alone = canvas.row in waiting
             report.rechecked, report.empty = report.rechecked + alone, report.empty + (not alone)
         self.recheck.waiting -= waiting
 
-    def _drafts(self, texts: Sequence[Text], rows: Sequence[int]) -> tuple[Sequence[Draft], int]:
-        """A draft for every text, and how much of each is worth a trial.
-
-        Args:
-            rows: clean rows of each text in the coming pass without a draft.
-        """
-        self.probing = False
-        length = min(self.settings.draft_length, max(text.room for text in texts))
-        none = [_NO_DRAFT] * len(texts)
-        if self.broken or length == 0:
-            return none, 0
-        if self.adaptive and self.drafter.costly:
-            guesses = [self._chances(text, Draft(range(min(length, text.room)), chance=0.7)) for text in texts]
-            length, self.probing = self.pace.choose(rows, guesses, self.seconds_per_token)
-            if length == 0:
-                return none, 0
-        started, self.sampler.places = time.perf_counter(), 0
-        try:
-            drafts = self.drafter.propose(texts, length, self.sampler)
-        except DrafterError as error:
-            self.broken = str(error)
-            return none, 0
-        if len(drafts) != len(texts):
-            raise DecodingError(f"{self.drafter.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
-        longest = max(len(draft.tokens) for draft in drafts)
-        # Not with the first draft of a text: the drafter has to read the prompt for it.
-        if self.drafter.costly and longest and all(text.row in self.trials for text in texts):
-            # A place that was drawn and not drafted took its time too.
-            measured = (time.perf_counter() - started) / max(longest, self.sampler.places)
-            self.seconds_per_token += (measured - self.seconds_per_token) * (0.2 if self.seconds_per_token else 1.0)
-        if any(draft.parents is not None for draft in drafts) and not self.rejecting:
-            return drafts, self._nodes(texts, drafts, rows)
-        if self.adaptive and not self.drafter.costly:
-            cut = [Draft(d.tokens[: t.room], None, d.grade, d.chance) for d, t in zip(drafts, texts, strict=True)]
-            chances = [self._chances(text, draft) for text, draft in zip(texts, cut, strict=True)]
-            length, self.probing = self.pace.choose(rows, chances)
-        return drafts, length
-
-    def _nodes(self, texts: Sequence[Text], drafts: Sequence[Draft], rows: Sequence[int]) -> int:
-        """How many tokens of each tree are worth a trial; those that come first are the likeliest."""
-        if not self.adaptive:
-            return 1 << 30
-        chances: list[list[float]] = []
-        for text, draft in zip(texts, drafts, strict=True):
-            whole = self._pruned(as_tree(draft), 1 << 30, text.room)
-            chances.append(standing(as_tree(whole), partial(self._of_grade, text)))
-        count, probing = self.pace.choose_nodes(rows, chances)
-        # Probes were allowed before the draft was made.
-        count, self.probing = (1, True) if self.probing and not count else (count, self.probing or probing)
-        return count
-
-    def _pruned(self, draft: Draft, count: int, room: int) -> Draft:
-        try:
-            return pruned(draft, count, room, self.context.ends)
-        except BranchError as error:
-            raise DecodingError(f"{self.drafter.name or type(self.drafter).__name__}: {error}") from error
-
-    def _of_grade(self, text: Text, grade: Draft, length: int) -> list[float]:
-        """For so many places, how likely a token of that grade stands if those before it do."""
-        return self.own[text.row].refined(grade.grade, self.pooled.chances(grade.grade, grade.chance, length))
-
-    def _open_windows(self, lanes: Sequence[Lane], drafter: SelfDrafter) -> None:
-        """Carry windows in the coming pass if what they draft pays, or to see whether it does."""
-        rows = len(lanes)
-        plain = self.pace.price(rows)
-        carried = self.pace.price(round(rows * (drafter.window + drafter.written)))
-        pays = drafter.written * plain >= carried
-        if not pays and not self.probing:
-            self.probing = self.pace.may_lose(2 * (carried - plain))  # one pass drafts, the next one checks
-        for lane in lanes:
-            lane.window = drafter.window if pays or self.probing else 0
-
-    def _chances(self, text: Text, draft: Draft) -> list[float]:
-        """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
-        return self._of_grade(text, draft, min(len(draft.tokens), self.settings.draft_length))
-
     def _trial(self, canvas: Canvas, text: Text, draft: Draft, length: int) -> Draft:
         """``draft`` as far as it can be of use, checked."""
         if draft.parents is not None:
-            draft = first_branch(draft) if self.rejecting else self._pruned(draft, length, text.room)
+            draft = first_branch(draft) if self.rejecting else self.drafting.pruned(draft, length, text.room)
         tree = draft.parents is not None
         most = min(length, self.settings.draft_length, text.room)
         tokens = list(draft.tokens if tree else draft.tokens[:most])
         if any(type(token) is not int or not 0 <= token < self.context.vocab_size for token in tokens):
             raise DecodingError(
-                f"{self.drafter.name or type(self.drafter).__name__} drafted {tokens}; a draft holds token ids (int) "
+                f"{self.drafting.name} drafted {tokens}; a draft holds token ids (int) "
                 f"from 0 to {self.context.vocab_size - 1}"
             )
         if tree:
@@ -281,9 +184,8 @@ class Speculative(Strategy):
         elif trial.tokens:
             length = stand if doubted else len(trial.tokens)
             report.note(length, stand)
-            for acceptance in (self.pooled, self.own[canvas.row]):
-                acceptance.note(trial.grade, length, stand)
-        if checked and not self.broken:
+            self.drafting.note(canvas.row, trial.grade, length, stand)
+        if checked and not self.drafting.broken:
             self.drafter.learn(text, trial, stand, checked)
 
     def _tree_tried(
@@ -295,8 +197,7 @@ class Speculative(Strategy):
         for place, node in enumerate(nodes[:-1] if doubted else nodes):
             for child in (i for i, parent in enumerate(parents) if parent == node):
                 grade = rank_of(trial, trial.ranks[child]).grade
-                for acceptance in (self.pooled, self.own[canvas.row]):
-                    acceptance.note_one(grade, place, child in path)
+                self.drafting.note_one(canvas.row, grade, place, child in path)
         report = self.reports[canvas.row].drafting
         assert report is not None
         report.note(len(path) + (nodes[-1] in parents and not doubted), len(path))
@@ -307,9 +208,7 @@ class Speculative(Strategy):
         if not all(canvas.num_forwards for canvas in canvases):
             return
         active, width = batch.tokens.shape
-        self.prices.note(active * width, seconds)
-        lanes = [rows.lane for rows in batch.lanes]
-        self.pace.note(seconds, self.probing, self.prices.seconds(active), self.written / max(len(lanes), 1))
+        self.drafting.measured(active, active * width, self.written / max(len(batch.lanes), 1), seconds)
 
     # Exact rejection.
 
@@ -398,25 +297,3 @@ def _probabilities(draft: Draft, vocab: int, device: torch.device) -> Tensor:
             "the drafted token; or give none"
         )
     return given
-
-
-def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
-    """The drafter of the call, or the one that the settings name."""
-    partner, control = context.call.drafter, context.call.control
-    if isinstance(partner, Drafter):
-        return partner
-    if isinstance(partner, torch.nn.Module):
-        return ModelDrafter(partner)
-    if partner is None and settings.drafter == "suffix":
-        return SuffixDrafter()
-    if partner is None and control is not None:
-        return SelfDrafter(control, settings.window_length)
-    if partner is None:
-        raise DecodingError(
-            "drafter='self' needs a mask token, and the model has none; take drafter='suffix', or add one with "
-            "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
-        )
-    raise DecodingError(
-        f"drafter={type(partner).__name__}: give 'suffix', 'self', a causal model of transformers or a "
-        "hf_hybrid.Drafter"
-    )

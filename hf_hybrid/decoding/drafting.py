@@ -1,0 +1,196 @@
+"""Drafting: whether to ask the drafter, and how much of what it drafts goes on trial.
+
+Both follow from what passes cost and from how often drafts stood (`hf_hybrid.decoding.pace`), and change time alone.
+What a draft does to a lane, and which of it stands, is `hf_hybrid.decoding.speculative`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+from functools import partial
+
+import torch
+
+from hf_hybrid.config import SpeculativeSettings
+from hf_hybrid.decoding.branches import BranchError, as_tree, pruned, standing
+from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
+from hf_hybrid.decoding.drafters.model import ModelDrafter
+from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
+from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
+from hf_hybrid.decoding.output import DecodingError
+from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of, acceptance_of_text
+from hf_hybrid.decoding.sampling import DraftSampler
+from hf_hybrid.decoding.strategy import Context
+from hf_hybrid.models.prices import prices_of
+
+NO_DRAFT = Draft(())
+
+
+class Drafting:
+    """The drafter of a call, and what is known of its drafts.
+
+    Args:
+        context: of the call. settings: of the strategy. rejecting: True: exact rejection; the length of a draft then
+            changes the text (not its law), so that time may not choose it.
+
+    Attributes:
+        drafter: asked before every pass. window: open positions that it wants behind the text; 0: none.
+        adaptive: True: lengths follow from prices and acceptance. probing: True: the coming pass drafts only to see
+            whether it pays. broken: why drafting is switched off for the rest of the call; empty: it is not.
+    """
+
+    def __init__(self, context: Context, settings: SpeculativeSettings, rejecting: bool):
+        runner = context.runner
+        self.settings, self.rejecting, self.ends = settings, rejecting, context.ends
+        self.adaptive = settings.adaptive and not rejecting
+        self.drafter = _drafter_of(context, settings)
+        self.drafter.prepare(runner.model, context.vocab_size, runner.batch_size)
+        self.window = self.drafter.window if isinstance(self.drafter, SelfDrafter) else 0
+        self.sampler = DraftSampler(
+            context.processors, context.vocab_size, runner.device, sampling=context.sampling, rejection=rejecting
+        )
+        self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.least_rows)
+        self.pace = Pace(self.prices.seconds)
+        self.pooled = acceptance_of(self.drafter, runner.model)
+        self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
+        self.seconds_per_token = 0.0
+        self.probing = False
+        self.broken = ""
+
+    @property
+    def name(self) -> str:
+        """Of the drafter, for reports and errors."""
+        return self.drafter.name or type(self.drafter).__name__
+
+    def begin(self, text: Text) -> None:
+        """A text begins, of which nothing is known."""
+        self.own[text.row] = acceptance_of_text(self.drafter.costly)
+        self.drafter.begin(text)
+
+    def forget(self, row: int) -> None:
+        """The text of ``row`` will not be asked for again."""
+        self.own.pop(row, None)
+
+    # What goes on trial.
+
+    def ask(self, texts: Sequence[Text], rows: Sequence[int], begun: bool) -> tuple[Sequence[Draft], int]:
+        """A draft for every text, and how much of each is worth a trial.
+
+        Args:
+            rows: clean rows of each text in the coming pass without a draft.
+            begun: True: none of the drafts is the first of its text, for which a drafter has to read the prompt.
+        """
+        self.probing = False
+        length = min(self.settings.draft_length, max(text.room for text in texts))
+        none = [NO_DRAFT] * len(texts)
+        if self.broken or length == 0:
+            return none, 0
+        if self.adaptive and self.drafter.costly:
+            guesses = [self._chances(text, Draft(range(min(length, text.room)), chance=0.7)) for text in texts]
+            length, self.probing = self.pace.choose(rows, guesses, self.seconds_per_token)
+            if length == 0:
+                return none, 0
+        started, self.sampler.places = time.perf_counter(), 0
+        try:
+            drafts = self.drafter.propose(texts, length, self.sampler)
+        except DrafterError as error:
+            self.broken = str(error)
+            return none, 0
+        if len(drafts) != len(texts):
+            raise DecodingError(f"{self.drafter.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
+        longest = max(len(draft.tokens) for draft in drafts)
+        if self.drafter.costly and longest and begun:
+            # A place that was drawn and not drafted took its time too.
+            measured = (time.perf_counter() - started) / max(longest, self.sampler.places)
+            self.seconds_per_token += (measured - self.seconds_per_token) * (0.2 if self.seconds_per_token else 1.0)
+        if any(draft.parents is not None for draft in drafts) and not self.rejecting:
+            return drafts, self._nodes(texts, drafts, rows)
+        if self.adaptive and not self.drafter.costly:
+            cut = [Draft(d.tokens[: t.room], None, d.grade, d.chance) for d, t in zip(drafts, texts, strict=True)]
+            chances = [self._chances(text, draft) for text, draft in zip(texts, cut, strict=True)]
+            length, self.probing = self.pace.choose(rows, chances)
+        return drafts, length
+
+    def _nodes(self, texts: Sequence[Text], drafts: Sequence[Draft], rows: Sequence[int]) -> int:
+        """How many tokens of each tree are worth a trial; those that come first are the likeliest."""
+        if not self.adaptive:
+            return 1 << 30
+        chances: list[list[float]] = []
+        for text, draft in zip(texts, drafts, strict=True):
+            whole = self.pruned(as_tree(draft), 1 << 30, text.room)
+            chances.append(standing(as_tree(whole), partial(self._of_grade, text)))
+        count, probing = self.pace.choose_nodes(rows, chances)
+        # Probes were allowed before the draft was made.
+        count, self.probing = (1, True) if self.probing and not count else (count, self.probing or probing)
+        return count
+
+    def pruned(self, draft: Draft, count: int, room: int) -> Draft:
+        """The first ``count`` tokens of a tree, at most ``room`` deep, checked."""
+        try:
+            return pruned(draft, count, room, self.ends)
+        except BranchError as error:
+            raise DecodingError(f"{self.name}: {error}") from error
+
+    def window_pays(self, texts: int) -> bool:
+        """True: the coming pass should carry windows, because what they draft pays, or to see whether it does.
+
+        Args:
+            texts: how many the pass is over.
+        """
+        drafter = self.drafter
+        if not isinstance(drafter, SelfDrafter):
+            return False
+        plain = self.pace.price(texts)
+        carried = self.pace.price(round(texts * (drafter.window + drafter.written)))
+        pays = drafter.written * plain >= carried
+        if not pays and not self.probing:
+            self.probing = self.pace.may_lose(2 * (carried - plain))  # one pass drafts, the next one checks
+        return pays or self.probing
+
+    def _of_grade(self, text: Text, grade: Draft, length: int) -> list[float]:
+        """For so many places, how likely a token of that grade stands if those before it do."""
+        return self.own[text.row].refined(grade.grade, self.pooled.chances(grade.grade, grade.chance, length))
+
+    def _chances(self, text: Text, draft: Draft) -> list[float]:
+        """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
+        return self._of_grade(text, draft, min(len(draft.tokens), self.settings.draft_length))
+
+    # What became of it.
+
+    def note(self, row: int, grade: Hashable, length: int, stood: int) -> None:
+        """``stood`` of ``length`` tokens drafted for ``row`` stand."""
+        for acceptance in (self.pooled, self.own[row]):
+            acceptance.note(grade, length, stood)
+
+    def note_one(self, row: int, grade: Hashable, place: int, stood: bool) -> None:
+        """One token at ``place`` of a tree for ``row`` was checked, behind tokens that stand."""
+        for acceptance in (self.pooled, self.own[row]):
+            acceptance.note_one(grade, place, stood)
+
+    def measured(self, texts: int, rows: int, written: float, seconds: float) -> None:
+        """A pass over ``texts``, of ``rows`` rows in all, took ``seconds`` and wrote ``written`` tokens per text."""
+        self.prices.note(rows, seconds)
+        self.pace.note(seconds, self.probing, self.prices.seconds(texts), written)
+
+
+def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
+    """The drafter of the call, or the one that the settings name."""
+    partner, control = context.call.drafter, context.call.control
+    if isinstance(partner, Drafter):
+        return partner
+    if isinstance(partner, torch.nn.Module):
+        return ModelDrafter(partner)
+    if partner is None and settings.drafter == "suffix":
+        return SuffixDrafter()
+    if partner is None and control is not None:
+        return SelfDrafter(control, settings.window_length)
+    if partner is None:
+        raise DecodingError(
+            "drafter='self' needs a mask token, and the model has none; take drafter='suffix', or add one with "
+            "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
+        )
+    raise DecodingError(
+        f"drafter={type(partner).__name__}: give 'suffix', 'self', a causal model of transformers or a "
+        "hf_hybrid.Drafter"
+    )
