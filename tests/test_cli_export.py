@@ -1,7 +1,7 @@
-"""``hf-hybrid export`` and ``bench --loading``: whole repositories, clear errors, ratios of what was measured.
+"""``hf-hybrid export``: whole repositories and clear errors.
 
 Bugs these tests catch: an export that changes weights or their type, forgets the card or a strategy, or overwrites its
-own source; a ratio upside down, or a load that is timed only once.
+own source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_hybrid.cli import app
-from hf_hybrid.evaluation import loading, loading_cost
 from hf_hybrid.portable import custom_generate_files
 
 
@@ -76,36 +75,3 @@ def test_wrong_usage(checkpoint: Path, tmp_path: Path) -> None:
     (foreign / "generate.py").write_text("")
     assert "not hf_hybrid's" in call("export", checkpoint, tmp_path / "foreign", code=1)
     assert not (tmp_path / "x").exists() and [p.name for p in (tmp_path / "foreign").iterdir()] == ["custom_generate"]
-
-
-def test_loading_is_measured_in_pairs(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path) -> None:
-    order: list[str] = []
-    clock = iter(range(10_000))
-
-    class Loader:
-        def __init__(self, name: str, cost: int):
-            self.name, self.cost = name, cost
-
-        def from_pretrained(self, name: str, **kwargs: object) -> object:
-            assert (name, kwargs) == ("a", {"dtype": torch.float32})
-            order.append(self.name)
-            for _ in range(self.cost):
-                next(clock)
-            return object()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loading, "AutoModelForCausalLM", Loader("host", 3))
-        patch.setattr(loading, "AutoHybridModelForCausalLM", Loader("plugin", 7))
-        patch.setattr(loading.time, "perf_counter", lambda: next(clock))
-        marks = iter([10.0, 14.0, 10.0, 12.0] * 10)  # before and after: plugin first in even rounds
-        patch.setattr(loading, "peak_mb", lambda device: next(marks))
-        cost = loading_cost("a", 2, dtype=torch.float32)
-    assert order == ["plugin", "host", "host", "plugin"] * 2
-    assert (cost.host_seconds, cost.plugin_seconds, cost.time_ratio) == (4, 8, 2.0)
-    assert cost.rounds == 2 and cost.host_mb == cost.plugin_mb == 3.0 and cost.memory_ratio == 1.0
-
-    shown = call("bench", "--loading", "-m", checkpoint, "--repeats", 2, "--json", tmp_path / "loading.json")
-    assert "2 pairs, medians" in shown
-    written = json.loads((tmp_path / "loading.json").read_text())
-    assert written["time_ratio"] == written["plugin_seconds"] / written["host_seconds"] > 0
-    assert "--dtype" in call("bench", "--loading", "-m", checkpoint, "--dtype", "float32,bfloat16", code=2)

@@ -7,10 +7,26 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from hf_hybrid.cli.command import UsageError, console, folder_of, quiet
 
+if TYPE_CHECKING:
+    from hf_hybrid.evaluation import Compared, LoadingCost
+
 ROUNDS = 40
+_LINES = {
+    "stays_mb": "MB that stay resident",
+    "peak_mb": "MB at the peak",
+    "tensors_mb": "MB of tensors",
+    "python_mb": "MB of Python objects",
+    "python_peak_mb": "the same at the peak",
+    "process_mb": "MB of the whole process",
+    "start_seconds": "seconds, imports included",
+}
+"""Readings of ``evaluation.one_load`` -> what the table calls them."""
 
 
 def bench_loading(name: str, dtype: str, threads: int | None, rounds: int | None, json_file: Path | None) -> None:
@@ -26,15 +42,27 @@ def bench_loading(name: str, dtype: str, threads: int | None, rounds: int | None
             torch.set_num_threads(threads)
         folder = folder_of(name)
         place = str(folder) if folder.is_dir() else name
-        cost = loading_cost(place, rounds or ROUNDS, dtype=getattr(torch, dtype))
-    memory = "memory unknown"
-    if cost.memory_ratio is not None:
-        memory = f"memory {cost.plugin_mb:.1f} and {cost.host_mb:.1f} MB, {cost.memory_ratio:.3f} times"
-    console().print(
-        f"loading {name}, {cost.rounds} pairs, medians: {cost.plugin_seconds:.4f} s and the host "
-        f"{cost.host_seconds:.4f} s, {cost.time_ratio:.3f} times; {memory}"
-    )
+        cost = loading_cost(place, rounds or ROUNDS, dtype=dtype)
+    console().print(f"loading {name}, medians; pairs of loads: {cost.rounds}, of processes: {cost.processes}")
+    console().print(cost_table(cost))
     if json_file is not None:
-        ratios = {"time_ratio": cost.time_ratio, "memory_ratio": cost.memory_ratio}
-        content = {"command": shlex.join(["hf-hybrid", *sys.argv[1:]]), **asdict(cost), **ratios}
+        content = {"command": shlex.join(["hf-hybrid", *sys.argv[1:]]), **asdict(cost)}
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def cost_table(cost: LoadingCost) -> Table:
+    """One line per quantity."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("")
+    for name in ("plugin", "host", "ratio", "95 %"):
+        table.add_column(name, justify="right")
+    table.add_row("seconds of a load", *_cells(cost.seconds, 4))
+    for key, line in _LINES.items():
+        if key in cost.readings:
+            table.add_row(line, *_cells(cost.readings[key], 2))
+    return table
+
+
+def _cells(of: Compared, digits: int) -> tuple[str, str, str, str]:
+    interval = "-" if of.interval is None else f"{of.interval[0]:.3f}-{of.interval[1]:.3f}"
+    return f"{of.plugin:.{digits}f}", f"{of.host:.{digits}f}", f"{of.ratio:.3f}", interval

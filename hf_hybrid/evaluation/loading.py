@@ -1,41 +1,70 @@
-"""What ``AutoHybridModelForCausalLM.from_pretrained`` costs beside the host's own."""
+"""What ``AutoHybridModelForCausalLM.from_pretrained`` costs beside the host's own.
+
+Time is that of loads by turns in this process, with whatever threads the host uses. Memory is read in processes of
+their own, by turns too (``one_load.py``): there a load cannot live on what an earlier one gave back. In them the host
+reads weights one after another, because in threads the peak depends on which of them happen to meet.
+"""
 
 from __future__ import annotations
 
 import gc
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
+import numpy as np
 from transformers import AutoModelForCausalLM
 
-from hf_hybrid.evaluation.memory import peak_mb, reset_peak
+from hf_hybrid.evaluation.statistics import bootstrap_interval
 from hf_hybrid.mixin import AutoHybridModelForCausalLM
 
-_CPU = torch.device("cpu")
+LOADERS = ("transformers:AutoModelForCausalLM", "hf_hybrid:AutoHybridModelForCausalLM")
+"""The host's and ours, as ``one_load.py`` finds them."""
+MOST_PROCESSES = 10
+"""Pairs of processes. Memory hardly differs from one to the next, so that more would say nothing new."""
+
+ReadingT = TypeVar("ReadingT")
+
+
+class ProcessError(ValueError):
+    """A process that should load the checkpoint failed; the message holds its last line."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One quantity of both.
+
+    Attributes:
+        host, plugin: medians. ratio: median over the pairs of plugin by host. interval: of the ratio, 95 %, by a
+            bootstrap over the pairs; None with fewer than two.
+    """
+
+    host: float
+    plugin: float
+    ratio: float
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class LoadingCost:
-    """Medians over ``rounds``. Memory is what the peak of the process rose by, in 2**20 bytes; None: cannot be read."""
+    """What was measured.
+
+    Attributes:
+        rounds: pairs of timed loads. processes: pairs of processes. seconds: of a timed load.
+        readings: those of ``one_load.measure``, without what this system cannot tell, or what is too little to tell.
+    """
 
     rounds: int
-    host_seconds: float
-    plugin_seconds: float
-    host_mb: float | None
-    plugin_mb: float | None
-
-    @property
-    def time_ratio(self) -> float:
-        """Plugin over host."""
-        return self.plugin_seconds / self.host_seconds
-
-    @property
-    def memory_ratio(self) -> float | None:
-        """Plugin over host; None where it cannot be read."""
-        return None if not self.host_mb or self.plugin_mb is None else self.plugin_mb / self.host_mb
+    processes: int
+    seconds: Compared
+    readings: Mapping[str, Compared]
 
 
 def loading_cost(name: str, rounds: int = 40, **kwargs: Any) -> LoadingCost:
@@ -43,37 +72,60 @@ def loading_cost(name: str, rounds: int = 40, **kwargs: Any) -> LoadingCost:
 
     Args:
         name: folder or Hub id (in the cache: a download would be measured with the first).
-        rounds: pairs that count; two more before them do not.
-        **kwargs: of ``from_pretrained``.
+        rounds: pairs of timed loads that count; two more before them do not. So many pairs of processes too, but at
+            most ``MOST_PROCESSES``.
+        **kwargs: of ``from_pretrained``: what JSON can hold, such as ``dtype="bfloat16"``.
+
+    Raises:
+        ProcessError: a process could not load it.
     """
     classes = (AutoModelForCausalLM, AutoHybridModelForCausalLM)
-    found: tuple[list[tuple[float, float | None]], ...] = ([], [])
-    for number in range(rounds + 2):
-        for place in (0, 1) if number % 2 else (1, 0):
-            found[place].append(_load(classes[place], name, kwargs))
-    host, plugin = (lines[2:] for lines in found)
-    return LoadingCost(
-        rounds,
-        statistics.median(seconds for seconds, _ in host),
-        statistics.median(seconds for seconds, _ in plugin),
-        _median([grown for _, grown in host]),
-        _median([grown for _, grown in plugin]),
-    )
+    timed = _by_turns(rounds + 2, lambda place: _seconds(classes[place], name, kwargs))[2:]
+    processes = min(rounds, MOST_PROCESSES)
+    read = _by_turns(processes, lambda place: _process(LOADERS[place], name, kwargs))
+    told = [key for key in read[0][0] if all((host[key] or 0) > 0 for host, _ in read)]
+    readings = {key: compared([(host[key] or 0, plugin[key] or 0) for host, plugin in read]) for key in told}
+    return LoadingCost(rounds, processes, compared(timed), readings)
 
 
-def _load(loader: Any, name: str, kwargs: dict[str, Any]) -> tuple[float, float | None]:
-    """Seconds, and how far the peak rose above what was resident before."""
+def compared(pairs: Sequence[tuple[float, float]]) -> Compared:
+    """Medians and the ratio of pairs ``(host, plugin)`` of one quantity."""
+    host, plugin = zip(*pairs, strict=True)
+    ratios = [ours / theirs for theirs, ours in pairs]
+    interval = bootstrap_interval({str(i): [ratio] for i, ratio in enumerate(ratios)}, lambda v: float(np.median(v)))
+    return Compared(statistics.median(host), statistics.median(plugin), statistics.median(ratios), interval)
+
+
+def _by_turns(rounds: int, sample: Callable[[int], ReadingT]) -> list[tuple[ReadingT, ReadingT]]:
+    """Pairs of a sample of each place, 0 and 1, the first of a round by turns."""
+    pairs: list[tuple[ReadingT, ReadingT]] = []
+    for number in range(rounds):
+        if number % 2:
+            first = sample(0)
+            pairs.append((first, sample(1)))
+        else:
+            last = sample(1)
+            pairs.append((sample(0), last))
+    return pairs
+
+
+def _seconds(loader: Any, name: str, kwargs: dict[str, Any]) -> float:
+    """Of one load."""
     gc.collect()
-    reset_peak(_CPU)
-    before = peak_mb(_CPU)
     started = time.perf_counter()
     model = loader.from_pretrained(name, **kwargs)
     seconds = time.perf_counter() - started
-    after = peak_mb(_CPU)
     del model
-    return seconds, None if before is None or after is None else after - before
+    return seconds
 
 
-def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+def _process(loader: str, name: str, kwargs: dict[str, Any]) -> dict[str, float | None]:
+    """The readings of one process, which finds what this one can import."""
+    order = json.dumps({"loader": loader, "name": name, "kwargs": kwargs})
+    command = [sys.executable, "-P", str(Path(__file__).with_name("one_load.py")), order]
+    paths = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ProcessError(f"a process that loads {name} by {loader.partition(':')[2]} failed: {last}")
+    return json.loads(done.stdout.splitlines()[-1])

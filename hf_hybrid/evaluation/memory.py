@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_ROLLUP = Path("/proc/self/smaps_rollup")
 
 
 def reset_peak(device: torch.device) -> None:
@@ -36,3 +37,12 @@ def peak_mb(device: torch.device) -> float | None:
     except OSError:
         return None
     return int(marks[0]) / 1024 if marks else None
+
+
+def resident_mb() -> float | None:
+    """What is resident now, in 2**20 bytes, counted page by page (``VmRSS`` may lag behind); None: cannot be read."""
+    try:
+        lines = [line.split()[1] for line in _ROLLUP.read_text().splitlines() if line.startswith("Rss:")]
+    except OSError:
+        return None
+    return int(lines[0]) / 1024 if lines else None
