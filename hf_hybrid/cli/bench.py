@@ -109,7 +109,7 @@ def bench(
     ] = False,
     passes: Annotated[bool, typer.Option("--passes", help="Also time single passes against bare forwards.")] = False,
     loading: Annotated[
-        bool, typer.Option("--loading", help="Nothing but loading: the host's from_pretrained, and ours.")
+        bool, typer.Option("--loading", help="Only loading, by the host and by us: seconds and memory.")
     ] = False,
 ) -> None:
     """Measure the strategies on held-out prompts: speed, exact match, and whether equal texts are equal.

@@ -16,7 +16,7 @@ from hf_hybrid.cli.command import UsageError, console, folder_of, quiet
 if TYPE_CHECKING:
     from hf_hybrid.evaluation import Compared, LoadingCost
 
-ROUNDS = 40
+ROUNDS = 100
 _LINES = {
     "stays_mb": "MB that stay resident",
     "peak_mb": "MB at the peak",

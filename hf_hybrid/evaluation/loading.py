@@ -67,7 +67,7 @@ class LoadingCost:
     readings: Mapping[str, Compared]
 
 
-def loading_cost(name: str, rounds: int = 40, **kwargs: Any) -> LoadingCost:
+def loading_cost(name: str, rounds: int = 100, **kwargs: Any) -> LoadingCost:
     """Load a checkpoint by both, one after the other, the first of a round by turns.
 
     Args:
