@@ -1,5 +1,5 @@
-"""Drafting with a smaller model beside the host's assisted generation, by a pair of random models.
-(`hf_hybrid.evaluation.speculation.trained`: by a trained pair.)
+"""Drafting with a smaller model beside the host's assisted generation, by a pair of random models; by a trained pair
+see `hf_hybrid.evaluation.speculation.trained`.
 
 What such a pair is worth follows from two numbers alone: what a draft costs, and how often it stands. So no trained
 weights are needed: the draft is the first layers of the target with noise on their output, as much as it takes to agree
