@@ -19,15 +19,18 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_for_tests import read_checkpoint, write_checkpoint
 from gguf_for_tests import tiny_llama, write_package
 from typer.testing import CliRunner
 
 import hf_hybrid
+from hf_hybrid import DrafterError
 from hf_hybrid.cli import app
 from hf_hybrid.evaluation import speculation as task
 from hf_hybrid.evaluation.speculation import Bench, Category, Journal, JournalError, Method, Prompt, Written
 from hf_hybrid.evaluation.speculation.checks import DRIFT
 from hf_hybrid.evaluation.speculation.methods import METHODS, end_tokens, padded
+from hf_hybrid.evaluation.speculation.pair import weights_read
 from hf_hybrid.evaluation.speculation.prompts import CATEGORIES, token_ids
 
 SETTINGS = {"model": "tiny", "repeats": 1}
@@ -334,9 +337,10 @@ def test_the_ways_of_drafting_with_a_model_write_the_same_text(tmp_path: Path) -
     task.run(Bench(pair.target, task.Numbers(), prompts, set(), pair.methods(), 24, 1), journal)
     results = {result.method: result for result in task.speculation_results(journal)}
     rivals = [] if pair.absent() else ["assisted", "assisted_five"]  # the oldest host's own fails
-    assert list(results) == ["plain", *rivals, "speculative_model"]
+    assert list(results) == ["plain", *rivals, "speculative_model", "speculative_tree"]
     assert all(result.equal == result.prompts == 2 for result in results.values())
-    assert (results["speculative_model"].ratio_to_stock is not None) == bool(rivals)
+    for name in ("speculative_model", "speculative_tree"):
+        assert (results[name].ratio_to_stock is not None) == bool(rivals)
     for name in rivals:
         assert (results[name].tokens_per_pass or 0) > 1, "drafts stand"
 
@@ -347,6 +351,76 @@ def test_a_rival_that_fails_is_absent(monkeypatch: pytest.MonkeyPatch, version: 
     pair = task.Pair(None, None, 0.7, 0.2)
     assert [line["method"] for line in pair.absent()] == named
     assert ("assisted_five" in [method.name for method in pair.methods()]) == (not named)
+
+
+# A trained pair.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target with held-out prompts; the draft beside it is the same with noise on its head."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("target"))
+    draft, tokenizer, _ = read_checkpoint(folder, torch.float32)
+    noise = torch.randn(draft.lm_head.weight.shape, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        draft.lm_head.weight.add_(0.1 * noise)
+    draft.save_pretrained(folder / "draft")
+    tokenizer.save_pretrained(folder / "draft")
+    return folder
+
+
+class Known(Letters):
+    """A tokenizer that says what it knows."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(i): i for i in range(128)}
+
+
+def test_a_trained_pair_is_compared_on_what_the_target_writes(model: Any) -> None:
+    """The draft never writes an even token, so that the two agree on the odd ones."""
+    draft = tiny_llama().double()
+    odd = draft.lm_head.weight.detach().clone()
+    odd[::2] = 0.0  # beside hundreds of logits around zero, zero is never the largest
+    draft.lm_head.weight = torch.nn.Parameter(odd)
+    chosen = [Prompt("held-out", word, word) for word in ("abcde", "zyx", "kkkkb", "mnop", "qrtvw", "ab")]
+    pair = task.trained_pair(model, Known(), draft, Known(), chosen, 12)
+    answers = [greedy(model, Known()(prompt.text)["input_ids"], 12) for prompt in chosen]
+    answers = [answer[: answer.index(2) + 1] if 2 in answer else answer for answer in answers]  # 2: the end
+    tokens = [token for answer in answers for token in answer]
+    assert 0 < sum(token % 2 for token in tokens) < len(tokens), "both kinds are written"
+    assert pair.agreement == sum(token % 2 for token in tokens) / len(tokens)
+    assert task.trained_pair(model, Known(), model, Known(), chosen, 12).agreement == 1.0
+    ends = task.trained_pair(model, Known(), draft, Known(), chosen, 1)
+    assert ends.agreement == sum(answer[0] % 2 for answer in answers) / len(answers)
+
+
+def test_held_out_prompts_are_those_that_the_strategies_answer(checkpoint: Path) -> None:
+    _, tokenizer, items = read_checkpoint(checkpoint, torch.float32)
+    chosen = task.held_out_prompts([item for item in items if item.split == "test"], 3)
+    assert len({prompt.name for prompt in chosen}) == 3 and {prompt.category for prompt in chosen} == {"held-out"}
+    for prompt in chosen:
+        assert token_ids(tokenizer, prompt) == list(tokenizer(prompt.text)["input_ids"])
+    assert len(task.held_out_prompts(items[:2], 5)) == 2
+
+
+def test_the_cost_of_a_pair_is_what_a_pass_reads() -> None:
+    for tied, read in ((True, 0), (False, 1)):
+        model = tiny_llama().double() if tied else read_untied()
+        rows = model.get_input_embeddings().weight.numel()
+        assert weights_read(model) == sum(p.numel() for p in model.parameters()) - read * rows
+
+
+def read_untied() -> Any:
+    model = tiny_llama()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    return model
+
+
+def test_a_draft_of_another_tokenizer_is_refused(checkpoint: Path) -> None:
+    target, tokenizer, _ = read_checkpoint(checkpoint, torch.float32)
+    other = SimpleNamespace(get_vocab=lambda: {"a": 0})
+    with pytest.raises(DrafterError, match="has another tokenizer than the model"):
+        task.trained_pair(target, tokenizer, target, other, [], 4)
 
 
 # Real methods.
@@ -643,10 +717,29 @@ def test_the_command_measures_a_drafting_model(tmp_path: Path, monkeypatch: pyte
     assert "the draft writes 7" in result.output and "speculative_model" in result.output
 
 
+def test_the_command_measures_a_trained_draft(checkpoint: Path, tmp_path: Path) -> None:
+    numbers, draft = tmp_path / "numbers.json", checkpoint / "draft"
+    call = ["bench", "--task", "speculative", "--part", "model", "--model", str(checkpoint), "--prompts", "2"]
+    call += ["--repeats", "1", "--max-new-tokens", "6", "--journal", str(tmp_path / "j"), "--json", str(numbers)]
+    result = CliRunner().invoke(app, [*call, "--draft", str(draft)])
+    assert result.exit_code == 0, (result.output, result.exception)
+    content = json.loads(numbers.read_text())
+    assert set(content) == KEYS | {"pair"} and content["model"] == str(checkpoint)
+    assert content["pair"]["draft"] == str(draft) and 0 < content["pair"]["agreement"] <= 1
+    assert {r["category"] for r in content["results"]} == {"held-out"}
+    assert {"plain", "speculative_model", "speculative_tree"} <= {r["method"] for r in content["results"]}
+    assert all(r["right"] == r["prompts"] == 2 for r in content["results"])
+    missing = CliRunner().invoke(app, [*call, "--draft", str(tmp_path / "absent")])
+    assert missing.exit_code == 1 and "--draft: cannot load" in missing.output
+    assert "hf-hybrid train recipes/pocket-draft.yaml" in missing.output
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "speculative", "--part", "model", "--model", "x"], "does not take --model"),
+        (["--task", "speculative", "--part", "model", "--model", "x"], "does not take --model without --draft"),
+        (["--task", "speculative", "--draft", "x"], "does not take --draft without --part model"),
+        (["--draft", "x"], "--task sheets does not take --draft"),
         (["--part", "model"], "does not take --part"),
         (["--task", "speculative", "--sweep"], "does not take --sweep"),
         (["--task", "speculative", "--batch-size", "2"], "does not take --batch-size"),

@@ -50,7 +50,14 @@ def bench(
         Literal["texts", "model"] | None,
         typer.Option(
             help="For: speculative. texts (default): copying drafters on real texts; model: a drafting model beside "
-            "the host's assisted generation, with a pair of random models."
+            "the host's assisted generation, with a pair of random models, or --draft."
+        ),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="For: speculative --part model. A trained model, as --model, that drafts for --model "
+            f"(default: {DEFAULT_MODEL}) on the held-out prompts of that."
         ),
     ] = None,
     model: Annotated[
@@ -131,11 +138,14 @@ def bench(
         others = {"--split": split, "--sweep": sweep, "--plot": picture, "--test-set": test_set, "--passes": passes}
         others |= {"--coherence": coherence, "--feedback": feedback, "--batch-size": batch_size != 1}
         _refuse(task, others)
-        _refuse(f"{task} --part {part}", {"--model": part == "model" and model})
+        if part == "model" and model and not draft:
+            raise UsageError("--task speculative --part model does not take --model without --draft: name both or none")
+        _refuse(task, {"--draft without --part model": part != "model" and draft})
         machine = (dtype, device, threads)
-        bench_speculation(part or "texts", model, num_prompts, repeats, journal, json_file, max_new_tokens, machine)
+        amount = (num_prompts, repeats, journal, json_file, max_new_tokens)
+        bench_speculation(part or "texts", model, *amount, machine, draft)
         return
-    _refuse(task, {"--repeats": repeats, "--journal": journal, "--part": part})
+    _refuse(task, {"--repeats": repeats, "--journal": journal, "--part": part, "--draft": draft})
     if picture is not None and (picture.suffix not in (".png", ".svg") or not picture.resolve().parent.is_dir()):
         raise UsageError(f"--plot {picture}: give a .png or .svg file in a folder that exists")
     dtypes = [name.strip() for name in dtype.split(",")]

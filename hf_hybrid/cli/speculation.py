@@ -14,12 +14,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hf_hybrid.cli.command import INTERRUPTED, SMOLLM2, UsageError, console, load, quiet
+from hf_hybrid.cli.command import (
+    DEFAULT_MODEL,
+    INTERRUPTED,
+    SMOLLM2,
+    LoadingError,
+    UsageError,
+    console,
+    load,
+    quiet,
+    read_items,
+)
 
 if TYPE_CHECKING:
     from hf_hybrid.evaluation.speculation import BatchResult, Bench, FlipResult, SpeculationResult
 
 PROMPTS, MAX_NEW_TOKENS, REPEATS = 20, 96, 3
+HELD_OUT, WHOLE_ANSWER = 26, 512
+"""Prompts and tokens with a trained draft: two prompts of every group that hybrid-pocket keeps back."""
 JOURNAL = Path("speculative.jsonl")
 
 
@@ -36,23 +48,29 @@ def bench_speculation(
     json_file: Path | None,
     max_new_tokens: int | None,
     machine: tuple[str, str, int | None],
+    draft: str | None = None,
 ) -> None:
     """Measure, print and write what ``bench`` was asked for.
 
     Args:
         part: ``texts`` or ``model``. prompts: of each category. machine: dtype, device, and threads of torch.
+        draft: for ``model``: a trained model that drafts, None: a random pair.
     """
     path = journal_file or JOURNAL
     if not path.resolve().parent.is_dir():
         raise UsageError(f"--journal {path}: there is no such folder")
     interrupted = False
-    name = (model or SMOLLM2) if part == "texts" else "random pair"
+    name = (model or SMOLLM2) if part == "texts" else (model or DEFAULT_MODEL) if draft else "random pair"
     with quiet():
         from hf_hybrid.evaluation import environment
         from hf_hybrid.evaluation import speculation as task
 
-        amount = (prompts or PROMPTS, max_new_tokens or MAX_NEW_TOKENS, repeats or REPEATS)
-        bench, missing, facts = _texts(name, *amount, machine) if part == "texts" else _pair(*amount, machine)
+        few, short = (HELD_OUT, WHOLE_ANSWER) if draft else (PROMPTS, MAX_NEW_TOKENS)
+        amount = (prompts or few, max_new_tokens or short, repeats or REPEATS)
+        if draft is not None:
+            bench, missing, facts = _trained(name, draft, *amount, machine)
+        else:
+            bench, missing, facts = _texts(name, *amount, machine) if part == "texts" else _pair(*amount, machine)
         settings = {
             "model": name,
             "max_new_tokens": bench.max_new_tokens,
@@ -116,6 +134,24 @@ def _pair(
     chosen = task.random_prompts(prompts, pair.target.config.vocab_size)
     bench = task.Bench(pair.target, task.Numbers(), {"random": chosen}, set(), pair.methods(), max_new_tokens, repeats)
     return bench, pair.absent(), {"pair": {"agreement": round(pair.agreement, 4), "cost": round(pair.cost, 4)}}
+
+
+def _trained(
+    name: str, draft: str, prompts: int, max_new_tokens: int, repeats: int, machine: tuple[str, str, int | None]
+) -> tuple[Bench, list[dict[str, Any]], dict[str, Any]]:
+    """A checkpoint on its held-out prompts with a trained draft, what is absent, and how the two are related."""
+    from hf_hybrid.evaluation import speculation as task
+
+    network, tokenizer, folder = load(name, *machine)
+    chosen = task.held_out_prompts(read_items(folder, None, "test"), prompts)
+    try:
+        drafting, its_tokenizer, _ = load(draft, *machine)
+    except LoadingError as error:
+        raise LoadingError(f"--draft: {error}; train one with: hf-hybrid train recipes/pocket-draft.yaml") from error
+    pair = task.trained_pair(network, tokenizer, drafting, its_tokenizer, chosen, max_new_tokens)
+    bench = task.Bench(network, tokenizer, {"held-out": chosen}, set(), pair.methods(), max_new_tokens, repeats)
+    related = {"draft": draft, "agreement": round(pair.agreement, 4), "cost": round(pair.cost, 4)}
+    return bench, pair.absent(), {"pair": related}
 
 
 def _run(bench: Any, journal: Any) -> None:

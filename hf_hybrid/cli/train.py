@@ -30,12 +30,12 @@ def train(
     """
     if not recipe.is_file():
         raise UsageError(f"there is no recipe {recipe}; the source repository has recipes/pocket.yaml")
-    from hf_hybrid.training.recipe import read_recipe, read_task, run_recipe
+    from hf_hybrid.training.recipe import read_recipe, read_task, read_teacher, run_recipe
     from hf_hybrid.training.trainer import last_whole_checkpoint
 
     read = read_recipe(recipe)
     if check:
-        task = read_task(read)
+        task = read_task(read, read_teacher(read))
         _report(task)
         _show_plan(task)
         return

@@ -35,14 +35,14 @@ class DraftSampler:
         """See ``Sampler.draw``."""
         self.places = max(self.places, ahead + 1)
         scores = self._scores(logits)  # (texts, vocab)
-        if bool(scores.isnan().any()):
+        best, chosen = scores.max(dim=-1)  # (texts,)
+        if any(value != value for value in best.tolist()):  # the largest of a row with a NaN is NaN
             raise DrafterError("the drafter gave NaN logits; check its weights and its dtype")
         noise = self._noise(texts, ahead) if self._sampling else None
         if self._rejection:
             probabilities = scores.softmax(dim=-1)
             assert noise is not None
             return (scores + noise).argmax(dim=-1).tolist(), probabilities.amax(dim=-1), probabilities
-        best, chosen = scores.max(dim=-1)  # (texts,)
         sure = torch.exp(best - scores.logsumexp(dim=-1))
         if noise is not None:
             chosen = (scores + noise).argmax(dim=-1)

@@ -32,6 +32,7 @@ class CollatorSettings:
             first token of a label. length_weight: weight of ``<len:N>`` targets.
         guessed_lengths: share of the planned lengths that rows read as random ones (see ``lay_out``).
         all_masked: share of the blocks with every position hidden. lowest_noise: least noise level of the others.
+        noisy_rows: False: clean rows alone, for a model that only ever writes token by token, such as a drafter.
         window_decay: weight of a noisy target against the one before it in its block, in (0, 1]: a draft stands as far
             as its first error, so the first positions of a window count most (DFlash, arXiv 2602.06036).
     """
@@ -48,6 +49,7 @@ class CollatorSettings:
     guessed_lengths: float = 0.0
     lowest_noise: float = 0.1
     window_decay: float = 1.0
+    noisy_rows: bool = True
 
 
 class TooLong(ValueError):
@@ -91,7 +93,7 @@ class HybridCollator:
                 f"example {index} needs {clean} rows and {len(layout.depends)} spans; "
                 f"there are num_rows={self.settings.num_rows} and max_spans={self.settings.max_spans}"
             )
-        blocks = self._cut(layout, self.settings.num_rows - clean, rng)
+        blocks = self._cut(layout, self.settings.num_rows - clean, rng) if self.settings.noisy_rows else []
         out: dict[str, list[Any]] = {
             "input_ids": layout.tokens,
             "position": layout.position,

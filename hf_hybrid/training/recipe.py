@@ -20,6 +20,7 @@ from hf_hybrid.training.arguments import HybridTrainingArguments
 from hf_hybrid.training.collators import CollatorSettings, HybridCollator
 from hf_hybrid.training.initialisation import start_with_copy_heads
 from hf_hybrid.training.tasks import DATA, TASKS, Source, Task
+from hf_hybrid.training.teacher import Teacher, TeacherSettings, begin_as_teacher, load_teacher
 from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples, last_whole_checkpoint
 
 _SET_HERE = {
@@ -52,6 +53,7 @@ class Recipe:
         seed: of everything. model: ``MODEL_FIELDS``. batches: ``CollatorSettings``. training:
             ``HybridTrainingArguments``. generation: what goes into ``generation_config.json``.
         data: settings of the task's data (a class of ``DATA``); None for a task without any.
+        teacher: whom the model learns from, and whose tokenizer it takes; None: from the data alone.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Recipe:
     training: Mapping[str, Any]
     generation: Mapping[str, Any]
     data: Any = None
+    teacher: TeacherSettings | None = None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -75,7 +78,7 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(f.name for f in fields(Recipe))}")
-    _check_keys(data, {f.name for f in fields(Recipe)}, f"{path}", optional={"data"})
+    _check_keys(data, {f.name for f in fields(Recipe)}, f"{path}", optional={"data", "teacher"})
     if str(data["task"]) not in TASKS:
         raise RecipeError(f"{path}: unknown task {data['task']!r}; choose one of {', '.join(TASKS)}")
     training = {f.name for f in fields(HybridTrainingArguments) if f.init} - _SET_HERE["training"]
@@ -98,6 +101,7 @@ def read_recipe(path: Path) -> Recipe:
         training=data["training"],
         generation=data["generation"],
         data=_read_data(data, path),
+        teacher=_checked(TeacherSettings, data["teacher"], f"{path}: teacher") if "teacher" in data else None,
     )
 
 
@@ -108,12 +112,17 @@ def _read_data(recipe: Mapping[str, Any], path: Path) -> Any:
         if section:
             raise RecipeError(f"{path}: data: the task {recipe['task']!r} has no settings here; remove the section")
         return None
+    return _checked(kind, section, f"{path}: data")
+
+
+def _checked(kind: type, section: Any, where: str) -> Any:
+    """The settings dataclass ``kind`` from a section of a recipe."""
     if not isinstance(section, Mapping):
-        raise RecipeError(f"{path}: data: must be a mapping of fields to values, got {section!r}")
+        raise RecipeError(f"{where}: must be a mapping of fields to values, got {section!r}")
     try:
         return checked(kind, section)
     except SettingsError as error:
-        raise RecipeError(f"{path}: data: {error}") from error
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def _check_keys(data: Any, known: set[str], where: str, optional: set[str] | None = None) -> None:
@@ -132,8 +141,11 @@ def _check_keys(data: Any, known: set[str], where: str, optional: set[str] | Non
         raise RecipeError(f"{where}: missing field {sorted(missing)[0]!r}")
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, ControlTokens]:
-    """A fresh model for the tokenizer, with the ids of the control tokens in its config."""
+def build_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, teacher: Any = None
+) -> tuple[PreTrainedModel, ControlTokens]:
+    """A fresh model for the tokenizer, with the ids of the control tokens in its config; ``teacher``: the model whose
+    first layers it begins with, if the recipe says so."""
     shape = dict(recipe.model)
     copy_heads = bool(shape.pop("copy_heads", False))
     eos: Any = tokenizer.eos_token_id
@@ -154,13 +166,22 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Pre
     control = prepare_vocabulary(model, tokenizer)
     if copy_heads:
         start_with_copy_heads(model, recipe.seed)
+    if teacher is not None and recipe.teacher is not None and recipe.teacher.first_layers:
+        begin_as_teacher(model, teacher, recipe.teacher.first_layers)
     return model, control
 
 
-def read_task(recipe: Recipe) -> Task:
-    """The data of a recipe: fetched or read, and annotated."""
+def read_teacher(recipe: Recipe) -> Teacher | None:
+    """The teacher of a recipe; None when it has none."""
+    return load_teacher(recipe.teacher.checkpoint) if recipe.teacher is not None else None
+
+
+def read_task(recipe: Recipe, teacher: Teacher | None = None) -> Task:
+    """The data of a recipe: fetched or read, and annotated, in tokens of the ``teacher`` if there is one."""
     positions = int(recipe.model.get("max_position_embeddings", LlamaConfig().max_position_embeddings))
-    return TASKS[recipe.task](Source(recipe.output_dir / "data", recipe.seed, recipe.data, recipe.batches, positions))
+    tokenizer = teacher.tokenizer if teacher is not None else None
+    folder = recipe.output_dir / "data"
+    return TASKS[recipe.task](Source(folder, recipe.seed, recipe.data, recipe.batches, positions, tokenizer))
 
 
 def run_recipe(
@@ -179,10 +200,12 @@ def run_recipe(
     """
     output = recipe.output_dir
     output.mkdir(parents=True, exist_ok=True)
-    task = read_task(recipe)
+    teacher = read_teacher(recipe)
+    taught: Any = teacher.model if teacher is not None else None
+    task = read_task(recipe, teacher)
     if tell is not None:
         tell(task)
-    model, control = build_model(recipe, task.tokenizer)
+    model, control = build_model(recipe, task.tokenizer, taught)
     options = dict(recipe.training)
     if max_steps is not None:
         options["max_steps"] = max_steps
@@ -194,6 +217,8 @@ def run_recipe(
         train_dataset=IndexedExamples(task.draw, arguments.max_steps * per_step),
         data_collator=HybridCollator(control, model.config.pad_token_id, recipe.batches, recipe.seed),
         processing_class=task.tokenizer,
+        teacher=taught,
+        teacher_share=recipe.teacher.share if recipe.teacher is not None else 0.0,
     )
     last = last_whole_checkpoint(output) if resume else None
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)

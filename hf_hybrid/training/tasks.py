@@ -51,6 +51,7 @@ class Source:
     Attributes:
         cache_dir: where fetched data is kept. seed: of the stream and the split. data: the recipe's ``data`` section,
             checked. batches: the examples must fit into their rows and spans. positions: of the model.
+        tokenizer: to be used as it is, a teacher's; None: one is trained on the data.
     """
 
     cache_dir: Path
@@ -58,6 +59,13 @@ class Source:
     data: Any
     batches: CollatorSettings
     positions: int
+    tokenizer: Any = None
+
+    def make_tokenizer(self, *args: Any, **options: Any) -> Any:
+        """The tokenizer that is given, or ``build_tokenizer`` of the arguments."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        return build_tokenizer(*args, model_max_length=self.positions, **options)
 
 
 def factbook_task(source: Source) -> Task:
@@ -65,7 +73,7 @@ def factbook_task(source: Source) -> Task:
     records = factbook.load_records(factbook.fetch(source.cache_dir))
     training = factbook.train_countries(records)
     sampler = factbook.SheetSampler({name: records[name] for name in training}, source.seed)
-    tokenizer = build_tokenizer(training_texts(sampler), factbook.HEADINGS, model_max_length=source.positions)
+    tokenizer = source.make_tokenizer(training_texts(sampler), factbook.HEADINGS)
     count = token_counter(tokenizer)
     records = filter_values(records, count)
     sampler = factbook.SheetSampler({name: records[name] for name in training}, source.seed, count)
@@ -89,7 +97,7 @@ def jsonl_task(source: Source) -> Task:
         raise TaskError(f"data: jsonl: {path} cannot be read ({error.strerror}); give the path of a file") from error
     training, _ = json_lines.split_samples(found.samples, data.held_out, source.seed)
     texts = (text for sample in training for text in (sample.sheet.prompt, sample.sheet.answer))
-    tokenizer = build_tokenizer(texts, (), data.vocab_size, fewer=True, model_max_length=source.positions)
+    tokenizer = source.make_tokenizer(texts, (), data.vocab_size, fewer=True)
     encode = SheetEncoder(tokenizer)
     fitting: list[json_lines.Sample] = []
     examples: dict[int, Example] = {}
@@ -129,9 +137,7 @@ def wordnet_task(source: Source) -> Task:
     lexicon = wordnet.load(wordnet.fetch(source.cache_dir))
     training = wordnet.training_lexicon(lexicon)
     sampler = wordnet.EntrySampler(training, source.seed)
-    tokenizer = build_tokenizer(
-        wordnet.training_texts(sampler), wordnet.UNITS, wordnet.VOCAB_SIZE, model_max_length=source.positions
-    )
+    tokenizer = source.make_tokenizer(wordnet.training_texts(sampler), wordnet.UNITS, wordnet.VOCAB_SIZE)
     encode = SheetEncoder(tokenizer)
     senses = sum(map(len, training.values()))
     limit = source.batches.num_rows * 15 // 16  # noisy blocks need rows too

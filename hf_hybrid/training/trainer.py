@@ -21,6 +21,8 @@ from hf_hybrid.training.optimizer import MuonAdamW
 
 COMPLETE = "complete"
 """Name of the empty file that marks a checkpoint folder as wholly written."""
+TERMS = ("clean_loss", "noisy_loss", "clean_accuracy", "noisy_accuracy", "teacher_loss")
+"""Of a ``JointLoss``, in the log."""
 
 
 class IndexedExamples(Dataset[tuple[int, Example]]):
@@ -41,12 +43,21 @@ class HybridTrainer(Trainer):
 
     Every loss term is logged (nats per token) and shown in the progress bar; a checkpoint is written every
     ``save_minutes`` and at the end, and ``train(resume_from_checkpoint=last_whole_checkpoint(dir))`` goes on from it as
-    if nothing had happened.
+    if nothing had happened. With a ``teacher`` (a model of the same vocabulary, without gradients), ``teacher_share``
+    of the loss on clean rows is the divergence from it.
     """
 
     args: HybridTrainingArguments
 
-    def __init__(self, model: PreTrainedModel, args: HybridTrainingArguments, **kwargs: Any):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: HybridTrainingArguments,
+        *,
+        teacher: Any = None,
+        teacher_share: float = 0.0,
+        **kwargs: Any,
+    ):
         optimizer = MuonAdamW(
             model,
             matrix_lr=args.matrix_learning_rate,
@@ -57,7 +68,8 @@ class HybridTrainer(Trainer):
         # Scaling over accumulated batches is left to the mean of the means: every batch holds the same number of rows.
         super().__init__(model, args, optimizers=(optimizer, schedule), **kwargs)
         self.model_accepts_loss_kwargs = False
-        objective: nn.Module = JointObjective(model, args.noisy_weight)
+        teacher = teacher.to(args.device) if teacher is not None else None
+        objective: nn.Module = JointObjective(model, args.noisy_weight, teacher, teacher_share)
         self.objective = torch.compile(objective, dynamic=False) if args.compile_objective else objective
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
         self.remove_callback(ProgressCallback)
@@ -75,8 +87,9 @@ class HybridTrainer(Trainer):
         """The joint loss of one batch, a scalar; its terms are kept for the log."""
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.autocast_bfloat16):
             terms = self.objective(inputs)
-        for name in ("clean_loss", "noisy_loss", "clean_accuracy", "noisy_accuracy"):
-            self._terms[name].append(getattr(terms, name).detach())
+        for name in TERMS:
+            if (term := getattr(terms, name)) is not None:
+                self._terms[name].append(term.detach())
         return (terms.loss, terms) if return_outputs else terms.loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -124,5 +137,5 @@ class TermsProgress(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Show the terms in the bar instead of printing a dict below it."""
         if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {k.replace("accuracy", "acc"): v for k, v in logs.items() if k.startswith(("clean", "noisy"))}
+            shown = {k.replace("accuracy", "acc"): v for k, v in logs.items() if k in TERMS}
             self.training_bar.set_postfix(shown)

@@ -16,6 +16,7 @@ from hf_hybrid.evaluation.speculation.results import (
     speculation_json,
     speculation_results,
 )
+from hf_hybrid.evaluation.speculation.trained import held_out_prompts, trained_pair
 
 __all__ = [
     "CATEGORIES",
@@ -39,6 +40,7 @@ __all__ = [
     "copying",
     "difference",
     "flip_results",
+    "held_out_prompts",
     "loop_free_length",
     "prompts_of",
     "random_pair",
@@ -46,4 +48,5 @@ __all__ = [
     "run",
     "speculation_json",
     "speculation_results",
+    "trained_pair",
 ]

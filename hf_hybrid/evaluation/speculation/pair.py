@@ -1,4 +1,5 @@
-"""Drafting with a smaller model beside the host's assisted generation, by a pair of random models.
+"""Drafting with a smaller model beside the host's assisted generation, by a pair of random models; by a trained pair
+see `hf_hybrid.evaluation.speculation.trained`.
 
 What such a pair is worth follows from two numbers alone: what a draft costs, and how often it stands. So no trained
 weights are needed: the draft is the first layers of the target with noise on their output, as much as it takes to agree
@@ -17,7 +18,7 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_hybrid.decoding import ModelDrafter
+from hf_hybrid.decoding import ModelDrafter, TreeDrafter
 from hf_hybrid.evaluation.speculation.methods import ASSISTED, PLAIN, Method, Writer, end_tokens, generated
 from hf_hybrid.evaluation.speculation.prompts import Prompt
 from hf_hybrid.mixin import enable
@@ -58,12 +59,13 @@ class Pair:
 
     def methods(self) -> tuple[Method, ...]:
         """Plain decoding, the host's assisted generation (as it comes, and with five tokens a round, whatever they
-        promise; ``absent`` says when it is left out), ours."""
+        promise; ``absent`` says when it is left out), ours with chains and with trees."""
         assisted = (Method(ASSISTED, self._assisted(None, None)), Method("assisted_five", self._assisted(5, 0.0)))
         return (
             Method(PLAIN, lambda model: generated(model.generate, end_tokens(model), hf_hybrid={})),
             *(() if self.absent() else assisted),
             Method("speculative_model", self._ours),
+            Method("speculative_tree", self._tree),
         )
 
     def absent(self) -> list[dict[str, str]]:
@@ -87,6 +89,10 @@ class Pair:
 
     def _ours(self, model: Any) -> Writer:
         return generated(model.generate, end_tokens(model), strategy="speculative", drafter=ModelDrafter(self.draft))
+
+    def _tree(self, model: Any) -> Writer:
+        drafter = TreeDrafter(ModelDrafter(self.draft))
+        return generated(model.generate, end_tokens(model), strategy="speculative", drafter=drafter)
 
 
 class Numbers:
@@ -143,8 +149,14 @@ def random_pair(
     with torch.no_grad():
         target.lm_head.weight.copy_(sharp * head)
         draft.lm_head.weight.copy_(sharp * (head + spread * noise))
-    read = [sum(p.numel() for p in m.parameters()) - sizes.vocab * sizes.hidden for m in (draft, target)]
-    return Pair(target, draft, agreed(spread), read[0] / read[1])
+    return Pair(target, draft, agreed(spread), weights_read(draft) / weights_read(target))
+
+
+def weights_read(model: Any) -> int:
+    """Weights that a pass of one row reads: all of them but an embedding that is no head as well."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    tied = embedding is head
+    return sum(p.numel() for p in model.parameters()) - (0 if tied else embedding.numel())
 
 
 def _model(sizes: PairSizes, layers: int, dtype: torch.dtype) -> Any:

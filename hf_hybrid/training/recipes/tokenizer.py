@@ -132,8 +132,13 @@ class SheetEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.encode_special_tokens = True
-        marks = (tokenizer.backend_tokenizer.token_to_id(mark) for mark in ("<|user|>", "<|assistant|>"))
-        self.user, self.assistant = (int(mark or 0) for mark in marks)
+        user, assistant = (tokenizer.backend_tokenizer.token_to_id(mark) for mark in ("<|user|>", "<|assistant|>"))
+        if user is None or assistant is None:
+            raise ValueError(
+                "the tokenizer has no <|user|> and <|assistant|>, which stand around a prompt; take that of a "
+                "checkpoint that a recipe has trained"
+            )
+        self.user, self.assistant = int(user), int(assistant)
         self.longest_label = PlanLimits().max_label_length
 
     def __call__(self, sheet: Sheet) -> Example:
