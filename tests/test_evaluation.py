@@ -35,6 +35,7 @@ from hf_hybrid.evaluation import (
     environment,
     even_subset,
     groups_of,
+    kinds_of,
     in_types,
     measure,
     memory,
@@ -179,6 +180,29 @@ def test_groups_are_by_dependent_parts_and_share_the_baseline(run: Run) -> None:
     (fast,) = [r for r in bound["results"] if r["name"] == "fast"]
     assert fast["speedup"] is None and fast["speedup_all"] == 3.0 and fast["num_forwards"] == 5.0
     assert to_json(run, results_of(run), {}, {}, "bench")["groups"] == [free, bound]
+
+
+def test_kinds_are_by_what_bounds_the_gain_of_parts() -> None:
+    def sheet(count: int, *behind: str, chained: bool = False) -> TestItem:
+        parts = tuple(SheetPart(f"{n}", "x", (n - 1,) if chained and n else ()) for n in range(count))
+        return TestItem("i", "test", Sheet("p", ("before", parts, *behind), ("A",)))
+
+    items = [sheet(n) for n in (12, 2, 4, 4, 20)] + [sheet(4, "behind"), sheet(3, "behind", chained=True)]
+    rows = [measured(seconds=n + 1.0, num_tokens=10 * n + 10, num_forwards=n + 1) for n in range(7)]
+    rows[3] = measured(seconds=6.0, right=False, num_tokens=80, num_forwards=6)
+    kinds = kinds_of(Run((Candidate("only", "autoregressive"),), items, {"only": rows}))
+    found = [(k["kind"], k["parts"], k["num_prompts"]) for k in kinds]
+    assert found == [
+        ("independent parts", [2, 4], 3),
+        ("independent parts", [12, 12], 1),
+        ("independent parts", [20, 20], 1),
+        ("text behind the parts", None, 1),
+        ("parts that read parts", None, 1),  # whatever stands behind them
+    ]
+    (few,) = kinds[0]["results"]
+    # Prompts 1, 2, 3: 20 + 30 + 80 tokens in 2 + 3 + 6 seconds and passes; not the mean of 10, 10, 13.
+    assert few["tokens_per_second"] == few["tokens_per_forward"] == pytest.approx(130 / 11)
+    assert (few["num_tokens"], few["answer_exact_match"]) == (pytest.approx(130 / 3), pytest.approx(2 / 3))
 
 
 def test_types_have_their_own_baselines(run: Run) -> None:

@@ -5,7 +5,7 @@ from hf_hybrid.evaluation.frontier import PlotError, check_plots, draw_frontier
 from hf_hybrid.evaluation.harness import Measurement, Run, even_subset, measure
 from hf_hybrid.evaluation.loading import LoadingCost, loading_cost
 from hf_hybrid.evaluation.passes import PassCost, pass_costs
-from hf_hybrid.evaluation.report import Result, environment, groups_of, results_of, shape_of, to_json
+from hf_hybrid.evaluation.report import Result, environment, groups_of, kinds_of, results_of, shape_of, to_json
 from hf_hybrid.evaluation.statistics import bootstrap_interval, paired_ratios
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "environment",
     "even_subset",
     "groups_of",
+    "kinds_of",
     "in_types",
     "loading_cost",
     "measure",
