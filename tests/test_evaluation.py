@@ -429,12 +429,27 @@ def test_a_real_run_in_float64(checkpoint: tuple[Any, Any, list[TestItem]], tmp_
     assert run.measurements["host"][0].num_rows == run.measurements["autoregressive"][0].num_rows
     assert all(m.seconds_to_first_text is not None for m in run.measurements["host"])
     content = to_json(run, list(results.values()), shape_of(items, tokenizer), environment(model), "hf-hybrid bench")
-    head = ["command", "commit", "versions", "device", "num_prompts", "batch_size"]
-    assert list(content) == [*head, "shape", "groups", "results"]
+    head = ["command", "commit", "versions", "device", "num_prompts", "batch_size", "temperature"]
+    assert list(content) == [*head, "shape", "groups", "kinds", "results"]
     content = json.loads(json.dumps(content))
     assert content["num_prompts"] == 2 and len(content["results"]) == len(CANDIDATES)
     assert all(set(result) >= RESULT_KEYS for result in content["results"])
     assert content["device"]["dtype"] == "float64" and content["versions"]["torch"] == torch.__version__
+
+
+def test_sampled_answers_keep_the_equalities(checkpoint: tuple[Any, Any, list[TestItem]]) -> None:
+    model, tokenizer, items = checkpoint
+    names = ("autoregressive", "span_autoregressive", "planned_verified", "speculative_self")
+    candidates = [c for c in CANDIDATES if c.name in names]
+    greedy, hot, again = (
+        measure(model, tokenizer, items[:2], candidates, max_new_tokens=24, temperature=t) for t in (0.0, 1.0, 1.0)
+    )
+    assert (greedy.temperature, hot.temperature) == (0.0, 1.0)
+    for name in names:
+        texts = [[m.text for m in run.measurements[name]] for run in (greedy, hot, again)]
+        assert texts[0] != texts[1] == texts[2], name  # sampled, with a seed
+    for name, twin in (("planned_verified", "span_autoregressive"), ("speculative_self", "autoregressive")):
+        assert [m.text for m in hot.measurements[name]] == [m.text for m in hot.measurements[twin]]
 
 
 def test_a_batch_gives_the_texts_of_single_calls(checkpoint: tuple[Any, Any, list[TestItem]]) -> None:

@@ -103,6 +103,9 @@ def bench(
             help=f"Longest answer, in tokens. Default: the checkpoint's, or {LONGEST}; speculative: {MAX_NEW_TOKENS}.",
         ),
     ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Sample at this temperature, with seed 0. Default: 0, greedy.")
+    ] = 0.0,
     test_set: TestSet = None,
     coherence: Annotated[
         bool, typer.Option("--coherence", help="Also read every answer back: nats per token at seams and elsewhere.")
@@ -130,6 +133,7 @@ def bench(
     if task == "speculative":
         others = {"--split": split, "--sweep": sweep, "--plot": picture, "--test-set": test_set, "--passes": passes}
         others |= {"--coherence": coherence, "--feedback": feedback, "--batch-size": batch_size != 1}
+        others |= {"--temperature": temperature}
         _refuse(task, others)
         _refuse(f"{task} --part {part}", {"--model": part == "model" and model})
         machine = (dtype, device, threads)
@@ -182,6 +186,7 @@ def bench(
                 max_new_tokens=max_new_tokens or network.generation_config.max_new_tokens or LONGEST,
                 batch_size=batch_size,
                 read_back=coherence,
+                temperature=temperature,
                 others=others,
                 progress=lambda count: bar.advance(counted, count),
             )

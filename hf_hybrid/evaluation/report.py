@@ -229,6 +229,7 @@ def to_json(
         **environment,
         "num_prompts": len(run.items),
         "batch_size": run.batch_size,
+        "temperature": run.temperature,
         "shape": dict(shape),
         "groups": groups_of(run),
         "kinds": kinds_of(run),
