@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 import hf_hybrid
 from hf_hybrid import checkpoints, evaluation
 from hf_hybrid.cli import app
-from hf_hybrid.cli.bench import group_table, result_table
+from hf_hybrid.cli.bench import group_table, kind_table, result_table
 from hf_hybrid.cli.command import load
 from hf_hybrid.cli.options import given_settings
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, SettingsError
@@ -247,6 +247,17 @@ def test_bench_measures_the_feedback_rules_in_two_types(
     assert text.count("host*") == 2 and "\nbfloat16:" in text
     assert content["device"]["dtype"] == "float32" and isinstance(content["device"]["bfloat16_units"], list)
     assert sum(group["num_prompts"] for group in content["groups"]) == 2
+
+
+def test_kinds_stand_in_a_table_of_their_own() -> None:
+    def kind(name: str, parts: list[int] | None, rate: float) -> dict[str, Any]:
+        row = {"name": "planned_unverified", "tokens_per_second": rate}
+        return {"kind": name, "parts": parts, "num_prompts": 9, "results": [row]}
+
+    out = Console(file=io.StringIO(), width=80)
+    out.print(kind_table([kind("independent parts", [4, 8], 61.6), kind("text behind the parts", None, 40.2)]))
+    text = " ".join(out.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "tokens per second" in text and "4-8 parts" in text and "planned_unverified 62 40" in text
 
 
 def test_groups_stand_in_a_table_of_their_own() -> None:

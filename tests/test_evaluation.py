@@ -36,6 +36,7 @@ from hf_hybrid.evaluation import (
     even_subset,
     groups_of,
     in_types,
+    kinds_of,
     measure,
     memory,
     paired_ratios,
@@ -179,6 +180,29 @@ def test_groups_are_by_dependent_parts_and_share_the_baseline(run: Run) -> None:
     (fast,) = [r for r in bound["results"] if r["name"] == "fast"]
     assert fast["speedup"] is None and fast["speedup_all"] == 3.0 and fast["num_forwards"] == 5.0
     assert to_json(run, results_of(run), {}, {}, "bench")["groups"] == [free, bound]
+
+
+def test_kinds_are_by_what_bounds_the_gain_of_parts() -> None:
+    def sheet(count: int, *behind: str, chained: bool = False) -> TestItem:
+        parts = tuple(SheetPart(f"{n}", "x", (n - 1,) if chained and n else ()) for n in range(count))
+        return TestItem("i", "test", Sheet("p", ("before", parts, *behind), ("A",)))
+
+    items = [sheet(n) for n in (12, 2, 4, 4, 20)] + [sheet(4, "behind"), sheet(3, "behind", chained=True)]
+    rows = [measured(seconds=n + 1.0, num_tokens=10 * n + 10, num_forwards=n + 1) for n in range(7)]
+    rows[3] = measured(seconds=6.0, right=False, num_tokens=80, num_forwards=6)
+    kinds = kinds_of(Run((Candidate("only", "autoregressive"),), items, {"only": rows}))
+    found = [(k["kind"], k["parts"], k["num_prompts"]) for k in kinds]
+    assert found == [
+        ("independent parts", [2, 4], 3),
+        ("independent parts", [12, 12], 1),
+        ("independent parts", [20, 20], 1),
+        ("text behind the parts", None, 1),
+        ("parts that read parts", None, 1),  # whatever stands behind them
+    ]
+    (few,) = kinds[0]["results"]
+    # Prompts 1, 2, 3: 20 + 30 + 80 tokens in 2 + 3 + 6 seconds and passes; not the mean of 10, 10, 13.
+    assert few["tokens_per_second"] == few["tokens_per_forward"] == pytest.approx(130 / 11)
+    assert (few["num_tokens"], few["answer_exact_match"]) == (pytest.approx(130 / 3), pytest.approx(2 / 3))
 
 
 def test_types_have_their_own_baselines(run: Run) -> None:
@@ -405,12 +429,27 @@ def test_a_real_run_in_float64(checkpoint: tuple[Any, Any, list[TestItem]], tmp_
     assert run.measurements["host"][0].num_rows == run.measurements["autoregressive"][0].num_rows
     assert all(m.seconds_to_first_text is not None for m in run.measurements["host"])
     content = to_json(run, list(results.values()), shape_of(items, tokenizer), environment(model), "hf-hybrid bench")
-    head = ["command", "commit", "versions", "device", "num_prompts", "batch_size"]
-    assert list(content) == [*head, "shape", "groups", "results"]
+    head = ["command", "commit", "versions", "device", "num_prompts", "batch_size", "temperature"]
+    assert list(content) == [*head, "shape", "groups", "kinds", "results"]
     content = json.loads(json.dumps(content))
     assert content["num_prompts"] == 2 and len(content["results"]) == len(CANDIDATES)
     assert all(set(result) >= RESULT_KEYS for result in content["results"])
     assert content["device"]["dtype"] == "float64" and content["versions"]["torch"] == torch.__version__
+
+
+def test_sampled_answers_keep_the_equalities(checkpoint: tuple[Any, Any, list[TestItem]]) -> None:
+    model, tokenizer, items = checkpoint
+    names = ("autoregressive", "span_autoregressive", "planned_verified", "speculative_self")
+    candidates = [c for c in CANDIDATES if c.name in names]
+    greedy, hot, again = (
+        measure(model, tokenizer, items[:2], candidates, max_new_tokens=24, temperature=t) for t in (0.0, 1.0, 1.0)
+    )
+    assert (greedy.temperature, hot.temperature) == (0.0, 1.0)
+    for name in names:
+        texts = [[m.text for m in run.measurements[name]] for run in (greedy, hot, again)]
+        assert texts[0] != texts[1] == texts[2], name  # sampled, with a seed
+    for name, twin in (("planned_verified", "span_autoregressive"), ("speculative_self", "autoregressive")):
+        assert [m.text for m in hot.measurements[name]] == [m.text for m in hot.measurements[twin]]
 
 
 def test_a_batch_gives_the_texts_of_single_calls(checkpoint: tuple[Any, Any, list[TestItem]]) -> None:

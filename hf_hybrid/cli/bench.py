@@ -110,6 +110,9 @@ def bench(
             help=f"Longest answer, in tokens. Default: the checkpoint's, or {LONGEST}; speculative: {MAX_NEW_TOKENS}.",
         ),
     ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Sample at this temperature, with seed 0. Default: 0, greedy.")
+    ] = 0.0,
     test_set: TestSet = None,
     coherence: Annotated[
         bool, typer.Option("--coherence", help="Also read every answer back: nats per token at seams and elsewhere.")
@@ -137,6 +140,7 @@ def bench(
     if task == "speculative":
         others = {"--split": split, "--sweep": sweep, "--plot": picture, "--test-set": test_set, "--passes": passes}
         others |= {"--coherence": coherence, "--feedback": feedback, "--batch-size": batch_size != 1}
+        others |= {"--temperature": temperature}
         _refuse(task, others)
         if part == "model" and model and not draft:
             raise UsageError("--task speculative --part model does not take --model without --draft: name both or none")
@@ -192,6 +196,7 @@ def bench(
                 max_new_tokens=max_new_tokens or network.generation_config.max_new_tokens or LONGEST,
                 batch_size=batch_size,
                 read_back=coherence,
+                temperature=temperature,
                 others=others,
                 progress=lambda count: bar.advance(counted, count),
             )
@@ -217,6 +222,8 @@ def bench(
     content: dict[str, Any] = to_json(run, results, shape, facts, shlex.join(["hf-hybrid", *sys.argv[1:]]))
     if len(content["groups"]) > 1:
         console().print(group_table(content["groups"]))
+    if any(item.sheet.open for item in run.items):
+        console().print(kind_table(content["kinds"]))
     if json_file is not None:
         content["pass_costs"] = [asdict(cost) for cost in costs]
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -304,6 +311,19 @@ def group_table(groups: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(row[0]["name"], *(cell for pair in cells for cell in pair))
     table.caption = "speedup where both answers are right; parts that read others must wait for them"
     table.caption_justify = "left"
+    return table
+
+
+def kind_table(kinds: Sequence[Mapping[str, Any]]) -> Table:
+    """Tokens per second of every candidate by how many parts there are, and what they wait for."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, title="tokens per second")
+    table.title_justify = "left"
+    table.add_column("candidate", no_wrap=True)
+    for kind in kinds:
+        name = "{}-{} parts".format(*kind["parts"]) if kind["parts"] else kind["kind"]
+        table.add_column(f"{name} ({kind['num_prompts']} prompts)", justify="right")
+    for row in zip(*(kind["results"] for kind in kinds), strict=True):
+        table.add_row(row[0]["name"], *(f"{r['tokens_per_second']:.0f}" for r in row))
     return table
 
 

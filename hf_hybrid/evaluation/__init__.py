@@ -5,7 +5,7 @@ from hf_hybrid.evaluation.frontier import PlotError, check_plots, draw_frontier
 from hf_hybrid.evaluation.harness import Measurement, Run, even_subset, measure
 from hf_hybrid.evaluation.loading import Compared, LoadingCost, ProcessError, compared, loading_cost
 from hf_hybrid.evaluation.passes import PassCost, pass_costs
-from hf_hybrid.evaluation.report import Result, environment, groups_of, results_of, shape_of, to_json
+from hf_hybrid.evaluation.report import Result, environment, groups_of, kinds_of, results_of, shape_of, to_json
 from hf_hybrid.evaluation.statistics import bootstrap_interval, paired_ratios
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "even_subset",
     "groups_of",
     "in_types",
+    "kinds_of",
     "loading_cost",
     "measure",
     "paired_ratios",

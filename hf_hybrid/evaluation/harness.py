@@ -58,7 +58,7 @@ class Measurement:
 class Run:
     """What was measured: ``measurements[name][i]`` belongs to ``items[i]``; ``interrupted``: True: not all prompts.
 
-    ``batch_size``: prompts per call.
+    ``batch_size``: prompts per call. ``temperature``: answers were sampled at, 0: greedy.
     """
 
     candidates: tuple[Candidate, ...]
@@ -66,6 +66,7 @@ class Run:
     measurements: dict[str, list[Measurement]] = field(default_factory=dict)
     interrupted: bool = False
     batch_size: int = 1
+    temperature: float = 0.0
 
 
 def country_of(item: TestItem) -> str:
@@ -94,10 +95,11 @@ def measure(
     max_new_tokens: int = 512,
     batch_size: int = 1,
     read_back: bool = False,
+    temperature: float = 0.0,
     progress: Callable[[int], None] | None = None,
     others: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Let every candidate answer every prompt, greedily.
+    """Let every candidate answer every prompt.
 
     The first prompt is answered once more before, by every candidate, and not counted. Ctrl-C ends the run; what all
     candidates finished is kept.
@@ -106,6 +108,7 @@ def measure(
         model: an enabled model (``hf_hybrid.enable``). tokenizer: pads on the left.
         batch_size: prompts per call; times are then divided by it.
         read_back: True: also measure how coherent the answers are, outside the clock.
+        temperature: 0: greedy; else it is sampled at, with seed 0, so that equal texts stay equal among ours.
         progress: is told how many prompts just finished.
         others: ``Candidate.dtype`` -> the same model in that type, for candidates that name one.
     """
@@ -118,15 +121,20 @@ def measure(
     if missing:
         raise ValueError(f"no model in {', '.join(missing)}; give it in others=")
     models = {c.name: model if c.dtype is None else known[c.dtype] for c in candidates}
-    run = Run(tuple(candidates), measurements={c.name: [] for c in candidates}, batch_size=batch_size)
+    none: dict[str, list[Measurement]] = {c.name: [] for c in candidates}
+    run = Run(tuple(candidates), measurements=none, batch_size=batch_size, temperature=temperature)
+
+    def write(batch: Sequence[TestItem], candidate: Candidate, read_back: bool = False) -> list[Measurement]:
+        return answer(models[candidate.name], tokenizer, batch, candidate, max_new_tokens, read_back, temperature)
+
     try:
         for candidate in candidates:
-            answer(models[candidate.name], tokenizer, items[:batch_size], candidate, max_new_tokens)
+            write(items[:batch_size], candidate)
         for turn, start in enumerate(range(0, len(items), batch_size)):
             batch = items[start : start + batch_size]
             first = turn % len(candidates)
             order = [*candidates[first:], *candidates[:first]]
-            answers = {c.name: answer(models[c.name], tokenizer, batch, c, max_new_tokens, read_back) for c in order}
+            answers = {c.name: write(batch, c, read_back) for c in order}
             for name, done in answers.items():
                 run.measurements[name] += done
             run.items += batch
@@ -149,6 +157,7 @@ def answer(
     candidate: Candidate,
     max_new_tokens: int,
     read_back: bool = False,
+    temperature: float = 0.0,
 ) -> list[Measurement]:
     """The answers of one candidate to one batch of prompts."""
     encoded = tokenizer([item.sheet.prompt for item in items], return_tensors="pt", padding=len(items) > 1)
@@ -160,11 +169,14 @@ def answer(
         options = {"strategy": candidate.strategy, **candidate.settings}
     elif clock is not None:
         options["streamer"] = clock
+    options["do_sample"] = temperature > 0
+    if temperature:
+        options["temperature"] = temperature
+        torch.manual_seed(0)  # of the host
+        options |= {} if candidate.strategy is None else {"seed": 0}
     reset_peak(model.device)
     started = time.perf_counter()
-    output = model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, **options
-    )
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **options)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     seconds = time.perf_counter() - started

@@ -229,8 +229,10 @@ def to_json(
         **environment,
         "num_prompts": len(run.items),
         "batch_size": run.batch_size,
+        "temperature": run.temperature,
         "shape": dict(shape),
         "groups": groups_of(run),
+        "kinds": kinds_of(run),
         "results": [asdict(result) for result in results],
     }
 
@@ -260,6 +262,54 @@ def groups_of(run: Run) -> list[dict[str, Any]]:
             )
         groups.append({"dependent_parts": count, "num_prompts": len(places), "results": results})
     return groups
+
+
+def kinds_of(run: Run) -> list[dict[str, Any]]:
+    """Every candidate by what bounds the gain from writing parts at once: answers of independent parts by how many they
+    are, in up to three classes; answers with text behind their parts; answers with parts that read other parts.
+
+    Rates are sums divided by sums: where a prompt has many right answers, those of two candidates differ in length.
+    """
+    places: dict[tuple[str, int, int], list[int]] = {}
+    counts = sorted({len(item.sheet.parts) for item in run.items if kind_of(item) == INDEPENDENT})
+    classes = (
+        [found for part in np.array_split(counts, min(3, len(counts))) if (found := part.tolist())] if counts else []
+    )
+    for place, item in enumerate(run.items):
+        kind, parts = kind_of(item), len(item.sheet.parts)
+        among = next(own for own in classes if parts in own) if kind == INDEPENDENT else [0]
+        places.setdefault((kind, among[0], among[-1]), []).append(place)
+    kinds: list[dict[str, Any]] = []
+    for (kind, least, most), own in sorted(places.items(), key=lambda found: (KINDS.index(found[0][0]), found[0][1])):
+        results: list[dict[str, Any]] = []
+        for candidate in run.candidates:
+            chosen = [run.measurements[candidate.name][place] for place in own]
+            tokens, seconds = sum(m.num_tokens for m in chosen), sum(m.seconds for m in chosen)
+            forwards = max(sum(m.num_forwards for m in chosen), 1)
+            results.append(
+                {
+                    "name": candidate.name,
+                    "tokens_per_second": tokens / seconds,
+                    "tokens_per_forward": tokens / forwards,
+                    "num_tokens": tokens / len(own),
+                    "answer_exact_match": _mean([float(m.right) for m in chosen]),
+                }
+            )
+        parts = [least, most] if kind == INDEPENDENT else None
+        kinds.append({"kind": kind, "parts": parts, "num_prompts": len(own), "results": results})
+    return kinds
+
+
+INDEPENDENT, FOLLOWED, DEPENDENT = KINDS = ("independent parts", "text behind the parts", "parts that read parts")
+
+
+def kind_of(item: TestItem) -> str:
+    """One of ``KINDS``."""
+    if dependent_parts(item):
+        return DEPENDENT
+    rounds = [place for place, piece in enumerate(item.sheet.pieces) if not isinstance(piece, str)]
+    behind = item.sheet.pieces[rounds[0] + 1 :] if rounds else ()
+    return FOLLOWED if behind else INDEPENDENT
 
 
 def dependent_parts(item: TestItem) -> int:

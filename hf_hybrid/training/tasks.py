@@ -141,7 +141,11 @@ def wordnet_task(source: Source) -> Task:
     encode = SheetEncoder(tokenizer)
     senses = sum(map(len, training.values()))
     limit = source.batches.num_rows * 15 // 16  # noisy blocks need rows too
-    sampler = wordnet.EntrySampler(training, source.seed, lambda sheet: encode(sheet).planned_rows <= limit)
+
+    def fits(sheet: Sheet) -> bool:
+        return encode(sheet).planned_rows <= limit
+
+    sampler = wordnet.EntrySampler(training, source.seed, fits, wordnet.COINED)
     return Task(
         tokenizer,
         lambda index: encode(sampler.draw(index)),

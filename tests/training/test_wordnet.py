@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import tarfile
 from pathlib import Path
 
@@ -153,6 +154,23 @@ def test_sheets_that_are_too_long_lose_parts(lexicon: dict[str, tuple[Sense, ...
         assert fits(whole) == (sheet == whole)
     with pytest.raises(ValueError, match="raise num_rows"):
         EntrySampler(lexicon, 0, lambda _: False).draw(0)
+
+
+def test_made_up_words_name_real_senses(lexicon: dict[str, tuple[Sense, ...]]) -> None:
+    plain, coined = EntrySampler(lexicon, seed=3), EntrySampler(lexicon, seed=3, coined=0.5)
+    made_up = known = 0
+    for index in range(100):
+        sheet = coined.draw(index)
+        names = [line[2:] for line in sheet.prompt.split("\n")[1:]]
+        assert [part.label for part in sheet.parts] == [f"## {name}\n" for name in names]
+        assert len(set(names)) == len(names)
+        words = {name.rpartition(",")[0] for name in names}
+        assert all(re.fullmatch(r"[a-z][a-z' -]{0,19}", word) for word in words)
+        made_up, known = made_up + len(words - set(lexicon)), known + len(words & set(lexicon))
+        assert sheet == EntrySampler(lexicon, seed=3, coined=0.5).draw(index)
+        none = EntrySampler(lexicon, seed=3, coined=0.0).draw(index)
+        assert none == plain.draw(index)
+    assert 0.3 < made_up / (made_up + known) < 0.6  # half are renamed, and some names exist
 
 
 def test_held_out_prompts(lexicon: dict[str, tuple[Sense, ...]], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -35,6 +35,8 @@ HELD_OUT_SEED = 7
 HELD_OUT = {"dev": 600, "test": 1500}
 HELD_OUT_PROMPTS = {"dev": 48, "test": 144}
 SIZES = (4, 8, 12, 16, 20, 24)
+COINED = 0.5
+"""Share of the words of training prompts that are made up: headings of words that are held out can only be copied."""
 CHAINED = 9  # a plan names the first 8 parts of a round as dependencies
 Form = Literal["plain", "closing", "chained"]
 MIX: dict[Form, float] = {"plain": 0.65, "closing": 0.25, "chained": 0.1}
@@ -163,10 +165,17 @@ def training_lexicon(lexicon: Lexicon) -> dict[str, tuple[Sense, ...]]:
 
 
 class EntrySampler:
-    """Draws sheets over `lexicon`; a sheet depends on (seed, index) alone. `fits`: True: a sheet is not too long."""
+    """Draws sheets over `lexicon`; a sheet depends on (seed, index) alone.
 
-    def __init__(self, lexicon: Lexicon, seed: int, fits: Callable[[Sheet], bool] = lambda _: True) -> None:
-        self.lexicon, self.seed, self.fits = lexicon, seed, fits
+    Args:
+        fits: True: a sheet is not too long. coined: share of the words that `draw` gives a name that it makes up, 0 to
+            1. Such a heading can only be copied from the prompt, like those of words that are held out.
+    """
+
+    def __init__(
+        self, lexicon: Lexicon, seed: int, fits: Callable[[Sheet], bool] = lambda _: True, coined: float = 0.0
+    ) -> None:
+        self.lexicon, self.seed, self.fits, self.coined = lexicon, seed, fits, coined
         self.words = sorted(lexicon)
 
     def draw(self, index: int) -> Sheet:
@@ -175,20 +184,36 @@ class EntrySampler:
         form = rng.choices(list(MIX), weights=list(MIX.values()))[0]
         size = rng.randint(2, CHAINED if form == "chained" else max(SIZES))
         words = rng.sample(self.words, size)
-        return self.sheet(rng, iter(words), size, form)
+        return self.sheet(rng, iter(words), size, form, self.coined)
 
-    def sheet(self, rng: Random, words: Iterator[str], size: int, form: Form) -> Sheet:
-        """A sheet of `size` parts, or of as many as fit: one to four senses of each of `words`, as many as needed."""
+    def sheet(self, rng: Random, words: Iterator[str], size: int, form: Form, coin: float = 0.0) -> Sheet:
+        """A sheet of `size` parts, or of as many as fit: one to four senses of each of `words`, as many as needed.
+
+        Args:
+            coin: share of the words that get a name that is made up.
+        """
         senses: list[Sense] = []
         while len(senses) < size:
             own = self.lexicon[next(words)]
             number = min(rng.randint(1, 4), len(own), size - len(senses))
-            senses += [own[place] for place in sorted(rng.sample(range(len(own)), number))]
+            chosen = [own[place] for place in sorted(rng.sample(range(len(own)), number))]
+            if coin and rng.random() < coin:
+                taken = {sense.word for sense in senses}
+                while (name := coined_word(rng, self.words)) in taken:
+                    pass
+                chosen = [replace(sense, word=name) for sense in chosen]
+            senses += chosen
         while not self.fits(sheet := make_sheet(senses, form)):
             senses.pop()
             if len(senses) < 2:
                 raise ValueError("not even two parts fit: raise num_rows in the recipe's batches")
         return sheet
+
+
+def coined_word(rng: Random, words: Sequence[str]) -> str:
+    """A word that looks like one: the head of one of `words` and the tail of another, up to 20 letters."""
+    head, tail = rng.choice(words), rng.choice(words)
+    return (head[: rng.randint(1, len(head))].rstrip() + tail[rng.randrange(len(tail)) :].lstrip())[:20].rstrip()
 
 
 def make_sheet(senses: list[Sense], form: Form) -> Sheet:
