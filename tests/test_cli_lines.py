@@ -114,6 +114,9 @@ def test_strings_and_chats_are_prompts_too(folder: Path, tmp_path: Path) -> None
         ('{"prompt": " "}\n', "line 1: the prompt must be a text"),
         ('{"messages": [1]}\n', "line 1: messages must be a list"),
         ('{"messages": []}\n', "line 1: messages must be a list"),
+        ('{"messages": [{"role": 5, "content": "a"}]}\n', "line 1: messages must be a list"),
+        ('{"messages": [{"role": "user", "content": 5}]}\n', "line 1: messages must be a list"),
+        ('{"prompt": "half a sign: \\ud800"}\n', "line 1: holds what cannot be written as UTF-8"),
         ("\n", "holds no prompts"),
     ],
 )
@@ -122,6 +125,33 @@ def test_a_wrong_prompt_is_found_before_the_run(folder: Path, tmp_path: Path, co
     path.write_text(content)
     assert message in answer(folder, path, "out.jsonl", code=2).stderr
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_line_that_is_no_text_is_named_and_the_rest_goes_on(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bytes.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf"Area: 1"\r\n{"prompt": "Area: \xff"}\r\n"Area: 3"\r\n')
+    result = answer(folder, path, "out.jsonl", code=1)
+    assert "line 2: not UTF-8" in result.stderr and "1 lines of" in result.stderr
+    assert [a["prompt"] for a in lines(tmp_path / "out.jsonl")] == ["Area: 1", "Area: 3"]
+
+
+def test_a_chat_that_the_template_cannot_read_is_one_line(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text('"Area: 1"\n{"messages": [{"role": "user", "content": null}]}\n')
+    result = answer(folder, path, "out.jsonl", "--batch-size", 1, code=1)
+    assert "cannot read [{'role': 'user', 'content': None}]" in result.stderr
+    assert [a["prompt"] for a in lines(tmp_path / "out.jsonl")] == ["Area: 1"]
+
+
+@pytest.mark.parametrize("record", [{"prompt": "Area: 1\u2028\u0085Forest: 2"}, {"prompt": "Area: 1", "text": "mine"}])
+def test_answers_to_any_record_are_found_again(folder: Path, tmp_path: Path, record: dict[str, str]) -> None:
+    path = tmp_path / "prompts.jsonl"
+    both = [json.dumps(r, ensure_ascii=False) + "\n" for r in (record, {"prompt": "Area: 2"})]
+    path.write_text("".join(both), encoding="utf-8")
+    answer(folder, path, "out.jsonl")
+    before = (tmp_path / "out.jsonl").read_bytes()
+    assert "(2 stood there before)" in " ".join(answer(folder, path, "out.jsonl").stderr.split())
+    assert (tmp_path / "out.jsonl").read_bytes() == before and before.count(b"\n") == 2
 
 
 def test_answers_to_other_prompts_are_not_touched(folder: Path, prompts: Path) -> None:

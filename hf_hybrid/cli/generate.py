@@ -77,9 +77,9 @@ def generate(
     In a terminal plan and parts are shown while they grow, then the answer; elsewhere the text appears as it is
     confirmed. What no option names comes from the checkpoint.
 
-    With --output, --input holds JSON lines: {"prompt": "..."} or {"messages": [...]}; other fields are kept. Answers
-    are appended in the same order, one by one; a run that was interrupted goes on where it stopped. Lines that are no
-    prompts are named and left out, and the exit code is 1.
+    With --output, --input holds JSON lines: {"prompt": "..."} or {"messages": [...]}; other fields are kept, but for
+    text, plan and report, which are of the answer. Answers are appended in the same order, one by one; a run that was
+    interrupted goes on where it stopped. Lines that are no prompts are named and left out, and the exit code is 1.
     """
     if plan is not None and strategy != "planned_diffusion":
         raise UsageError(f"--plan needs --strategy planned_diffusion, not {strategy}")

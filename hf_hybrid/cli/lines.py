@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hf_hybrid.cli.command import UsageError
 
 Record = dict[str, Any]
+ADDED = frozenset({"text", "plan", "report"})
+"""Fields that an answer adds to its record; they take the place of fields of that name."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,21 @@ class Job:
 def read_prompts(source: Path) -> tuple[list[Record], list[str]]:
     """JSON lines: objects with ``prompt`` (text) or ``messages`` (a chat), or strings; blank lines are skipped.
 
+    A line ends with a line feed and nowhere else: U+2028 and the like may stand in a JSON text as they are.
+
     Returns:
         the records, and what is wrong with each line that is none.
     """
     records: list[Record] = []
     faults: list[str] = []
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(source.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            faults.append(f"{source}, line {number}: not UTF-8 ({error})")
+            continue
         except (ValueError, RecursionError) as error:
             faults.append(f"{source}, line {number}: not JSON ({error})")
             continue
@@ -57,14 +65,23 @@ def _fault(record: Any) -> str:
     """What is wrong with a record; empty: nothing."""
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
         return 'give {"prompt": "..."} or {"messages": [...]}'
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except (UnicodeEncodeError, RecursionError) as error:  # "\ud800" alone is JSON, but no text
+        return f"holds what cannot be written as UTF-8 ({error})"
     if "prompt" in record:
         good = isinstance(record["prompt"], str) and record["prompt"].strip()
         return "" if good else "the prompt must be a text that is not empty"
     chat = record["messages"]
-    good = (
-        isinstance(chat, list) and chat and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in chat)
-    )
-    return "" if good else 'messages must be a list of {"role": ..., "content": ...}'
+    good = isinstance(chat, list) and chat and all(map(_is_message, chat))
+    return "" if good else 'messages must be a list of {"role": "...", "content": "..."}'
+
+
+def _is_message(value: Any) -> bool:
+    """True: a chat template can read it. Some templates take a list of contents, and none in an answer of tools."""
+    if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
+        return False
+    return isinstance(value["role"], str) and isinstance(value["content"], (str, list, type(None)))
 
 
 def plan_job(records: Sequence[Record], output: Path) -> Job:
@@ -75,13 +92,14 @@ def plan_job(records: Sequence[Record], output: Path) -> Job:
         raise UsageError(f"--output {output}: give an ordinary file; answers are appended to it")
     text = output.read_bytes() if output.exists() else b""
     whole = text[: text.rfind(b"\n") + 1]
-    answers = whole.decode("utf-8", errors="replace").splitlines()
+    answers = whole.decode("utf-8", errors="replace").split("\n")[:-1]
     for number, (line, record) in enumerate(zip(answers, records, strict=False), 1):
         try:
             answer = json.loads(line)
         except ValueError:
             answer = None
-        if not isinstance(answer, dict) or any(answer.get(name) != value for name, value in record.items()):
+        kept = {name: value for name, value in record.items() if name not in ADDED}
+        if not isinstance(answer, dict) or any(answer.get(name) != value for name, value in kept.items()):
             raise UsageError(
                 f"{output}, line {number} is no answer to prompt {number}; name another file, or delete this one"
             )

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_hybrid.cli.command import UsageError
+from hf_hybrid.cli.command import InputError, UsageError
 
 
 def read_prompt(prompt: str | None, source: Path | None) -> str:
@@ -29,9 +29,12 @@ def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError("a chat was asked for, and the tokenizer of this model has no chat template")
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        try:
+            encoded = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except Exception as error:  # a template is a program, and may raise anything
+            raise InputError(f"the chat template of this model cannot read {messages!r:.200}: {error}") from error
     else:
         encoded = tokenizer(text, return_tensors="pt")
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}

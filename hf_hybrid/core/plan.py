@@ -90,11 +90,11 @@ class Span:
 
 @dataclass(frozen=True)
 class PlanLimits:
-    """Caps on a plan. Lengths are in tokens; ``max_total_length`` bounds the sum of openings and planned lengths."""
+    """Caps on a plan. Lengths are in tokens; ``max_plan_length`` bounds the sum of openings and planned lengths."""
 
     max_parts: int = 16
     max_part_length: int = 256
-    max_total_length: int = 2048
+    max_plan_length: int = 2048
     max_label_length: int = 16
 
 
@@ -113,8 +113,8 @@ class Plan:
             raise PlanError(f"the plan has {len(self.spans)} parts, more than max_parts={limits.max_parts}")
         banned = {*tokens.banned, tokens.eos}
         longest = max([len(self.lead), *(len(span.text or ()) for span in self.spans)])
-        if longest > limits.max_total_length:
-            raise PlanError(f"a given text has {longest} tokens, more than max_total_length={limits.max_total_length}")
+        if longest > limits.max_plan_length:
+            raise PlanError(f"a given text has {longest} tokens, more than max_plan_length={limits.max_plan_length}")
         if banned & set(self.lead):
             raise PlanError("the text before the parts holds a control token; it is ordinary text")
         for number, span in enumerate(self.spans, 1):
@@ -149,8 +149,8 @@ class Plan:
                     f"{len(tokens.depends)} dependency tags; add tags to the vocabulary or depend on an earlier part"
                 )
         total = sum(s.opening + s.length for s in self.spans)
-        if total > limits.max_total_length:
-            raise PlanError(f"the plan asks for {total} tokens, more than max_total_length={limits.max_total_length}")
+        if total > limits.max_plan_length:
+            raise PlanError(f"the plan asks for {total} tokens, more than max_plan_length={limits.max_plan_length}")
         return self
 
     def sorted(self) -> Plan:
@@ -342,7 +342,7 @@ class PlanGrammar:
         """True: one more part (``label`` and ``length`` in tokens) respects the caps, and the spans and ``plan_tokens``
         more tokens of plan fit into ``room``."""
         total = state.total + 1 + label + length
-        if length > self.limits.max_part_length or total > self.limits.max_total_length:
+        if length > self.limits.max_part_length or total > self.limits.max_plan_length:
             return False
         return room is None or plan_tokens + total <= room
 

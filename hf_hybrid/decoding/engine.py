@@ -19,6 +19,7 @@ from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import Call, Context, Strategy
 from hf_hybrid.models.runner import Runner, causal_cache
+from hf_hybrid.models.vocabulary import width_of
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "autoregressive": Autoregressive,
@@ -86,8 +87,9 @@ def _decode(
         prompt_length=input_ids.shape[1],
         rows_per_prompt=config.num_return_sequences or 1,
     )
-    vocab_size = int(model.get_output_embeddings().weight.shape[0])
-    context = Context(runner, call, processors, bool(config.do_sample), ends, processors.min_new_tokens, vocab_size)
+    context = Context(
+        runner, call, processors, bool(config.do_sample), ends, processors.min_new_tokens, width_of(model)
+    )
     strategy = STRATEGIES[call.strategy](context)
     session = Session(strategy, canvases, input_ids, stopping_criteria, call)
     session.adopt(model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask"))

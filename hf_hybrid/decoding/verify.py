@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hf_hybrid.decoding.output import DecodingError
+from hf_hybrid.decoding.scoring import to_host
+
 
 def check_lane(draft: Sequence[int], checked: Sequence[int]) -> tuple[list[int], int]:
     """Tokens that a pass adds to a lane, and how many of them were drafted.
@@ -87,6 +90,9 @@ def check_in_order(
         prefix: ids up to the last settled token. draft: drafted ids behind it.
         process: history ``(1, length)`` and scores ``(1, vocab)`` to processed scores. parents: of a tree (``branch``);
             empty: a chain.
+
+    Raises:
+        DecodingError: the processors make a NaN, or leave no token.
     """
     ids = list(prefix)
 
@@ -95,6 +101,14 @@ def check_in_order(
             ids.append(draft[node])
         row = slice(node + 1, node + 2)
         scores = process(torch.tensor([ids], device=logits.device), logits[row].clone())  # (1, vocab)
-        return int((scores if noise is None else scores + noise[row]).argmax(dim=-1))
+        best, token = (scores if noise is None else scores + noise[row]).max(dim=-1)  # (1,)
+        (value,), (chosen,) = to_host(best, token)
+        if not value > -torch.inf:
+            raise DecodingError(
+                "the logits processors give NaN; correct the one that does"
+                if value != value
+                else "the logits processors ban every token that may follow; allow one (in a plan: its tags too)"
+            )
+        return chosen
 
     return walk(parents or range(-1, len(draft) - 1), draft, choose)

@@ -9,6 +9,7 @@ import torch
 
 from hf_hybrid.core.rows import Rows
 from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.vocabulary import width_of
 
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _TOLERANCE = 0.05
@@ -19,7 +20,7 @@ def honours_branches(model: Any) -> bool:
     """True: a row beside another one, at the same position, gives the logits that it gives alone. Two passes of a few
     rows, once per model."""
     if model not in _KNOWN:
-        vocab = int(model.get_output_embeddings().weight.shape[0])
+        vocab = width_of(model)
         first, left, right = (token % vocab for token in (1, 2, 3))
         # "right" sees "first", and not "left" beside it; a chance likeness is none in two places out of two.
         together = Runner(model, 1, capacity=8)

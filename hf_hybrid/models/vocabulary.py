@@ -131,6 +131,14 @@ def control_tokens(model: PreTrainedModel) -> ControlTokens | None:
     return tokens
 
 
+def width_of(model: Any) -> int:
+    """Width of the logits: token ids that the model has a row for, padding of the vocabulary included."""
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    # Quantised layers have a method of that name, or keep the weight in another shape and say their width beside it.
+    return int(getattr(head, "out_features", None) or weight.shape[0])  # type: ignore[union-attr]
+
+
 def knows_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
     """True: every tag of a plan is a token of its own; lengths and dependencies differ between checkpoints."""
     unknown = tokenizer.unk_token_id if tokenizer.unk_token is not None else None

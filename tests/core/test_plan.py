@@ -24,7 +24,7 @@ TOKENS = ControlTokens(
     mask=10, eos=11, par=12, topic=13, async_=14, sync=15, spad=16,
     lengths=((2, 17), (4, 18), (8, 19), (16, 20)), depends=(21, 22, 23, 24, 25, 26),
 )  # fmt: skip
-LIMITS = PlanLimits(max_parts=5, max_part_length=16, max_total_length=60, max_label_length=4)
+LIMITS = PlanLimits(max_parts=5, max_part_length=16, max_plan_length=60, max_label_length=4)
 GRAMMAR = PlanGrammar(TOKENS, VOCAB, LIMITS)
 
 
@@ -284,7 +284,7 @@ def test_depends_matrix() -> None:
         ((Span((1,), 2, (-1,)),), "depends on part 0, which is not an earlier part"),
         ((Span((1,), 2), Span((1,), 2), Span((1,), 2, (1, 0))), "must rise"),
         ((Span((1,), 2), Span((1,), 2, (0, 0))), "must rise"),
-        ((Span((1,), 16),) * 4, "72 tokens, more than max_total_length=60"),
+        ((Span((1,), 16),) * 4, "72 tokens, more than max_plan_length=60"),
     ],
 )
 def test_check_names_what_is_wrong(spans: tuple[Span, ...], message: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, LogitsProcessorList, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from hf_hybrid import Plan, Span
@@ -177,6 +177,17 @@ def test_nan_logits(strategy: dict[str, Any]) -> None:
         generate(host, **strategy)
     weight.copy_(saved)
     assert torch.equal(generate(host, **strategy), good)
+
+
+@pytest.mark.parametrize(("value", "message"), [(math.nan, "processors give NaN"), (-math.inf, "ban every token")])
+@pytest.mark.parametrize("strategy", [PLANNED, {"strategy": "autoregressive"}, {"strategy": "speculative"}], ids=str)
+def test_processors_that_leave_nothing(strategy: dict[str, Any], value: float, message: str) -> None:
+    def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(scores, value) if ids.shape[1] > 8 else scores
+
+    processors: Any = LogitsProcessorList([broken])
+    with pytest.raises(DecodingError, match=message):
+        generate(hybrid(seed=26), logits_processor=processors, max_new_tokens=30, **strategy)
 
 
 def test_control_tags_in_a_prompt_are_inert() -> None:

@@ -3,11 +3,12 @@
 Bugs these tests catch: an answer longer than ``max_new_tokens``; control tokens or plan labels that leak into the text;
 a report that miscounts; stop strings that act in the order of time instead of text; a cache that a host call continues
 at the wrong position; a caller's cache that is ignored or read wrongly; extension or fallback that cannot be switched
-off; a dense round that never ends.
+off; a dense round that never ends; a head of another class, as quantised ones are, that is read instead of called.
 """
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -217,3 +218,26 @@ def test_the_cache_of_a_prefix_changes_nothing(mode: str) -> None:
         found = generate(ids=ids, past_key_values=held_cache, **settings)
         assert torch.equal(found.sequences, expected.sequences)
         assert found.report[0].num_rows < expected.report[0].num_rows or held == 1
+
+
+class Packed(torch.nn.Module):
+    """A head as quantised layers are: ``weight`` is no tensor."""
+
+    def __init__(self, head: torch.nn.Linear):
+        super().__init__()
+        self.out_features, self.linear = head.out_features, head
+
+    def weight(self) -> Tensor:
+        return self.linear.weight
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.linear(rows)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "speculative", "drafting model"])
+def test_a_head_whose_weight_is_no_tensor(mode: str) -> None:
+    settings = MODES.get(mode, {"strategy": "speculative"})
+    packed = copy.deepcopy(model(settings))
+    packed.lm_head = Packed(packed.lm_head)
+    drafter = {"drafter": packed} if mode == "drafting model" else {}
+    assert new_ids(generate(packed, **settings, **drafter)) == new_ids(generate(**settings))

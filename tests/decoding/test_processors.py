@@ -24,7 +24,7 @@ TOKENS = ControlTokens(
     mask=44, eos=45, par=46, topic=47, async_=48, sync=49, spad=50,
     lengths=((2, 51), (4, 52), (8, 53)), depends=(54, 55),
 )  # fmt: skip
-LIMITS = PlanLimits(max_parts=3, max_part_length=4, max_total_length=20, max_label_length=2)
+LIMITS = PlanLimits(max_parts=3, max_part_length=4, max_plan_length=20, max_label_length=2)
 GRAMMAR = PlanGrammar(TOKENS, VOCAB, LIMITS)
 PAD, ROOM = 1, 24  # the host fills beams up with eos when the padding id is 0
 PROMPT = torch.tensor(

@@ -19,7 +19,7 @@ from tests.hub.client_for_tests import PROMPT, STRATEGIES
 from tests.hub.hub_for_tests import NOBODY, USERS, run_client
 from tests.hub_server import HubServer
 
-NAMES = ("tiny", "sharded", "secret", "deep", "pocket", "one", "carded", "speculative")
+NAMES = ("tiny", "sharded", "secret", "deep", "pocket", "one", "carded", "speculative", "my-model")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,8 @@ def test_one_commit_brings_it_all(hub: HubServer, pushed: dict[str, Any]) -> Non
     commit = hub.storage.repositories["alice/one"].at("main")
     assert commit is not None and commit.oid == oid and titles == ["All of it", "initial commit"]
     assert {"README.md", "tokenizer.json", "custom_generate/generate.py"} <= commit.files.keys()
+    readme = hub.storage.repositories["alice/my-model"].at("main")  # pushed by the line of the README
+    assert readme is not None and readme.files.keys() == commit.files.keys()
     assert (
         "custom_generate/generate.py"
         in hub.storage.repositories["alice/speculative"]

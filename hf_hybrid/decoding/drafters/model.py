@@ -19,8 +19,9 @@ from torch import Tensor
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.lookup import Followers
-from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of, vocabulary_of
+from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
 from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.vocabulary import width_of
 
 _LUCK = 0.5
 """Looked up tokens that must stand per pass on average: so many pay for the rows of them all."""
@@ -80,7 +81,7 @@ class ModelDrafter(Drafter):
         """Compare the models, and make a Runner for the call."""
         if not self._compared:
             check_family(self.model, model, vocab_size)
-        self._known = min(vocabulary_of(self.model), vocab_size)
+        self._known = min(width_of(self.model), vocab_size)
         self._held = positions_of(self.model)
         self._rows = BatchRows(Runner(self.model, batch_size))
         self._fed, self._settled, self._followers = {}, {}, {}

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_hybrid.decoding.drafters.drafter import DrafterError, Text
 from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.vocabulary import width_of
 
 MOST_PADDING = 1024
 """Vocabularies whose sizes differ by more are not taken for one tokenizer with another padding."""
@@ -20,7 +21,7 @@ def check_family(own: Any, model: Any, vocab_size: int) -> None:
     Raises:
         DrafterError: the sizes are too far apart, or no end token is the same.
     """
-    size = vocabulary_of(own)
+    size = width_of(own)
     ends = [_ids(host.generation_config.eos_token_id) for host in (model, own)]
     if abs(size - vocab_size) > MOST_PADDING or (all(ends) and not ends[0] & ends[1]):
         raise DrafterError(
@@ -28,11 +29,6 @@ def check_family(own: Any, model: Any, vocab_size: int) -> None:
             f"({vocab_size} tokens, ends {sorted(ends[0])}); take one of the same family, or vouch for it: "
             "ModelDrafter(drafter, tokenizer=..., target_tokenizer=...)"
         )
-
-
-def vocabulary_of(model: Any) -> int:
-    """Token ids that ``model`` has a row for."""
-    return int(model.get_output_embeddings().weight.shape[0])
 
 
 def positions_of(model: Any) -> int:

@@ -1,0 +1,63 @@
+"""Every ``hf-hybrid`` line of the pages is one that the command line takes.
+
+Catches: a page that names a command or an option which is gone or was renamed, or leaves a required one out.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import typer
+
+from hf_hybrid.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+
+
+def commands(page: str) -> list[list[str]]:
+    """The arguments of every ``hf-hybrid`` in the blocks of a Markdown text, and of those in a line that have any."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S)  # every fence, so that none is taken for another
+    plain = [line for language, text in blocks if not language for line in text.splitlines()]
+    lines = [*plain, *re.findall(r"`(hf-hybrid [a-z-]+ [^`]+)`", page)]
+    found: list[list[str]] = []
+    for line in lines:
+        commands = [part.strip() for part in re.split(r"&&|\||>", line)]
+        found += [shlex.split(text, comments=True)[1:] for text in commands if text.startswith("hf-hybrid ")]
+    return found
+
+
+def parse(arguments: list[str]) -> str:
+    """Read ``arguments`` as the command line does, without carrying them out; the name of the command."""
+    group = typer.main.get_command(app)
+    with group.make_context("hf-hybrid", list(arguments)) as context:  # type: ignore[attr-defined]
+        name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])  # type: ignore
+        with suppress(typer.Exit):  # --help
+            command.make_context(name, rest, parent=context).close()
+    return name
+
+
+def test_the_command_line_takes_what_the_pages_say() -> None:
+    said = [arguments for page in PAGES for arguments in commands((ROOT / page).read_text(encoding="utf-8"))]
+    assert len(said) > 20
+    for arguments in said:
+        assert parse(arguments) == arguments[0]
+
+
+def test_the_readme_shows_every_command() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert {arguments[0] for arguments in commands(text)} >= names - {"demo"}  # `make demo` shows that one
+    listed = text[text.index("There are `hf-hybrid") : text.index("each has `--help`")]
+    assert {name.removeprefix("hf-hybrid ") for name in re.findall(r"`([a-z- ]+)`", listed)} == names
+
+
+def test_a_wrong_option_is_found() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        parse(["generate", "--picturesque", "x"])
+    page = "```python\n1\n```\nprose\n```\nhf-hybrid plan --texts > p.json  # then\n```\n`hf-hybrid tune A b`"
+    assert commands(page) == [["plan", "--texts"], ["tune", "A", "b"]]
