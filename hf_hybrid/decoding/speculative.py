@@ -22,6 +22,7 @@ from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Te
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
+from hf_hybrid.decoding.drafters.tree import CHAINS
 from hf_hybrid.decoding.output import DecodingError, DraftingReport
 from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of, acceptance_of_text
 from hf_hybrid.decoding.passes import LaneRows, Pass
@@ -73,6 +74,7 @@ class Speculative(Strategy):
         self.probing = False
         self.written = 0  # tokens that the present pass settles, over all lanes
         self._rejected: tuple[Pass | None, dict[LaneRows, list[int]]] = (None, {})
+        self._chained = False  # True: trees were drafted, and rejection checked their first branches
         self.broken = ""  # why drafting is switched off for the rest of the call
         self.seconds_per_token = 0.0
 
@@ -99,8 +101,8 @@ class Speculative(Strategy):
     def finished(self, canvas: Canvas) -> None:
         """The drafter may keep the text."""
         self.drafter.end(self.texts.pop(canvas.row))
-        if self.drafter.note:
-            self.reports[canvas.row].fallbacks.append(self.drafter.note)
+        if note := self.drafter.note or (CHAINS if self._chained else ""):
+            self.reports[canvas.row].fallbacks.append(note)
         if self.broken:
             self.reports[canvas.row].fallbacks.append(f"drafting was switched off: {self.broken}")
 
@@ -248,6 +250,7 @@ class Speculative(Strategy):
     def _trial(self, canvas: Canvas, text: Text, draft: Draft, length: int) -> Draft:
         """``draft`` as far as it can be of use, checked."""
         if draft.parents is not None:
+            self._chained = self.rejecting
             draft = first_branch(draft) if self.rejecting else self._pruned(draft, length, text.room)
         tree = draft.parents is not None
         most = min(length, self.settings.draft_length, text.room)
