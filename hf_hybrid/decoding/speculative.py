@@ -19,6 +19,7 @@ from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.decoding.branches import first_branch, plant, rank_of
 from hf_hybrid.decoding.drafters.drafter import Draft, Text
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
+from hf_hybrid.decoding.drafters.tree import CHAINS
 from hf_hybrid.decoding.drafting import NO_DRAFT, Drafting
 from hf_hybrid.decoding.output import DecodingError, DraftingReport
 from hf_hybrid.decoding.passes import LaneRows, Pass
@@ -51,6 +52,7 @@ class Speculative(Strategy):
         self._alone = False  # True: the last pass had no drafts and windows, for a token in doubt
         self.written = 0  # tokens that the present pass settles, over all lanes
         self._rejected: tuple[Pass | None, dict[LaneRows, list[int]]] = (None, {})
+        self._chained = False  # True: trees were drafted, and rejection checked their first branches
 
     # The lane.
 
@@ -75,8 +77,8 @@ class Speculative(Strategy):
     def finished(self, canvas: Canvas) -> None:
         """The drafter may keep the text."""
         self.drafter.end(self.texts.pop(canvas.row))
-        if self.drafter.note:
-            self.reports[canvas.row].fallbacks.append(self.drafter.note)
+        if note := self.drafter.note or (CHAINS if self._chained else ""):
+            self.reports[canvas.row].fallbacks.append(note)
         if self.drafting.broken:
             self.reports[canvas.row].fallbacks.append(f"drafting was switched off: {self.drafting.broken}")
 
@@ -151,6 +153,7 @@ class Speculative(Strategy):
     def _trial(self, canvas: Canvas, text: Text, draft: Draft, length: int) -> Draft:
         """``draft`` as far as it can be of use, checked."""
         if draft.parents is not None:
+            self._chained = self.rejecting
             draft = first_branch(draft) if self.rejecting else self.drafting.pruned(draft, length, text.room)
         tree = draft.parents is not None
         most = min(length, self.settings.draft_length, text.room)

@@ -104,7 +104,8 @@ class DiffusionDrafter(Drafter):
         return len(text.tokens) + size <= self._held and all(token < self._known for token in new)
 
     def _pass(self, texts: Sequence[Text], sizes: dict[Text, int]) -> dict[Text, Tensor]:
-        """Read what is new of each text, with a window behind it: logits ``(size, vocab)`` of its draft."""
+        """Read what is new of each text, with a window of its size behind it: logits ``(window + 1, vocab)``, of which
+        the first ``size`` are those of its draft."""
         assert self._rows is not None
         runner, lines = self._rows.runner, self._rows.line
         first = min(lines[text] for text in texts)
@@ -116,22 +117,22 @@ class DiffusionDrafter(Drafter):
         ids, position, span, noisy, anchor, block = fields
         span.fill_(PADDING)
         ids.fill_(self._mask)
+        clean = width - window  # column of the first open position
         for text, tokens in new.items():
-            line, end = lines[text] - first, len(text.tokens)
-            begin = width - window - len(tokens)
-            ids[line, begin : width - window] = torch.tensor(tokens)
-            position[line, begin:] = torch.arange(self._read[text], end + window)
-            span[line, begin:] = 0
-            noisy[line, width - window :] = 1
-            anchor[line, width - window :] = end
-            block[line, width - window :] = 1
+            line, end, opens = lines[text] - first, len(text.tokens), sizes[text] - 1
+            # A window of its own room: wider ones of other texts must not change what this one says.
+            begin, stop = clean - len(tokens), clean + opens
+            ids[line, begin:clean] = torch.tensor(tokens)
+            position[line, begin:stop] = torch.arange(self._read[text], end + opens)
+            span[line, begin:stop] = 0
+            noisy[line, clean:stop] = 1
+            anchor[line, clean:stop] = end
+            block[line, clean:stop] = 1
             self._read[text] = end
-        # Positions behind the last that the model holds are never drafted; they may stand anywhere.
-        position.clamp_(max=self._held - 1)
         rows = Rows(position, span, noisy.bool(), anchor, block)
         logits = runner.run(ids, rows, window + 1, first=first)
         runner.commit()
-        scored = {text: logits[lines[text] - first] for text in texts}  # (window + 1, vocab) each
+        scored = {text: logits[lines[text] - first] for text in texts}
         tags = [tag for tag in self._tags if tag < logits.shape[-1]]
         for scores in scored.values():
             scores[1:, tags] = float("-inf")  # control tags are no text, but a window may think of them

@@ -24,6 +24,10 @@ Guesses = list[list[tuple[int, float]]]
 """For each place of a draft, tokens and how likely they are, the drafted one first."""
 
 
+CHAINS = "drafts are chains: acceptance='rejection' knows the probabilities of a chain alone"
+"""What the report says of trees that rejection cannot check."""
+
+
 class TreeDrafter(Drafter):
     """Widens another drafter. The drafter's own chain is the trunk of the tree; beside each of its tokens stand the
     next best ones. Where the tokens of a drafter do not depend on one another (``drafter.independent``), the tree goes
@@ -77,6 +81,8 @@ class TreeDrafter(Drafter):
             return list(self.drafter.propose(texts, length, sampler))
         listening = _Listening(sampler, self.width)
         drafts = self.drafter.propose(texts, length, listening)
+        if any(draft.probabilities is not None for draft in drafts):
+            self.note = CHAINS
         return [
             self._widened(draft, listening.guesses.get(text, []), text.room)
             for text, draft in zip(texts, drafts, strict=True)
