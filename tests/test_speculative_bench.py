@@ -29,6 +29,7 @@ from hf_hybrid.cli import app
 from hf_hybrid.evaluation import speculation as task
 from hf_hybrid.evaluation.speculation import Bench, Category, Journal, JournalError, Method, Prompt, Written
 from hf_hybrid.evaluation.speculation.checks import DRIFT
+from hf_hybrid.evaluation.speculation.measure import _batches
 from hf_hybrid.evaluation.speculation.methods import METHODS, end_tokens, padded
 from hf_hybrid.evaluation.speculation.pair import weights_read
 from hf_hybrid.evaluation.speculation.prompts import CATEGORIES, token_ids
@@ -271,6 +272,15 @@ def test_batches_hold_answers_of_similar_length_and_are_compared_row_by_row(tmp_
     assert "differences" not in second["answers"]["ours"]  # once is enough
     results = {result.method: result for result in task.batch_results(journal)}
     assert (results["ours"].rows, results["ours"].equal, results["ours"].right) == (8, 8, 8)
+
+
+def test_the_shortest_answers_fill_no_batch() -> None:
+    bench = Scripted().bench(WORDS)
+    lengths = {("edit", str(n)): 5 * n for n in range(19)}
+    one, two = _batches(bench, lengths)
+    assert [name for _, name in one + two] == [str(n) for n in range(3, 19)]
+    every = _batches(bench, lengths, rest=True)
+    assert [len(names) for names in every] == [8, 8, 3] and every[0][0] == ("edit", "0")
 
 
 def test_a_flip_is_counted_per_compared_token(tmp_path: Path) -> None:

@@ -135,12 +135,13 @@ def _batches(bench: Bench, lengths: dict[tuple[str, str], int], rest: bool = Fal
     end.
 
     Args:
-        rest: True: what is left over is a batch too, if it is more than one; False: it is left out.
+        rest: True: what is left over is a batch too, if it is more than one; False: the shortest are left out, since a
+            batch is as long as its shortest answer, and reading the prompts would be most of its time.
     """
     if not any(method.batched for method in bench.methods):
         return []
     order = sorted(lengths, key=lambda name: (lengths[name], name))
-    least = 2 if rest else BATCH
+    order, least = (order, 2) if rest else (order[len(order) % BATCH :], BATCH)
     return [order[start : start + BATCH] for start in range(0, len(order) - least + 1, BATCH)]
 
 
