@@ -415,7 +415,7 @@ class PlannedDiffusion(Strategy):
         """Tell that a plan ended where it had to: the answer may look whole."""
         free, bounded = (self.grammar.choices(state, True, room)[1] for room in (None, self._room(canvas, 0)))
         if self.control.topic in free and self.control.topic not in bounded:
-            note = f"the plan ended with part {len(state.parts)}: max_new_tokens leaves no room for another"
+            note = f"the plan ended with part {len(state.parts)}: {canvas.budget} tokens leave no room for another"
             self.reports[canvas.row].fallbacks.append(note)
 
     def _fresh(self, canvas: Canvas, lane: Lane) -> bool:
