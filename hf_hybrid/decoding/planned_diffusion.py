@@ -171,6 +171,8 @@ class PlannedDiffusion(Strategy):
             state = state if lane.done else self._follow(lane, state, control[0], len(lane.tokens) - 1)
         self.states[lane] = state
         whole = lane.done and lane.reason == "end" and state.stage == "length"
+        if whole:
+            self._note_room(canvas, state)
         if lane.done and not whole:
             canvas.finished = True
         elif state.stage != "text":
@@ -314,6 +316,13 @@ class PlannedDiffusion(Strategy):
         trunk = next(lane for lane in reversed(canvas.lanes) if lane.kind == "trunk")
         ahead = sum(len(tokens) - len(lane.tokens) for lane, tokens in trunk.trial)
         return canvas.budget - canvas.new_upto(trunk) - ahead - drafted
+
+    def _note_room(self, canvas: Canvas, state: PlanState) -> None:
+        """Tell that a plan ended where it had to: the answer may look whole."""
+        free, bounded = (self.grammar.choices(state, True, room)[1] for room in (None, self._room(canvas, 0)))
+        if self.control.topic in free and self.control.topic not in bounded:
+            note = f"the plan ended with part {len(state.parts)}: {canvas.budget} tokens leave no room for another"
+            self.reports[canvas.row].fallbacks.append(note)
 
     def _fresh(self, canvas: Canvas, lane: Lane) -> bool:
         """True: nothing was written behind the switch or ``<sync/>`` that opened the segment."""

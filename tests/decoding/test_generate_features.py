@@ -89,6 +89,16 @@ def test_a_plan_is_written_behind_its_switch_alone(new: int) -> None:
     assert CONTROL.par in ids or not report.plans
 
 
+def test_a_plan_without_room_for_another_part_says_so() -> None:
+    host = hybrid(seed=26, favours={CONTROL.topic: 20.0, CONTROL.spad: 6.0})  # plans as many parts as it may
+    settings: dict[str, Any] = {**PLANNED, "max_rounds": 1, "max_parts": 3}
+    # The smallest part takes 7 tokens: <topic>, a label and a length, <async>, the label and two of text.
+    for new, parts in ((12, 1), (400, 3)):
+        report = generate(host, max_new_tokens=new, **settings).report[0]
+        assert len(report.spans) == parts
+        assert any("no room for another" in line for line in report.fallbacks) == (parts < 3)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_report_counts_what_happened(mode: str) -> None:
     passes = 0
