@@ -102,6 +102,15 @@ def test_the_same_is_drafted_in_fewer_passes(way: str, tree: bool) -> None:
     assert len(passes[12]) < len(passes[0])
 
 
+def test_a_guess_stays_within_the_positions_of_the_drafting_model() -> None:
+    target, _ = pair()
+    prompt = torch.tensor([[7, 8, *range(20, 30), 7, 8]])  # twelve tokens follow the tail
+    drafter = ModelDrafter(tiny("gpt2", seed=5, n_positions=20), least_chance=0.0)
+    options: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False}
+    drafted = target.generate(prompt, strategy="speculative", drafter=drafter, adaptive=False, **options)
+    assert torch.equal(drafted, target.generate(prompt, strategy="autoregressive", **options))
+
+
 @pytest.mark.parametrize("lookup", [-1, 65])
 def test_another_lookup_is_refused(lookup: int) -> None:
     with pytest.raises(ValueError, match=f"lookup={lookup} is out of range: 0 to 64"):
