@@ -1,4 +1,4 @@
-"""Slow-motion oracles of speculative sampling with ``acceptance="rejection"``: every drafter of the package, over tables
+"""Slow-motion oracles of speculative sampling with ``acceptance="rejection"``: the drafters of the package, over tables
 of exact probabilities of a vocabulary of six, four tokens at most, 100,000 texts at once.
 
 A text is written token by token. At each step a drafter has a token on trial, or none, and says what it was drawn from;
