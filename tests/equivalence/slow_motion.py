@@ -36,6 +36,7 @@ def windowed(seed: int) -> Any:
     host = tiny("llama", seed=seed, vocab_size=HYBRID_VOCAB, eos_token_id=END, pad_token_id=0)
     bias = torch.zeros(HYBRID_VOCAB, dtype=host.dtype)
     bias[VOCAB:] = -1e4
+    bias[:VOCAB] = torch.tensor([1.5, 0.0, 1.0, -1.0, 0.5, 0.0])  # so that a window often expects what will stand
     host.get_output_embeddings().bias = torch.nn.Parameter(bias)
     tags = {"par": 8, "topic": 9, "async": 10, "sync": 11, "spad": 12}
     host.config.hf_hybrid = {"mask_token_id": MASK, **tags, "lengths": [[2, 13]], "depends": []}
@@ -195,6 +196,29 @@ class Copies(Certain):
     def _padded(self, history: int) -> Tensor:
         tokens = list(self.histories[history][2].tokens)
         return torch.tensor(tokens + [-1] * (LENGTH - len(tokens)))
+
+
+class OwnWindow(Certain):
+    """``drafter="self"``: the window that every pass carries drafts for the next one."""
+
+    def __init__(self, draws: int, threshold: float):
+        super().__init__(draws)
+        self.threshold = threshold
+
+    def ended(self, t: int, code: Tensor, place: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
+        """Where the whole draft stood and the window expected ``out``, what it put behind, as far as it is sure."""
+        drafted = torch.full_like(self.drafted, -1)
+        room = HORIZON - 2 - t
+        if room > 0:
+            scores = windows("hybrid", t, min(LENGTH, HORIZON + 1 - t), HYBRID_VOCAB)[code, 1:]
+            good = ~checked
+            for place_ in range(1 + min(room, LENGTH - 1)):
+                tokens = sample(scores[:, place_], noise(0, t + place_, len(code)))  # the noise of plain sampling
+                sure = scores[:, place_].softmax(dim=-1).gather(1, tokens[:, None])[:, 0] >= self.threshold
+                good = good & (sure if place_ else tokens == out)
+                if place_:
+                    drafted[:, place_ - 1] = torch.where(good, tokens, -1)
+        self.drafted = torch.where(over[:, None], drafted, self.drafted)
 
 
 def written(tables: list[Tensor], drafter: Drawn, draws: int) -> Tensor:
