@@ -172,6 +172,19 @@ def test_a_row_equals_its_own_batch_of_one(case: str) -> None:
         assert batch[: len(alone)] == alone and set(batch[len(alone) :]) <= {0}
 
 
+@pytest.mark.parametrize("kind", ["model", "diffusion", "self"])
+def test_with_rejection_too_a_row_equals_its_own_batch_of_one(kind: str) -> None:
+    """What a drafter says of its probabilities decides the text, so that it must not depend on other rows."""
+    options = {**SAMPLED, "acceptance": "rejection", "draft_length": 5, "max_new_tokens": 20, "draft_threshold": 0.0}
+    seeds = [3, 5, 7, 1000]
+    together = speculative(drafters(plain())[kind], **{**options, "seed": seeds}).sequences
+    for row, prompt in enumerate(PROMPTS):
+        own = {**options, **left_padded((prompt,)), "seed": seeds[row]}
+        alone = speculative(drafters(plain())[kind], **own).sequences[0, len(prompt) :].tolist()
+        batch = together[row, BASE["input_ids"].shape[1] :].tolist()
+        assert batch[: len(alone)] == alone and set(batch[len(alone) :]) <= {0}
+
+
 def test_a_draft_stops_at_max_new_tokens_and_at_the_positions_of_the_model() -> None:
     for budget in (1, 2, 3, 17):
         expected = plain(max_new_tokens=budget)

@@ -35,15 +35,21 @@ def model(seed: int = 3, layers: int = 2) -> Any:
     return hf_hybrid.enable(tiny("llama", seed=seed, vocab_size=VOCAB, num_hidden_layers=layers))
 
 
-def exact(settings: dict[str, Any]) -> Tensor:
-    """The law of four tokens behind the prompt, ``(vocab ** 4,)``, with the host's own processors."""
-    host = model()
-    config = host.generation_config.__class__(**settings)
-    warp = host._get_logits_processor(config, input_ids_seq_length=3, encoder_input_ids=PROMPT)
+def warped(host: Any, penalty: float = 1.0) -> Any:
+    """The host's processors: ids ``(n, length)`` and logits ``(n, vocab)`` to scores."""
+    config = host.generation_config.__class__(**{**WARPED, "repetition_penalty": penalty})
+    return host._get_logits_processor(config, input_ids_seq_length=3, encoder_input_ids=PROMPT)
+
+
+def exact(settings: dict[str, Any], host: Any = None) -> Tensor:
+    """The law of four tokens of a vocabulary of six behind the prompt, ``(vocab ** 4,)``, with the host's own
+    processors."""
+    host = model() if host is None else host
+    warp = warped(host, settings.get("repetition_penalty", 1.0))
     prefixes, law = PROMPT, torch.ones(1, dtype=torch.float64)  # (n, length), (n,)
     with torch.no_grad():
         for _ in range(HORIZON):
-            following = warp(prefixes, host(prefixes).logits[:, -1]).softmax(dim=-1)  # (n, vocab)
+            following = warp(prefixes, host(prefixes).logits[:, -1]).softmax(dim=-1)[:, :VOCAB]  # (n, vocab)
             law = (law[:, None] * following).flatten()
             tokens = torch.arange(VOCAB).repeat(len(prefixes))[:, None]
             prefixes = torch.cat([prefixes.repeat_interleave(VOCAB, dim=0), tokens], dim=1)
