@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_hybrid import SettingsError
+from hf_hybrid.core.acceptance import keyed_noise
 from hf_hybrid.decoding.recheck import DRIFT
 from tests.equivalence.test_speculative import Oracle, answers_of
 from tests.models_for_tests import PROMPTS, hybrid, left_padded
@@ -107,6 +108,29 @@ def test_a_margin_of_ones_own() -> None:
     assert torch.equal(none.sequences, expected) and torch.equal(all_.sequences, expected)
     assert all(sum(report.accepted_per_round) == 0 for report in all_.report)
     assert sum(report.drafting.rechecked for report in all_.report) > LENGTH
+
+
+def test_when_sampling_the_lead_is_that_of_what_was_drawn() -> None:
+    """With its noise: scores that are close are not in doubt when their noise is not."""
+    model, own = tied(torch.float64), left_padded((PROMPTS[0],))
+    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "seed": 5}
+    text = plain(model, **own, **drawn)
+    begin, vocab = len(PROMPTS[0]), model.config.vocab_size
+    with torch.no_grad():
+        scores = model(text).logits[0, begin - 1 : -1]  # (length, vocab)
+    noisy = scores + keyed_noise([5] * LENGTH, list(range(begin, begin + LENGTH)), vocab)
+    allowed = noisy.argmax(-1) == text[0, begin:]  # True: no token that is banned would have been drawn
+    assert allowed.sum() > LENGTH // 2
+
+    def least_lead(of: Tensor) -> float:
+        best = of[allowed].topk(2).values  # (places, 2)
+        return float((best[:, 0] - best[:, 1]).min())
+
+    margin = least_lead(noisy) / 2
+    assert least_lead(scores) < margin, "without its noise a token would be in doubt"
+    found = speculative(model, Oracle({PROMPTS[0]: text[0, begin:].tolist()}), recheck_margin=margin, **own, **drawn)
+    assert torch.equal(found.sequences, text)
+    assert found.report[0].drafting.rechecked == 0
 
 
 def test_a_row_equals_its_own_batch_of_one(model: Any) -> None:

@@ -18,7 +18,7 @@ import hf_hybrid
 from hf_hybrid import DecodingError, DiffusionDrafter, Draft, Drafter, DrafterError, ModelDrafter, Text, TreeDrafter
 from hf_hybrid.decoding.branches import first_branch, pruned
 from tests.equivalence.test_speculative import BASE, CASES, answers_of, model, plain, smaller, speculative
-from tests.models_for_tests import MODELS, PROMPTS, VOCAB, left_padded, tiny
+from tests.models_for_tests import CONTROL, MODELS, PROMPTS, VOCAB, hybrid, left_padded, tiny
 
 
 class Forest(Drafter):
@@ -111,6 +111,34 @@ def test_a_row_equals_its_own_batch_of_one() -> None:
         alone = speculative(Forest(answers), **left_padded((prompt,))).sequences[0, len(prompt) :].tolist()
         batch = together[row, BASE["input_ids"].shape[1] :].tolist()
         assert batch[: len(alone)] == alone and set(batch[len(alone) :]) <= {0}
+
+
+def test_a_minimum_counts_tokens_of_the_branch_not_nodes() -> None:
+    host = hybrid(seed=13, favours={CONTROL.eos: 99.0})  # ends as soon as it may
+    ids = torch.tensor([PROMPTS[0]])
+    options = {"min_new_tokens": 6, "max_new_tokens": 12, "do_sample": False}
+    expected = host.generate(ids, strategy="autoregressive", **options)
+    answer = expected[0, ids.shape[1] :].tolist()
+    assert answer.index(CONTROL.eos) == len(answer) - 1 == 6
+
+    class Bushy(Drafter):
+        """The answer, each of its tokens behind three that are wrong."""
+
+        name = "bushy"
+
+        def propose(self, texts: Sequence[Text], length: int, sampler: Any) -> list[Draft]:
+            tokens, parents = list[int](), list[int]()
+            behind = -1
+            for right in answer[len(texts[0].tokens) - texts[0].prompt_length :][:3]:
+                tokens += [*[token for token in range(10, 14) if token != right][:3], right]
+                parents += [behind] * 4
+                behind = len(tokens) - 1
+            return [Draft(tokens, parents=tuple(parents))]
+
+    options |= {"strategy": "speculative", "adaptive": False, "return_dict_in_generate": True}
+    found = host.generate(ids, drafter=Bushy(), **options)
+    assert torch.equal(found.sequences, expected)
+    assert found.report[0].drafting.trees > 0 and max(found.report[0].accepted_per_round) > 1
 
 
 def test_with_rejection_a_tree_is_its_first_branch() -> None:
