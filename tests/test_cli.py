@@ -421,6 +421,10 @@ def test_the_picture_shows_every_race_on_one_clock(folder: Path, tmp_path: Path)
 def test_demo_takes_a_record_of_ones_own(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Country: Mine\nArea: 5\n")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "bytes.txt").write_bytes(b"Country: \xff\xfe\n")
+    for command, option in (("demo", "--prompt"), ("generate", "--input")):
+        told = call(command, "--model", folder, option, tmp_path / "bytes.txt", code=1).output
+        assert "bytes.txt is no text in UTF-8" in " ".join(told.split())
     text = call("demo", "--model", folder, "--prompt", tmp_path / "mine.txt", "--max-new-tokens", 16).output
     assert "Country: Mine" in text and "held out" not in text
     call("demo", "--model", folder, "--prompt", tmp_path / "empty.txt", code=2)

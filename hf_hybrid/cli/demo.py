@@ -13,6 +13,7 @@ from rich.text import Text
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, TestSet, Threads, UsageError, console, load, quiet, read_items
 from hf_hybrid.cli.parts import plan_table
 from hf_hybrid.cli.picture import Film, animated_svg
+from hf_hybrid.cli.prompts import text_of
 from hf_hybrid.cli.view import CanvasView, Pace, watchable
 
 SHOWN, TWIN = "planned_verified", "autoregressive"
@@ -126,7 +127,7 @@ def race_table(run: Any, results: list[Any], item: Any) -> Table:
 def _own_prompt(path: Path) -> Any:
     from hf_hybrid.training.recipes.sheets import Sheet, TestItem
 
-    text = path.read_text(encoding="utf-8").strip()
+    text = text_of(path).strip()
     if not text:
         raise UsageError(f"{path} is empty; give a record, one `Field: value` a line")
     return TestItem(str(path), "test", Sheet(text, (), ()))

@@ -13,14 +13,19 @@ def read_prompt(prompt: str | None, source: Path | None) -> str:
     """The prompt from wherever it was given."""
     if (prompt is None) == (source is None):
         raise UsageError("give one prompt: PROMPT, - for standard input, or --input FILE")
-    if source is not None:
-        text = source.read_text(encoding="utf-8")
-    else:
-        text = sys.stdin.read() if prompt == "-" else str(prompt)
-    text = text.rstrip("\n")
+    given = sys.stdin.read() if prompt == "-" else prompt
+    text = (text_of(source) if source is not None else str(given)).rstrip("\n")
     if not text.strip():
         raise UsageError("the prompt is empty")
     return text
+
+
+def text_of(source: Path) -> str:
+    """What a file says; InputError when it is no text."""
+    try:
+        return source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is no text in UTF-8: {error}") from error
 
 
 def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict[str, Any]:

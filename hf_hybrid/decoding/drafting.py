@@ -190,7 +190,8 @@ def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
             "drafter='self' needs a mask token, and the model has none; take drafter='suffix', or add one with "
             "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
         )
+    kind = partner.__name__ if isinstance(partner, type) else type(partner).__name__
     raise DecodingError(
-        f"drafter={type(partner).__name__}: give 'suffix', 'self', a causal model of transformers or a "
-        "hf_hybrid.Drafter"
+        f"drafter={kind}: give 'suffix', 'self', a causal model of transformers or a "
+        "hf_hybrid.Drafter" + (f"; an object, {kind}(...), not the class" if isinstance(partner, type) else "")
     )

@@ -54,6 +54,7 @@ def other_vocabulary() -> SuffixMemory:
     [
         ({"num_beams": 2}, "num_beams=2 chooses another way of decoding than strategy='speculative'"),
         ({"drafter": "sufix"}, "drafter='sufix': choose one of suffix, self"),
+        ({"drafter": SuffixDrafter}, r"drafter=SuffixDrafter: .* an object, SuffixDrafter\(\.\.\.\), not the class"),
         ({"drafter": 3}, "drafter=int: give 'suffix', 'self', a causal model of transformers or a hf_hybrid.Drafter"),
         ({"strategy": "autoregressive", "adaptive": None, "drafter": SuffixDrafter()}, "needs strategy='speculative'"),
         ({"strategy": None, "drafter": SuffixDrafter()}, "settings of a strategy, but the call names none"),

@@ -69,7 +69,7 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
         text = stream.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise ValueError(f"{file} holds more than {MAX_BYTES} bytes; it is not the file of prompts that is meant")
-    return [json.loads(line) for line in text.decode("utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split(b"\n") if line.strip()]
 
 
 def _questions() -> list[Prompt]:
