@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from hf_hybrid.checkpoints import BUNDLED, bundled
 from hf_hybrid.config import REQUIRED, setting
-from hf_hybrid.models.vocabulary import knows_tags
+from hf_hybrid.models.vocabulary import knows_tags, width_of
 
 
 class TeacherError(ValueError):
@@ -65,7 +65,7 @@ def load_teacher(name: str) -> Teacher:
             f"teacher: cannot load {name!r}: give a bundled checkpoint ({', '.join(BUNDLED)}), a folder with "
             f"config.json, weights and tokenizer, or a Hub id ({first})"
         ) from error
-    rows = model.get_output_embeddings().weight.shape[0]
+    rows = width_of(model)
     if len(tokenizer) != rows:
         raise TeacherError(
             f"teacher: {name!r} writes {rows} tokens and its tokenizer has {len(tokenizer)}; a student needs the "

@@ -11,6 +11,7 @@ stood before, what followed them rides in its next pass, and its own choices say
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -133,13 +134,12 @@ class ModelDrafter(Drafter):
         followers = self._followers[text]
         if ahead == 0:
             followers.read(text.tokens)
-        guess = followers.after(drafts[text][0], min(self.lookup, going[text] - ahead - 1))
-        unknown = next((i for i, token in enumerate(guess) if token >= self._known), len(guess))
         if self._luck < _LUCK:
             self._turn += 1
             if self._turn % _AGAIN:
                 return []
-        return guess[:unknown]
+        guess = followers.after(drafts[text][0], min(self.lookup, going[text] - ahead - 1))
+        return list(takewhile(lambda token: token < self._known, guess))
 
     def _drawn(
         self,
