@@ -50,7 +50,7 @@ class Drafting:
         self.sampler = DraftSampler(
             context.processors, context.vocab_size, runner.device, sampling=context.sampling, rejection=rejecting
         )
-        self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.least_rows)
+        self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.products.kind)
         self.pace = Pace(self.prices.seconds)
         self.pooled = acceptance_of(self.drafter, runner.model)
         self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts

@@ -7,7 +7,7 @@ computes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -59,12 +59,14 @@ class Pass:
         return line * self.keep + column - (self.width - self.keep)
 
 
-def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, first_row: int = 0) -> Pass:
+def build_pass(
+    canvases: Sequence[Canvas], mask_token: int, filled: Callable[[int], int] | None = None, first_row: int = 0
+) -> Pass:
     """The rows of all lanes that run, and the last tokens of finished lanes, which ride along.
 
     Args:
         mask_token: stands at open positions and in rows that stand for nothing.
-        least: a pass of one batch row with more than one row is filled up to this many (``Runner.least_rows``).
+        filled: rows -> rows up to which a pass of one batch row is filled (``FewRows.filled``); None: those it has.
         first_row: batch row of the first canvas.
     """
     nothing = (mask_token, 0, PADDING, 0, 0, 0)
@@ -110,10 +112,10 @@ def build_pass(canvases: Sequence[Canvas], mask_token: int, least: int = 1, firs
     one_trunk = all(len(c.lanes) == 1 and not c.lanes[0].parents for c in canvases)
     one_trunk = one_trunk and not any(size for *_, size in offsets)
     plain = one_trunk and len(set(sizes)) == 1
-    if len(canvases) == 1 and not plain and 1 < sizes[0] < least:
+    if len(canvases) == 1 and not plain and filled is not None:
         # Behind the others, so that those which stay in the cache take the first slots.
-        scored[0] += [nothing] * (least - sizes[0])
-        sizes[0] = least
+        scored[0] += [nothing] * (filled(sizes[0]) - sizes[0])
+        sizes[0] = filled(sizes[0])
     keep = max(len(loud) for loud in scored)
     width = max(*sizes, keep)
     fields: list[list[list[int]]] = [[] for _ in range(6)]

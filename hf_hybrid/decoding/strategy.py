@@ -186,7 +186,7 @@ class Strategy(ABC):
         self.prepare(canvases, first)
         started = time.perf_counter()
         stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
-        batch = build_pass(canvases, self.mask_token, self.runner.least_rows, first)
+        batch = build_pass(canvases, self.mask_token, self.runner.products.filled, first)
         logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain, first=first)
         flat = logits.reshape(-1, logits.shape[-1])  # (active * keep, vocab)
         self._constrain(flat, batch)

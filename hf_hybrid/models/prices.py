@@ -15,8 +15,15 @@ import torch
 MOST_ROWS = 256
 """Passes of more rows say nothing about those that check drafts."""
 _KEPT = 0.96  # weight of the past when a pass is added: half of it is 17 passes old
-_GUESSES = {"cpu": ((8, 1.7), (32, 2.8)), "other": ((8, 1.05), (32, 1.15))}
-"""(rows, seconds in units of a pass of one row) before anything was measured; each counts as one measured pass."""
+_GUESSES = {
+    "flipped": ((8, 1.35), (32, 2.2)),
+    "packed": ((8, 1.7), (32, 2.8)),
+    "other": ((8, 1.05), (32, 1.15)),
+}
+"""By kind of products (``FewRows.kind``): (rows, seconds in units of a pass of one row) before anything was measured;
+each counts as one measured pass."""
+_LEAST = {"packed": 5}
+"""Passes of fewer rows, but for one alone, take as long as of so many."""
 
 
 class Prices(Protocol):
@@ -35,13 +42,12 @@ class MeasuredPrices:
     """Prices from measured passes.
 
     Args:
-        device: type of the model's device, for a first guess. least_rows: passes of fewer rows, but for one alone, take
-            as long as of so many (``Runner.least_rows``).
+        kind: of the products of few rows (``FewRows.kind``), for a first guess.
     """
 
-    def __init__(self, device: str = "cpu", least_rows: int = 1):
-        self._guesses = _GUESSES.get(device, _GUESSES["other"])
-        self._least = least_rows
+    def __init__(self, kind: str = "other"):
+        self._guesses = _GUESSES[kind]
+        self._least = _LEAST.get(kind, 1)
         self._one, self._ones = 1.0, 0  # seconds of a pass of one row, how often it was measured
         self._sums = [0.0] * 5  # weighted: number, rows, seconds, rows squared, rows times seconds
 
@@ -85,10 +91,10 @@ class MeasuredPrices:
 _known: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, int], Prices]] = WeakKeyDictionary()
 
 
-def prices_of(model: Any, device: torch.device, dtype: torch.dtype, least_rows: int = 1) -> Prices:
+def prices_of(model: Any, device: torch.device, dtype: torch.dtype, kind: str = "other") -> Prices:
     """The prices of ``model`` as it stands now: another device, dtype or number of threads has its own."""
     key = (str(device), dtype, torch.get_num_threads())
     known = _known.setdefault(model, {})
     if key not in known:
-        known[key] = MeasuredPrices(device.type, least_rows)
+        known[key] = MeasuredPrices(kind)
     return known[key]

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.models.cache import RowCache
+from hf_hybrid.models.products import FewRows
 from hf_hybrid.models.slots import Slots
 
 
@@ -95,7 +96,7 @@ class Runner:
         active: the first ``active`` batch rows are still running.
         num_passes: int64 ``(batch_size,)``, passes that each batch row took part in.
         num_rows: int64 ``(batch_size,)``, rows but padding that each batch row has run.
-        least_rows: passes of fewer rows, but for one alone, take longer than of so many.
+        products: how the model multiplies few rows by its weights.
         forward_seconds: seconds spent in calls of the model (on an accelerator: in starting them).
     """
 
@@ -111,8 +112,7 @@ class Runner:
         self.cache = RowCache(config.num_hidden_layers, batch_size, capacity)
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.num_rows = np.zeros(batch_size, dtype=np.int64)  # (batch,)
-        # Products of 2 to 4 rows are slower than of 5 where weights are streamed from memory (docs/performance.md).
-        self.least_rows = 5 if self.device.type == "cpu" else 1
+        self.products = FewRows(host, self.device, self.dtype)
         self.forward_seconds = 0.0
         self._keeps_logits = "logits_to_keep" in _parameters(host)
         # Eager attention reads an additive mask only; on the CPU sdpa would convert a boolean one in every layer.
@@ -161,15 +161,16 @@ class Runner:
         mask = None if plain and isinstance(where, tuple) else self._slots.mask(rows, slots, where, used, first)
         arguments: dict[str, Any] = {"logits_to_keep": max(keep, 1)} if self._keeps_logits else {}
         start = time.perf_counter()
-        output = self.model(
-            input_ids=tokens.to(self.device),
-            attention_mask=mask,
-            position_ids=rows.position.to(self.device),
-            past_key_values=self.cache,
-            use_cache=True,
-            return_dict=True,
-            **arguments,
-        )
+        with self.products.of(tokens.numel()):
+            output = self.model(
+                input_ids=tokens.to(self.device),
+                attention_mask=mask,
+                position_ids=rows.position.to(self.device),
+                past_key_values=self.cache,
+                use_cache=True,
+                return_dict=True,
+                **arguments,
+            )
         self.forward_seconds += time.perf_counter() - start
         self.num_passes[lines] += 1
         self.num_rows[lines] += (rows.span.numpy() != PADDING).sum(axis=1)

@@ -102,7 +102,7 @@ def test_acceptance_is_conditional() -> None:
 
 
 def test_prices_of_two_kinds_of_passes() -> None:
-    prices = MeasuredPrices("cpu", least_rows=5)
+    prices = MeasuredPrices("packed")
     assert prices.seconds(1) == 1.0 < prices.seconds(2) == prices.seconds(5) < prices.seconds(30), "a first guess"
     draw = random.Random(1)
     for _ in range(300):
@@ -118,7 +118,7 @@ def test_prices_of_two_kinds_of_passes() -> None:
 
 
 def test_prices_before_a_pass_of_one_row() -> None:
-    prices = MeasuredPrices("cpu")
+    prices = MeasuredPrices("packed")
     prices.note(8, 0.5)
     assert prices.seconds(8) == pytest.approx(0.5, rel=0.2) and 0.2 < prices.seconds(1) < 0.4
 
