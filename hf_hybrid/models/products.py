@@ -63,7 +63,10 @@ class FewRows:
 
     @staticmethod
     def _layers(model: nn.Module) -> list[nn.Linear]:
-        """Those that do nothing but multiply: no subclass, no quantised weight, nothing put in front of them."""
+        """Those that do nothing but multiply: no subclass, no quantised weight, nothing put in front of them. None of a
+        compiled model, which would be compiled anew."""
+        if any(getattr(m, "_orig_mod", None) or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+            return []
         return [
             layer
             for layer in model.modules()

@@ -112,7 +112,7 @@ class Runner:
         self.cache = RowCache(config.num_hidden_layers, batch_size, capacity)
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.num_rows = np.zeros(batch_size, dtype=np.int64)  # (batch,)
-        self.products = FewRows(host, self.device, self.dtype)
+        self.products = FewRows(model, self.device, self.dtype)
         self.forward_seconds = 0.0
         self._keeps_logits = "logits_to_keep" in _parameters(host)
         # Eager attention reads an additive mask only; on the CPU sdpa would convert a boolean one in every layer.

@@ -64,7 +64,10 @@ def test_one_row_and_many_are_the_hosts(faster: None) -> None:
     products_of = few_rows(nn.Sequential(layer))
     with products_of.of(1):
         assert "forward" not in layer.__dict__
-    for rows in (1, products_of.most + 1):  # a head may have fewer rows than its pass, or the pass more than it pays for
+    for rows in (
+        1,
+        products_of.most + 1,
+    ):  # a head has fewer rows than its pass
         x = torch.randn(rows, 48)
         with products_of.of(40):
             assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
@@ -129,6 +132,18 @@ def test_layers_that_do_more_are_let_alone(faster: None, layer: nn.Linear) -> No
         assert "forward" in plain.__dict__
         assert layer.__dict__.get("forward") is own.get("forward")
     assert layer.__dict__.get("forward") is own.get("forward")
+
+
+def _compiled_in_place() -> nn.Module:
+    model = nn.Sequential(nn.Linear(48, 80))
+    model.compile()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch.compile
+@pytest.mark.parametrize("compiled", [lambda: torch.compile(nn.Linear(48, 80)), _compiled_in_place])
+def test_a_compiled_model_is_let_alone(faster: None, compiled: Callable[[], nn.Module]) -> None:
+    assert few_rows(compiled()).kind == "packed"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
