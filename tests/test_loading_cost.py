@@ -100,8 +100,8 @@ def test_what_stays_and_what_passes() -> None:
         assert found["stays_mb"] is None and found["peak_mb"] is None
         return
     stays, peak = found["stays_mb"] or 0, found["peak_mb"] or 0
-    # Room of the allocator's own may serve the small parts (less than 1 MB of them), never blocks of this size, which go
-    # back to the system.
+    # Room of the allocator's own may serve the small parts (less than 1 MB of them), never blocks of this size, which
+    # go back to the system.
     assert 48 <= stays < 60 and 143 <= peak < 170 and found["process_mb"] > stays
 
 
