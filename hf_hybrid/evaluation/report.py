@@ -17,6 +17,7 @@ from hf_hybrid.config import settings_for
 from hf_hybrid.evaluation.candidates import Candidate
 from hf_hybrid.evaluation.harness import Measurement, Run, country_of
 from hf_hybrid.evaluation.statistics import bootstrap_interval, median, paired_ratios
+from hf_hybrid.models.processor import bfloat16_units
 from hf_hybrid.training.recipes.sheets import TestItem
 
 Interval = tuple[float, float] | None
@@ -215,7 +216,7 @@ def environment(model: Any) -> dict[str, Any]:
             "processor": name,
             "threads": torch.get_num_threads(),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "bfloat16_units": _bfloat16_units() if device.type == "cpu" else None,
+            "bfloat16_units": (bfloat16_units() or []) if device.type == "cpu" else None,
         },
     }
 
@@ -315,15 +316,6 @@ def kind_of(item: TestItem) -> str:
 def dependent_parts(item: TestItem) -> int:
     """Parts of the answer that read other parts."""
     return sum(bool(part.depends) for part in item.sheet.parts)
-
-
-def _bfloat16_units() -> list[str]:
-    """Instructions of the processor that multiply in bfloat16; without any it is slower than float32."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return []
-    return sorted(flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
 
 
 def _processor() -> str:

@@ -85,7 +85,7 @@ class HybridTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The joint loss of one batch, a scalar; its terms are kept for the log."""
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.autocast_bfloat16):
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.autocast_bfloat16)):
             terms = self.objective(inputs)
         for name in TERMS:
             if (term := getattr(terms, name)) is not None:

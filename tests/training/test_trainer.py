@@ -175,6 +175,24 @@ def test_accumulated_gradients_are_the_mean_of_the_micro_batches(tmp_path: Path,
     assert run.state.log_history[0]["loss"] == pytest.approx(mean.item(), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("units", "wanted", "found"),
+    [
+        (["amx_bf16"], None, True),
+        ([], None, False),
+        (None, None, True),  # the system does not say
+        ([], True, True),
+        (["amx_bf16"], False, False),
+    ],
+)
+def test_bfloat16_where_it_is_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: list[str] | None, wanted: bool | None, found: bool
+) -> None:
+    monkeypatch.setattr("hf_hybrid.training.arguments.bfloat16_units", lambda: units)
+    arguments = HybridTrainingArguments(output_dir=str(tmp_path), use_cpu=True, autocast_bfloat16=wanted)
+    assert arguments.autocast_bfloat16 is found
+
+
 def test_rate_factor() -> None:
     def at(step: int) -> float:
         return rate_factor(step, max_steps=100, warmup=10, decay_from=0.5)
