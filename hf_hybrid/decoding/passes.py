@@ -114,8 +114,9 @@ def build_pass(
     plain = one_trunk and len(set(sizes)) == 1
     if len(canvases) == 1 and not plain and filled is not None:
         # Behind the others, so that those which stay in the cache take the first slots.
-        scored[0] += [nothing] * (filled(sizes[0]) - sizes[0])
-        sizes[0] = filled(sizes[0])
+        size = filled(sizes[0])
+        scored[0] += [nothing] * (size - sizes[0])
+        sizes[0] = size
     keep = max(len(loud) for loud in scored)
     width = max(*sizes, keep)
     fields: list[list[list[int]]] = [[] for _ in range(6)]

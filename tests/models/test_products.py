@@ -78,18 +78,15 @@ def test_no_trace_is_left_behind_an_error(faster: None) -> None:
     assert not any("forward" in layer.__dict__ for layer in model)
 
 
-def _nested(products_of: FewRows, layer: nn.Linear) -> None:
-    with products_of.of(4):
-        with products_of.of(4):
-            pass
-        assert torch.isfinite(layer(torch.randn(4, 48))).all()
-
-
 @torch.no_grad()
 def test_two_passes_of_one_model_at_a_time(faster: None) -> None:
     """As of two threads: the one that ends first leaves the other with the host's products."""
     layer = nn.Linear(48, 80)
-    _nested(few_rows(nn.Sequential(layer)), layer)
+    found = few_rows(nn.Sequential(layer))
+    with found.of(4):
+        with found.of(4):
+            pass
+        assert torch.isfinite(layer(torch.randn(4, 48))).all()
     assert "forward" not in layer.__dict__
 
 
@@ -193,10 +190,12 @@ def test_measured_on_this_machine_once() -> None:
     assert most_rows.cache_info().hits == hits + 1
 
 
-def test_a_pass_of_the_runner(faster: None) -> None:
+def test_a_pass_of_the_runner(faster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of a pass of five rows as without (of one row: up to what it reads of the five)."""
     torch.manual_seed(0)
     model: Any = tiny("llama").float()
+    made: list[int] = []
+    monkeypatch.setattr(products, "flipped", lambda x, weight: made.append(len(x)) or flipped(x, weight))
     tokens = torch.randint(3, 20, (1, 6))
 
     def logits(most: int) -> list[Tensor]:
@@ -213,6 +212,10 @@ def test_a_pass_of_the_runner(faster: None) -> None:
             runner.commit()
         return found
 
-    (five, one), (five_before, one_before) = logits(64), logits(0)
+    five, one = logits(64)
+    assert set(made) == {5}
+    made.clear()
+    five_before, one_before = logits(0)
+    assert not made
     torch.testing.assert_close(five, five_before)
     torch.testing.assert_close(one, one_before)
