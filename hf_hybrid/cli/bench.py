@@ -60,6 +60,13 @@ def bench(
             f"(default: {DEFAULT_MODEL}) on the held-out prompts of that."
         ),
     ] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For: speculative --part texts. Only this one: question, code, edit or extract; may be given again. "
+            "Default: all."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help=f"As of generate. Default: {DEFAULT_MODEL}, speculative: {SMOLLM2}."),
@@ -145,11 +152,13 @@ def bench(
         if part == "model" and model and not draft:
             raise UsageError("--task speculative --part model does not take --model without --draft: name both or none")
         _refuse(task, {"--draft without --part model": part != "model" and draft})
+        _refuse(task, {"--category with --part model": part == "model" and category})
         machine = (dtype, device, threads)
         amount = (num_prompts, repeats, journal, json_file, max_new_tokens)
-        bench_speculation(part or "texts", model, *amount, machine, draft)
+        bench_speculation(part or "texts", model, *amount, machine, draft, category or ())
         return
-    _refuse(task, {"--repeats": repeats, "--journal": journal, "--part": part, "--draft": draft})
+    others = {"--repeats": repeats, "--journal": journal, "--part": part, "--draft": draft, "--category": category}
+    _refuse(task, others)
     if picture is not None and (picture.suffix not in (".png", ".svg") or not picture.resolve().parent.is_dir()):
         raise UsageError(f"--plot {picture}: give a .png or .svg file in a folder that exists")
     dtypes = [name.strip() for name in dtype.split(",")]

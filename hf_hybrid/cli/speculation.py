@@ -49,12 +49,14 @@ def bench_speculation(
     max_new_tokens: int | None,
     machine: tuple[str, str, int | None],
     draft: str | None = None,
+    categories: Sequence[str] = (),
 ) -> None:
     """Measure, print and write what ``bench`` was asked for.
 
     Args:
         part: ``texts`` or ``model``. prompts: of each category. machine: dtype, device, and threads of torch.
         draft: for ``model``: a trained model that drafts, None: a random pair.
+        categories: for ``texts``: names of those to answer; none: all.
     """
     path = journal_file or JOURNAL
     if not path.resolve().parent.is_dir():
@@ -70,7 +72,8 @@ def bench_speculation(
         if draft is not None:
             bench, missing, facts = _trained(name, draft, *amount, machine)
         else:
-            bench, missing, facts = _texts(name, *amount, machine) if part == "texts" else _pair(*amount, machine)
+            texts = part == "texts"
+            bench, missing, facts = _texts(name, *amount, machine, categories) if texts else _pair(*amount, machine)
         settings = {
             "model": name,
             "max_new_tokens": bench.max_new_tokens,
@@ -98,23 +101,33 @@ def bench_speculation(
 
 
 def _texts(
-    name: str, prompts: int, max_new_tokens: int, repeats: int, machine: tuple[str, str, int | None]
+    name: str,
+    prompts: int,
+    max_new_tokens: int,
+    repeats: int,
+    machine: tuple[str, str, int | None],
+    categories: Sequence[str],
 ) -> tuple[Bench, list[dict[str, Any]], dict[str, Any]]:
     """A model on real texts, what is absent, and more facts."""
     from hf_hybrid.evaluation import speculation as task
 
+    names = [category.name for category in task.CATEGORIES]
+    unknown = [name for name in categories if name not in names]
+    if unknown:
+        raise UsageError(f"--category {', '.join(unknown)}: there are {', '.join(names)}")
+    wanted = [category for category in task.CATEGORIES if not categories or category.name in categories]
     network, tokenizer, _ = load(name, *machine)
-    found = {c.name: task.prompts_of(c, prompts) for c in task.CATEGORIES}
+    found = {c.name: task.prompts_of(c, prompts) for c in wanted}
     bench = task.Bench(
         network,
         tokenizer,
         {category: chosen for category, chosen in found.items() if chosen},
-        task.copying(task.CATEGORIES),
+        task.copying(wanted),
         tuple(method for method in task.METHODS if method.install is None),
         max_new_tokens,
         repeats,
     )
-    return bench, task.absent(task.METHODS, task.CATEGORIES, found), {}
+    return bench, task.absent(task.METHODS, wanted, found), {}
 
 
 def _pair(
