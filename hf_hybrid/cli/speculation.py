@@ -71,9 +71,10 @@ def bench_speculation(
         amount = (prompts or few, max_new_tokens or short, repeats or REPEATS)
         if draft is not None:
             bench, missing, facts = _trained(name, draft, *amount, machine)
+        elif part == "texts":
+            bench, missing, facts = _texts(name, *amount, machine, categories)
         else:
-            texts = part == "texts"
-            bench, missing, facts = _texts(name, *amount, machine, categories) if texts else _pair(*amount, machine)
+            bench, missing, facts = _pair(*amount, machine)
         settings = {
             "model": name,
             "max_new_tokens": bench.max_new_tokens,
@@ -111,11 +112,11 @@ def _texts(
     """A model on real texts, what is absent, and more facts."""
     from hf_hybrid.evaluation import speculation as task
 
-    names = [category.name for category in task.CATEGORIES]
-    unknown = [name for name in categories if name not in names]
+    known = [c.name for c in task.CATEGORIES]
+    unknown = [asked for asked in categories if asked not in known]
     if unknown:
-        raise UsageError(f"--category {', '.join(unknown)}: there are {', '.join(names)}")
-    wanted = [category for category in task.CATEGORIES if not categories or category.name in categories]
+        raise UsageError(f"--category {', '.join(unknown)}: there are {', '.join(known)}")
+    wanted = [c for c in task.CATEGORIES if not categories or c.name in categories]
     network, tokenizer, _ = load(name, *machine)
     found = {c.name: task.prompts_of(c, prompts) for c in wanted}
     bench = task.Bench(
