@@ -22,6 +22,7 @@ from hf_hybrid.decoding import DecodingError
 from tests.models_for_tests import CONTROL, VOCAB, hybrid, tiny, words, writer
 
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
+SEVEN = torch.tensor([7])
 SPECULATIVE: dict[str, Any] = {"strategy": "speculative", "max_new_tokens": 24, "adaptive": False}
 
 
@@ -117,13 +118,16 @@ def test_assistant_model_is_another_name_of_drafter() -> None:
     assert torch.equal(output.sequences, plain())
 
 
-def test_a_drafter_that_gives_nan_is_switched_off() -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("drawn", [{}, {"do_sample": True, "seed": 3, "acceptance": "rejection"}], ids=["", "drawn"])
+def test_a_drafter_that_gives_nan_is_switched_off(value: float, drawn: dict[str, Any]) -> None:
     broken = tiny("llama", seed=5)
-    broken.model.norm.weight.data[3] = math.nan
-    output = generate(drafter=broken, return_dict_in_generate=True)
-    assert torch.equal(output.sequences, plain())
+    broken.get_output_embeddings().register_forward_hook(lambda _, __, logits: logits.index_fill(-1, SEVEN, value))
+    output = generate(drafter=broken, return_dict_in_generate=True, **drawn)
+    if not drawn:
+        assert torch.equal(output.sequences, plain())
     assert output.report[0].fallbacks == [
-        "drafting was switched off: the drafter gave NaN logits; check its weights and its dtype"
+        "drafting was switched off: the drafter gave NaN or infinite logits; check its weights and its dtype"
     ]
     assert output.report[0].drafting.rounds == 0
 

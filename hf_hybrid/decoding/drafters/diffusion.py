@@ -16,7 +16,6 @@ from torch import Tensor
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
-from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.vocabulary import control_tokens, width_of
 
 
@@ -57,7 +56,7 @@ class DiffusionDrafter(Drafter):
         """Compare the models, and make a Runner for the call."""
         check_family(self.model, model, vocab_size)
         self._known, self._held = width_of(self.model), positions_of(self.model)
-        self._rows, self._read = BatchRows(Runner(self.model, batch_size)), {}
+        self._rows, self._read = BatchRows(self.model, batch_size), {}
 
     def begin(self, text: Text) -> None:
         """A batch row for ``text``."""
@@ -66,13 +65,12 @@ class DiffusionDrafter(Drafter):
         self._read[text] = 0
 
     def end(self, text: Text) -> None:
-        """Its batch row is free; with the last one the cache goes."""
-        if text not in self._read or self._rows is None:
+        """Its batch row is free."""
+        if text not in self._read:
             return
+        assert self._rows is not None
         del self._read[text]
         self._rows.leave(text)
-        if not self._read:
-            self._rows = None
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> list[Draft]:
         """A block for each text, in one pass."""

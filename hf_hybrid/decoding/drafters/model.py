@@ -21,7 +21,6 @@ from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.lookup import Followers
 from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
-from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.vocabulary import width_of
 
 _LUCK = 0.5
@@ -84,7 +83,7 @@ class ModelDrafter(Drafter):
             check_family(self.model, model, vocab_size)
         self._known = min(width_of(self.model), vocab_size)
         self._held = positions_of(self.model)
-        self._rows = BatchRows(Runner(self.model, batch_size))
+        self._rows = BatchRows(self.model, batch_size)
         self._fed, self._settled, self._followers = {}, {}, {}
 
     def begin(self, text: Text) -> None:
@@ -94,13 +93,12 @@ class ModelDrafter(Drafter):
         self._fed[text], self._settled[text], self._followers[text] = [], 0, Followers()
 
     def end(self, text: Text) -> None:
-        """Its batch row is free; with the last one the cache goes."""
-        if text not in self._fed or self._rows is None:
+        """Its batch row is free."""
+        if text not in self._fed:
             return
+        assert self._rows is not None
         del self._fed[text], self._settled[text], self._followers[text]
         self._rows.leave(text)
-        if not self._fed:
-            self._rows = None
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> list[Draft]:
         """Up to ``length`` tokens for each text, in as many passes or fewer."""

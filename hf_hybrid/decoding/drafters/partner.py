@@ -44,26 +44,48 @@ def _ids(value: Any) -> set[int]:
 
 
 class BatchRows:
-    """Texts in the batch rows of a drafter's own Runner.
+    """Texts in the batch rows of a drafter's own Runner, which is there while there are texts.
+
+    Args:
+        model: that drafts. batch_size: most texts at a time.
 
     Attributes:
-        runner: of the drafting model. line: text -> its batch row.
+        line: text -> its batch row.
+
+    Raises:
+        Unsupported: the Runner does not serve the model.
     """
 
-    def __init__(self, runner: Runner):
-        self.runner, self.line = runner, dict[Text, int]()
+    def __init__(self, model: Any, batch_size: int):
+        self._model, self._batch_size = model, batch_size
+        # Made before there is a text, so that a model which does not go is refused before anything is written.
+        self._runner: Runner | None = self._empty_runner()
+        self.line = dict[Text, int]()
         self._texts: list[Text] = []
+
+    def _empty_runner(self) -> Runner:
+        runner = Runner(self._model, self._batch_size)
+        while runner.active:
+            runner.leave(runner.active - 1)
+        return runner
+
+    @property
+    def runner(self) -> Runner:
+        """Of the drafting model; its active batch rows are those of the texts."""
+        if self._runner is None:
+            self._runner = self._empty_runner()
+        return self._runner
 
     def enter(self, text: Text) -> None:
         """An empty batch row for ``text``."""
-        if len(self._texts) == self.runner.active:
-            self.runner.enter()
-        self.line[text] = len(self._texts)
+        self.line[text] = self.runner.enter()
         self._texts.append(text)
 
     def leave(self, text: Text) -> None:
-        """The batch row of ``text`` is free; the last one moves there."""
+        """The batch row of ``text`` is free; the last one moves there. With the last text the cache goes."""
         line, last = self.line.pop(text), self._texts.pop()
         if last is not text:
             self._texts[line], self.line[last] = last, line
         self.runner.leave(line)
+        if not self._texts:
+            self._runner = None
