@@ -57,6 +57,16 @@ def pruned(draft: Draft, count: int, room: int, ends: Collection[int]) -> Draft:
     return Draft(tokens, None, draft.grade, draft.chance, None if chain else tuple(kept), () if chain else tuple(ranks))
 
 
+def depth(draft: Draft) -> int:
+    """Tokens of the longest branch. ``parents`` need not be checked; it is never more than there are of them."""
+    if draft.parents is None:
+        return len(draft.tokens)
+    depths: list[int] = []
+    for parent in draft.parents:
+        depths.append(1 + (depths[parent] if 0 <= parent < len(depths) else 0))
+    return max(depths, default=0)
+
+
 def as_tree(draft: Draft) -> Draft:
     """A chain as a tree of width one; a tree as it is."""
     if draft.parents is not None:

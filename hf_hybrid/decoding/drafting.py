@@ -13,13 +13,13 @@ from functools import partial
 import torch
 
 from hf_hybrid.config import SpeculativeSettings
-from hf_hybrid.decoding.branches import BranchError, as_tree, pruned, standing
+from hf_hybrid.decoding.branches import BranchError, as_tree, depth, pruned, standing
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.output import DecodingError
-from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of, acceptance_of_text
+from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of_text, experience_of
 from hf_hybrid.decoding.sampling import DraftSampler
 from hf_hybrid.decoding.strategy import Context
 from hf_hybrid.models.prices import prices_of
@@ -52,9 +52,10 @@ class Drafting:
         )
         self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.products.kind)
         self.pace = Pace(self.prices.seconds)
-        self.pooled = acceptance_of(self.drafter, runner.model)
+        self.known = experience_of(self.drafter, runner.model, (str(runner.device), runner.dtype))
         self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
-        self.seconds_per_token = 0.0
+        self._read: set[int] = set()  # canvases whose prompt the drafter has read, for a first draft
+        self.draft_seconds = 0.0  # of the drafts for the coming pass
         self.probing = False
         self.broken = ""
 
@@ -71,39 +72,35 @@ class Drafting:
     def forget(self, row: int) -> None:
         """The text of ``row`` will not be asked for again."""
         self.own.pop(row, None)
+        self._read.discard(row)
 
     # What goes on trial.
 
-    def ask(self, texts: Sequence[Text], rows: Sequence[int], begun: bool) -> tuple[Sequence[Draft], int]:
+    def rest(self) -> None:
+        """The coming pass has no drafts."""
+        self.probing, self.draft_seconds = False, 0.0
+
+    def ask(self, texts: Sequence[Text], rows: Sequence[int]) -> tuple[Sequence[Draft], int]:
         """A draft for every text, and how much of each is worth a trial.
 
         Args:
             rows: clean rows of each text in the coming pass without a draft.
-            begun: True: none of the drafts is the first of its text, for which a drafter has to read the prompt.
         """
-        self.probing = False
+        self.rest()
         length = min(self.settings.draft_length, max(text.room for text in texts))
         none = [NO_DRAFT] * len(texts)
         if self.broken or length == 0:
             return none, 0
         if self.adaptive and self.drafter.costly:
             guesses = [self._chances(text, Draft(range(min(length, text.room)), chance=0.7)) for text in texts]
-            length, self.probing = self.pace.choose(rows, guesses, self.seconds_per_token)
+            length, self.probing = self.pace.choose(rows, guesses, self.known.seconds_per_token, self.known.offered)
             if length == 0:
                 return none, 0
-        started, self.sampler.places = time.perf_counter(), 0
         try:
-            drafts = self.drafter.propose(texts, length, self.sampler)
+            drafts = self._made(texts, length)
         except DrafterError as error:
             self.broken = str(error)
             return none, 0
-        if len(drafts) != len(texts):
-            raise DecodingError(f"{self.drafter.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
-        longest = max(len(draft.tokens) for draft in drafts)
-        if self.drafter.costly and longest and begun:
-            # A place that was drawn and not drafted took its time too.
-            measured = (time.perf_counter() - started) / max(longest, self.sampler.places)
-            self.seconds_per_token += (measured - self.seconds_per_token) * (0.2 if self.seconds_per_token else 1.0)
         if any(draft.parents is not None for draft in drafts) and not self.rejecting:
             return drafts, self._nodes(texts, drafts, rows)
         if self.adaptive and not self.drafter.costly:
@@ -111,6 +108,21 @@ class Drafting:
             chances = [self._chances(text, draft) for text, draft in zip(texts, cut, strict=True)]
             length, self.probing = self.pace.choose(rows, chances)
         return drafts, length
+
+    def _made(self, texts: Sequence[Text], length: int) -> Sequence[Draft]:
+        """Ask the drafter, and note what that took."""
+        started, self.sampler.places = time.perf_counter(), 0
+        drafts = self.drafter.propose(texts, length, self.sampler)
+        self.draft_seconds = time.perf_counter() - started
+        if len(drafts) != len(texts):
+            raise DecodingError(f"{self.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
+        asked = {text.row for text in texts}
+        if asked <= self._read:  # else a prompt was read for it
+            # A place that was drawn and not drafted took its time too.
+            places = max(self.sampler.places, *map(depth, drafts))
+            self.known.note_made(self.draft_seconds, places, sum(bool(d.tokens) for d in drafts) / len(drafts))
+        self._read |= asked
+        return drafts
 
     def _nodes(self, texts: Sequence[Text], drafts: Sequence[Draft], rows: Sequence[int]) -> int:
         """How many tokens of each tree are worth a trial; those that come first are the likeliest."""
@@ -150,7 +162,7 @@ class Drafting:
 
     def _of_grade(self, text: Text, grade: Draft, length: int) -> list[float]:
         """For so many places, how likely a token of that grade stands if those before it do."""
-        return self.own[text.row].refined(grade.grade, self.pooled.chances(grade.grade, grade.chance, length))
+        return self.own[text.row].refined(grade.grade, self.known.acceptance.chances(grade.grade, grade.chance, length))
 
     def _chances(self, text: Text, draft: Draft) -> list[float]:
         """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
@@ -160,18 +172,18 @@ class Drafting:
 
     def note(self, row: int, grade: Hashable, length: int, stood: int) -> None:
         """``stood`` of ``length`` tokens drafted for ``row`` stand."""
-        for acceptance in (self.pooled, self.own[row]):
+        for acceptance in (self.known.acceptance, self.own[row]):
             acceptance.note(grade, length, stood)
 
     def note_one(self, row: int, grade: Hashable, place: int, stood: bool) -> None:
         """One token at ``place`` of a tree for ``row`` was checked, behind tokens that stand."""
-        for acceptance in (self.pooled, self.own[row]):
+        for acceptance in (self.known.acceptance, self.own[row]):
             acceptance.note_one(grade, place, stood)
 
     def measured(self, texts: int, rows: int, written: float, seconds: float) -> None:
         """A pass over ``texts``, of ``rows`` rows in all, took ``seconds`` and wrote ``written`` tokens per text."""
         self.prices.note(rows, seconds)
-        self.pace.note(seconds, self.probing, self.prices.seconds(texts), written)
+        self.pace.note(self.draft_seconds + seconds, self.probing, self.prices.seconds(texts), written)
 
 
 def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:

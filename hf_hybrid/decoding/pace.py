@@ -75,16 +75,46 @@ class Acceptance:
         return (good + self.known_from * expected) / (tried + self.known_from)
 
 
-_known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[str, Acceptance]]] = WeakKeyDictionary()
-"""Drafting model -> model -> name of the drafter's class -> what is known."""
+@dataclass
+class Experience:
+    """What is known of the drafts of one drafter for one model.
+
+    Attributes:
+        acceptance: over all texts. seconds_per_token: to make a draft, per place; 0: none was made yet.
+        offered: running share of the drafts asked for that held a token, 0 to 1.
+    """
+
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    seconds_per_token: float = 0.0
+    offered: float = 1.0
+
+    def note_made(self, seconds: float, places: int, offered: float) -> None:
+        """Drafts of up to ``places`` places took ``seconds``; the share ``offered`` of them held a token. An outlier
+        counts as twice what was expected."""
+        each = seconds / max(places, 1)
+        if not self.seconds_per_token:
+            self.seconds_per_token = each
+        elif offered:  # what it takes to find nothing to draft says little about a token
+            self.seconds_per_token += 0.2 * (min(each, 2 * self.seconds_per_token) - self.seconds_per_token)
+        self.offered += 0.1 * (offered - self.offered)
 
 
-def acceptance_of(drafter: Any, model: Any) -> Acceptance:
-    """What is known of the drafts of ``drafter`` for ``model``. Of a costly one it outlives a call, as prices do."""
+_known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Hashable, Experience]]] = WeakKeyDictionary()
+"""Drafting model, or drafter -> model -> class of the drafter and where the model runs -> what is known."""
+
+
+def experience_of(drafter: Any, model: Any, where: Hashable = None) -> Experience:
+    """What is known of ``drafter`` for ``model`` on its device (``where``). Of a costly one it outlives a call, as
+    prices do."""
     if not drafter.costly:
-        return Acceptance()
-    own = _known.setdefault(getattr(drafter, "model", drafter), WeakKeyDictionary()).setdefault(model, {})
-    return own.setdefault(type(drafter).__name__, Acceptance(_KNOWN_FROM_COSTLY))
+        return Experience()
+    key = drafter if drafter.model is None else drafter.model
+    new = Experience(Acceptance(_KNOWN_FROM_COSTLY))
+    try:
+        own = _known.setdefault(key, WeakKeyDictionary()).setdefault(model, {})
+    except TypeError:  # no key of a dict, or of a weak one
+        return new
+    return own.setdefault((type(drafter).__name__, where), new)
 
 
 def acceptance_of_text(costly: bool) -> Acceptance:
@@ -98,7 +128,7 @@ class Pace:
 
     Attributes:
         price: rows of a pass, all batch rows together -> seconds.
-        spent: seconds of all passes. lost: seconds that probes cost beyond what they brought.
+        spent: seconds of all passes and drafts. lost: seconds that probes cost beyond what they brought.
     """
 
     price: Callable[[int], float]
@@ -106,21 +136,30 @@ class Pace:
     lost: float = 0.0
 
     def choose(
-        self, rows: Sequence[int], chances: Sequence[Sequence[float]], seconds_per_token: float = 0.0
+        self,
+        rows: Sequence[int],
+        chances: Sequence[Sequence[float]],
+        seconds_per_token: float = 0.0,
+        offered: float = 1.0,
     ) -> tuple[int, bool]:
         """The longest draft that any batch row of the next pass may have.
 
         Args:
             rows: clean rows of each batch row without a draft. chances: for each of its drafted tokens, the chance that
-                it stands if those before it do. seconds_per_token: to make a draft, per place.
+                it stands if those before it do. seconds_per_token: to make a draft, per place. offered: the chance that
+                a text has a draft at all; the first place of one is paid for even if not.
 
         Returns:
             the length, 0: none; and True: it is a probe, not expected to pay.
         """
-        return self.choose_nodes(rows, [list(accumulate(c, mul)) for c in chances], seconds_per_token)
+        return self.choose_nodes(rows, [list(accumulate(c, mul)) for c in chances], seconds_per_token, offered)
 
     def choose_nodes(
-        self, rows: Sequence[int], standing: Sequence[Sequence[float]], seconds_per_token: float = 0.0
+        self,
+        rows: Sequence[int],
+        standing: Sequence[Sequence[float]],
+        seconds_per_token: float = 0.0,
+        offered: float = 1.0,
     ) -> tuple[int, bool]:
         """The same for trees: ``standing`` is the chance that a token stands at all, which is what it adds."""
         reach = max((len(c) for c in standing), default=0)
@@ -130,14 +169,16 @@ class Pace:
         plain = self.price(len(rows) * max(rows))
         # (tokens per second, length, seconds, tokens)
         best = without = (written / plain, 0, plain, written)
+        some = 1 - (1 - offered) ** len(rows)  # the chance that any text has a draft, and the pass is wider
         first: tuple[float, int, float, float] | None = None
         for length in range(1, reach + 1):
             width = 0
             for row, own in enumerate(standing):
                 width = max(width, rows[row] + min(length, len(own)))
                 if length <= len(own):
-                    written += own[length - 1]
-            seconds = self.price(len(rows) * width) + length * seconds_per_token
+                    written += offered * own[length - 1]
+            wider = self.price(len(rows) * width) - plain
+            seconds = plain + some * wider + (1 + some * (length - 1)) * seconds_per_token
             option = (written / seconds, length, seconds, written)
             best = max(best, option)
             first = option if first is None else max(first, option)
@@ -151,7 +192,8 @@ class Pace:
         return self.lost + seconds <= PROBE_SHARE * self.spent
 
     def note(self, seconds: float, probed: bool, plain: float, written: float) -> None:
-        """A pass took ``seconds`` and wrote ``written`` tokens per batch row; one without a draft takes ``plain``."""
+        """A pass and its drafts took ``seconds`` and wrote ``written`` tokens per batch row; a pass alone takes
+        ``plain``."""
         self.spent += seconds
         if probed:
             self.lost = max(0.0, self.lost + seconds - written * plain)

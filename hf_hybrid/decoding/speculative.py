@@ -26,7 +26,7 @@ from hf_hybrid.decoding.passes import LaneRows, Pass
 from hf_hybrid.decoding.recheck import Recheck
 from hf_hybrid.decoding.scoring import Scored
 from hf_hybrid.decoding.strategy import Context, Strategy, prefix_of
-from hf_hybrid.decoding.verify import path_of
+from hf_hybrid.decoding.verify import check_best, path_of
 
 _ACCEPT, _REDRAW = 0xACCE97, 0x4ED4A3
 """Turn a seed into those of two streams of noise, independent of the one that drafts draw with."""
@@ -113,8 +113,7 @@ class Speculative(Strategy):
                 lane.window = self.drafting.window
             text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
         self._alone = False
-        rows, begun = [len(lane.pending) + lane.open_length for lane in lanes], all(t.row in self.trials for t in texts)
-        drafts, length = self.drafting.ask(texts, rows, begun)
+        drafts, length = self.drafting.ask(texts, [len(lane.pending) + lane.open_length for lane in lanes])
         for line, (canvas, text, draft) in enumerate(zip(canvases, texts, drafts, strict=True), first):
             lane, trial = canvas.lanes[0], self._trial(canvas, text, draft, length)
             self.trials[canvas.row] = trial
@@ -140,7 +139,8 @@ class Speculative(Strategy):
 
     def _decide_alone(self, canvases: list[Canvas], waiting: set[int]) -> None:
         """A pass without drafts and windows, of the shape that plain decoding has."""
-        self.drafting.probing, self._alone = False, True
+        self.drafting.rest()
+        self._alone = True
         for canvas in canvases:
             canvas.lanes[0].window = 0
             self.trials[canvas.row] = NO_DRAFT
@@ -185,7 +185,8 @@ class Speculative(Strategy):
         if trial.parents is not None:
             trial = self._tree_tried(canvas, trial, trial.parents, checked, doubted)
         elif trial.tokens:
-            length = stand if doubted else len(trial.tokens)
+            ended = trial.tokens[stand : stand + 1] == checked[stand : stand + 1]  # nor behind an end that was drafted
+            length = stand if doubted or ended else len(trial.tokens)
             report.note(length, stand)
             self.drafting.note(canvas.row, trial.grade, length, stand)
         if checked and not self.drafting.broken:
@@ -254,7 +255,8 @@ class Speculative(Strategy):
         begin = 0
         for rows in lanes:
             end = begin + len(rows.checks)
-            stop = next(i for i in range(begin, end) if not stands[i])  # the last row has no drafted token
+            # The last row has no drafted token; nothing is read behind an end.
+            stop = next(i for i in range(begin, end) if not stands[i] or chosen[i] in self.context.ends)
             found[rows] = chosen[begin : stop + 1]
             begin = end
         return found
@@ -273,13 +275,15 @@ class Speculative(Strategy):
         checked: list[int] = []
         for i, place in enumerate(places):
             history = torch.tensor([ids], device=device)  # (1, length)
-            target = process(history, scored.raw[place : place + 1].clone()).softmax(dim=-1)  # (1, vocab)
+            scores = process(history, scored.raw[place : place + 1].clone())  # (1, vocab)
+            check_best(float(scores.max()))
+            target = scores.softmax(dim=-1)  # (1, vocab)
             one = slice(i, i + 1)
             if i == len(given):
                 return [*checked, int(sample(target.log(), noise[one]))]
             out, stands = reject(target, drafted[one], given[one], uniform[one], noise[one])
             checked.append(int(out))
-            if not bool(stands):
+            if not bool(stands) or checked[-1] in self.context.ends:
                 break
             ids.append(checked[-1])
         return checked

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_hybrid import Draft
-from hf_hybrid.decoding.branches import pruned, rank_of, standing
+from hf_hybrid.decoding.branches import depth, pruned, rank_of, standing
 
 
 def test_how_likely_each_token_stands() -> None:
@@ -30,3 +30,9 @@ def test_what_is_cut_keeps_the_ranks_of_the_rest() -> None:
     draft = Draft([7, 8, 9, 5, 6, 7, 4], parents=(-1, 0, 0, 1, 2, -1, 5), ranks=(0, 0, 1, 0, 2, 1, 3))
     ended = pruned(draft, 100, 100, {8})
     assert (list(ended.tokens), ended.ranks) == ([7, 9, 6, 4], (0, 1, 2, 3))
+
+
+def test_the_depth_of_a_tree_is_that_of_its_longest_branch() -> None:
+    assert depth(Draft([5, 6, 7])) == 3 and depth(Draft([])) == 0
+    assert depth(Draft([5, 6, 7, 8], parents=(-1, 0, -1, 2))) == 2
+    assert depth(Draft([5, 6, 7], parents=(-1, 9, 1))) == 2, "no tree: refused later, where it is put on trial"

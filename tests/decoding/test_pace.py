@@ -8,13 +8,18 @@ outlier ruins; acceptance that is counted behind a token that fell.
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
-from hf_hybrid.decoding.pace import PROBE_SHARE, Acceptance, Pace
+from hf_hybrid import Draft, Drafter, ModelDrafter, SuffixDrafter, TreeDrafter
+from hf_hybrid.decoding.pace import PROBE_SHARE, Acceptance, Experience, Pace, experience_of
 from hf_hybrid.models.prices import MOST_ROWS, MeasuredPrices, prices_of
+from tests.models_for_tests import tiny
 
 
 def steep(rows: int) -> float:
@@ -61,6 +66,70 @@ def test_one_token_cannot_pay_where_the_second_row_is_dear() -> None:
     assert pace.choose([1], [[0.9] * 7]) == (7, False)
     assert Pace(lambda rows: 1.0).choose([1], [[0.1]]) == (1, False), "where rows are free, any draft pays"
     assert pace.choose([1], [[0.9] * 7], seconds_per_token=34.0) == (0, False), "a drafter as slow as the model"
+
+
+def test_a_drafter_that_often_has_nothing_is_paid_for_its_first_place() -> None:
+    """All lengths by hand: with chance 0.5 there is no draft, and a place was drawn."""
+    cost, offered = 10.0, 0.5
+    for chance in (0.5, 0.9, 0.99):
+        by_hand = [1 / steep(1)]
+        for length in range(1, 9):
+            written = 1 + sum(chance**i for i in range(1, length + 1))
+            with_draft, without = steep(1 + length) + length * cost, steep(1) + cost
+            tokens = offered * written + (1 - offered)
+            by_hand.append(tokens / (offered * with_draft + (1 - offered) * without))
+        best = by_hand.index(max(by_hand))
+        length, _ = Pace(steep).choose([1], [[chance] * 8], cost, offered)
+        assert length == (best if max(by_hand) >= 1.03 * by_hand[0] else 0)
+
+
+def test_a_pass_is_wide_as_soon_as_one_text_of_a_batch_has_a_draft() -> None:
+    """Every way in which two texts have a draft or none, by hand."""
+    cost, offered, chance = 8.0, 0.4, 0.95
+    by_hand = [2 / steep(2)]
+    for length in range(1, 9):
+        tokens = seconds = 0.0
+        for has in itertools.product([True, False], repeat=2):
+            share = math.prod(offered if one else 1 - offered for one in has)
+            tokens += share * (2 + sum(has) * sum(chance**i for i in range(1, length + 1)))
+            seconds += share * (steep(2 * (1 + length)) + length * cost if any(has) else steep(2) + cost)
+        by_hand.append(tokens / seconds)
+    best = by_hand.index(max(by_hand))
+    assert best and max(by_hand) > 1.03 * by_hand[0], "the case is one in which a draft pays"
+    length, _ = Pace(steep).choose([1, 1], [[chance] * 8] * 2, cost, offered)
+    assert length == best
+
+
+def test_what_a_draft_takes_is_told_from_what_finding_none_takes() -> None:
+    known = Experience()
+    known.note_made(0.3, 0, 0.0)
+    assert known.seconds_per_token == pytest.approx(0.3), "a drafter that has nothing to say is not free"
+    known.note_made(0.001, 0, 0.0)
+    assert known.seconds_per_token == pytest.approx(0.3) and known.offered == pytest.approx(0.81)
+    known.note_made(8.0, 8, 1.0)
+    assert known.seconds_per_token == pytest.approx(0.36), "an outlier counts as twice what was expected"
+    known.note_made(0.8, 8, 1.0)
+    assert known.seconds_per_token == pytest.approx(0.308)
+
+
+def test_what_is_known_of_a_drafter_that_takes_time_outlives_it() -> None:
+    target, draft = tiny("llama"), tiny("llama", seed=2)
+    known = experience_of(ModelDrafter(draft), target)
+    assert experience_of(ModelDrafter(draft), target) is known
+    trees = experience_of(TreeDrafter(draft), target)
+    assert experience_of(TreeDrafter(draft), target) is trees is not known
+    assert experience_of(ModelDrafter(draft), draft) is not known
+    assert experience_of(ModelDrafter(draft), target, "elsewhere") is not known
+    assert experience_of(SuffixDrafter(), target) is not experience_of(SuffixDrafter(), target)
+
+    @dataclass
+    class Unhashable(Drafter):
+        costly = True
+
+        def propose(self, texts: Any, length: int, sampler: Any) -> list[Draft]:
+            return []
+
+    assert experience_of(Unhashable(), target) is not known
 
 
 def test_probes_cost_no_more_than_their_share() -> None:

@@ -17,7 +17,7 @@ import torch
 import hf_hybrid
 from hf_hybrid import DecodingError, DiffusionDrafter, Draft, Drafter, DrafterError, ModelDrafter, Text, TreeDrafter
 from hf_hybrid.decoding.branches import first_branch, pruned
-from hf_hybrid.decoding.pace import acceptance_of
+from hf_hybrid.decoding.pace import experience_of
 from tests.equivalence.test_speculative import BASE, CASES, answers_of, model, plain, smaller, speculative
 from tests.models_for_tests import CONTROL, MODELS, PROMPTS, VOCAB, hybrid, left_padded, tiny
 
@@ -145,7 +145,7 @@ def test_a_minimum_counts_tokens_of_the_branch_not_nodes() -> None:
     assert drafting.trees > 0 and max(found.report[0].accepted_per_round) > 1
     # What was counted: the right token always stood, one of four behind the same token (at the end, none of three).
     assert (drafting.tried, drafting.stood) == ([2, 2, 2], [2, 2, 1])
-    counts = acceptance_of(drafter, host).counts
+    counts = experience_of(drafter, host, (str(host.device), host.dtype)).acceptance.counts
     shares = {place: stood / tried for (_, place), (stood, tried) in counts.items()}
     assert set(shares) == {0, 1, 2} and shares[0] == pytest.approx(0.25, abs=0.03)
     assert shares[1] == pytest.approx(0.25, abs=0.03) and 0 < shares[2] < 0.25

@@ -73,7 +73,7 @@ class Sampler(Protocol):
             the probabilities ``(texts, vocab)`` that they were drawn from, else None.
 
         Raises:
-            DrafterError: NaN.
+            DrafterError: NaN or infinite logits.
         """
         ...
 
@@ -92,11 +92,13 @@ class Drafter(ABC):
     Attributes:
         costly: True: a draft takes so long that its length is to be chosen before it is made.
         independent: True: a drafted token does not depend on those drafted before it.
+        model: that drafts, if there is one: what is known of its speed and acceptance outlives the drafter.
         name: of the drafter, in reports. note: what the report should say of this call, if anything.
     """
 
     costly: bool = False
     independent: bool = False
+    model: Any = None
     name: str = ""
     note: str = ""
 
@@ -128,5 +130,5 @@ class Drafter(ABC):
         return
 
     def end(self, text: Text) -> None:
-        """``text`` is finished, or was left behind by an interrupt of the call."""
+        """``text`` is finished. A call that was interrupted does not say so: the next ``prepare`` begins anew."""
         return

@@ -25,7 +25,7 @@ class SelfDrafter(Drafter):
         control: tags of the model, which no plain answer holds. window: open positions behind the last clean row.
 
     Attributes:
-        written: running mean of tokens per pass with a window.
+        written: running mean of tokens per pass.
     """
 
     name = "self"
@@ -68,4 +68,5 @@ class SelfDrafter(Drafter):
 
     def end(self, text: Text) -> None:
         """The text is finished."""
+        self._offered.pop(text.row, None)
         self._copies.end(text)

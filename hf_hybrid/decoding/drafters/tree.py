@@ -54,7 +54,7 @@ class TreeDrafter(Drafter):
         if not isinstance(drafter, Drafter):
             raise DrafterError(f"{type(drafter).__name__} is no drafter; give a hf_hybrid.Drafter or a model")
         self.drafter, self.width, self.size = drafter, width, size
-        self.costly, self.independent = drafter.costly, drafter.independent
+        self.costly, self.independent, self.model = drafter.costly, drafter.independent, drafter.model
         self.name = f"tree of {drafter.name or type(drafter).__name__}"
         self.note = ""
 
