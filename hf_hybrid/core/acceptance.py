@@ -17,24 +17,6 @@ _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, close to 2^64 / golden ratio: the step of SplitMix64
 
 
-def matching_prefix(draft: Tensor, target: Tensor, drafted: Tensor) -> Tensor:
-    """How many leading tokens of a draft equal the target's (Leviathan et al., "Fast Inference from Transformers via
-    Speculative Decoding", 2023, algorithm 1, for a target that is deterministic given its noise).
-
-    Args:
-        draft: int64 ``(lanes, length)``, drafted tokens.
-        target: int64 ``(lanes, length)``, the token that plain decoding writes at the same place, given the draft
-            before it.
-        drafted: int64 ``(lanes,)``, how many leading entries of ``draft`` are real.
-
-    Returns:
-        int64 ``(lanes,)``, from 0 to ``drafted``.
-    """
-    place = torch.arange(draft.shape[-1], device=draft.device)  # (length,)
-    equal = (draft == target) & (place < drafted.unsqueeze(-1))  # (lanes, length), True: a drafted token that matches
-    return equal.long().cumprod(dim=-1).sum(dim=-1)
-
-
 def keyed_noise(
     seed: int | Sequence[int], positions: Sequence[int], vocab: int, device: torch.device | str = "cpu"
 ) -> Tensor:

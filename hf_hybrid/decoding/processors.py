@@ -177,6 +177,11 @@ def _lifts_bans(processor: Any) -> bool:
 class Processors:
     """The host's list of logits processors, for rows of which several are written at once.
 
+    A processor that reads a prefix sees one row at a time. One that is not the host's, which may keep a state per row
+    of the batch, serves the first text itself, and each other one by a copy made before the first call. What it
+    assigns to attributes is then of one text, and so are the lists, dicts and sets in them; whatever else is changed in
+    place (a tensor, a list in a list) is shared.
+
     Whatever its class, an id that comes in as ``-inf`` is only let in again by a processor that forces a token.
 
     Args:
@@ -207,6 +212,7 @@ class Processors:
         every: list[Any] = list(host or ())
         self._all = [p for p in every if not _is(p, *_LENGTH_ONLY)]
         self._free = [p for p in self._all if _prefix_free(p)]
+        self._untouched = [_with_own_state(p) for p in self._all]
         self._rows_per_prompt = rows_per_prompt
         self._lists: dict[tuple[int, int], list[Any]] = {}
         self.min_new_tokens: int = max(
@@ -241,7 +247,8 @@ class Processors:
         key = (row, lane)
         if key not in self._lists:
             prompt = row // self._rows_per_prompt
-            self._lists[key] = [_for_row(processor, row, prompt) for processor in self._all]
+            own = map(_with_own_state, self._untouched) if self._lists else self._all
+            self._lists[key] = [_for_row(processor, row, prompt) for processor in own]
         return _apply(self._lists[key], prefix, scores)
 
 
@@ -268,7 +275,7 @@ def _name(processor: object) -> str:
 
 def _for_row(processor: Any, row: int, prompt: int) -> Any:
     """``processor`` for one row alone: what the host's classes know about the rows of their batch, or remember of the
-    last call, cut down to ``row`` and its ``prompt``. A class that we do not know is shared."""
+    last call, cut down to ``row`` and its ``prompt``. Other classes are left as they are."""
     prompts = slice(prompt, prompt + 1)
     if _is(processor, "RepetitionPenaltyLogitsProcessor"):
         ignored = getattr(processor, "prompt_ignore_length", None)  # int, None or the padding of every row (batch,)
@@ -289,6 +296,20 @@ def _for_row(processor: Any, row: int, prompt: int) -> Any:
     if _is(processor, "SynthIDTextWatermarkLogitsProcessor"):
         return _with(processor, state=None)
     return processor
+
+
+def _with_own_state(processor: Any) -> Any:
+    """A copy of a processor that is not the host's; what cannot be copied, and a function, stays the same object."""
+    if _is(processor, type(processor).__name__):
+        return processor
+    try:
+        copied = copy.copy(processor)
+        if copied is not processor and hasattr(copied, "__dict__"):
+            state = {name: copy.copy(v) for name, v in vars(copied).items() if isinstance(v, list | dict | set)}
+            vars(copied).update(state)
+    except Exception:  # a class may do anything here, and those that pass on what they lack recurse
+        return processor
+    return copied
 
 
 def _with(processor: Any, **attributes: Any) -> Any:

@@ -63,8 +63,9 @@ class Recheck:
                 stand = range(check_lane(lane.draft, tokens)[1])
             counts.append(len(stand) + 1)
             places += [own[0], *(own[1 + node] for node in stand)]
-        scores = scored.processed[places].float()  # (places, vocab)
-        size = scores.amax(dim=-1).abs()  # (places,)
+        scores, raw = scored.processed[places].float(), scored.raw[places].float()  # (places, vocab)
+        # Of the logits: a processor may take log-probabilities of them, whose best one is next to 0.
+        size = torch.maximum(scores.amax(dim=-1).abs(), raw.amax(dim=-1).abs())  # (places,)
         if scored.noise is not None:
             scores = scores + scored.noise[places]
         best = scores.topk(2, dim=-1).values  # (places, 2)

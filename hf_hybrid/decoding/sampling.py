@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ class DraftSampler:
         self.places = max(self.places, ahead + 1)
         scores = self._scores(logits)  # (texts, vocab)
         best, chosen = scores.max(dim=-1)  # (texts,)
-        if any(value != value for value in best.tolist()):  # the largest of a row with a NaN is NaN
-            raise DrafterError("the drafter gave NaN logits; check its weights and its dtype")
+        if not all(map(isfinite, best.tolist())):  # the largest of a row with a NaN is NaN
+            raise DrafterError("the drafter gave NaN or infinite logits; check its weights and its dtype")
         noise = self._noise(texts, ahead) if self._sampling else None
         if self._rejection:
             probabilities = scores.softmax(dim=-1)
@@ -65,7 +66,7 @@ class DraftSampler:
 
     def _fitted(self, logits: Tensor) -> Tensor:
         """The drafter's logits ``(texts, any)`` as wide as the model's: padding of a vocabulary is no token."""
-        logits = logits.to(self._device)
+        logits = logits.to(self._device, torch.promote_types(logits.dtype, torch.float32))  # as the check has them
         missing = self._vocab_size - logits.shape[-1]
         if missing > 0:
             logits = torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))

@@ -189,6 +189,9 @@ class Strategy(ABC):
         batch = build_pass(canvases, self.mask_token, self.runner.products.filled, first)
         logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain, first=first)
         flat = logits.reshape(-1, logits.shape[-1])  # (active * keep, vocab)
+        if self.context.sampling or not self.context.processors.trivial:
+            # As for the host's processors: in half precisions their results would tie.
+            flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         self._constrain(flat, batch)
         raw = flat.clone() if self.context.processors.needs_prefix else flat
         flat = self.context.processors.batched(flat)

@@ -75,6 +75,20 @@ def along(parents: Sequence[int], draft: Sequence[int], tokens: Sequence[int]) -
     return walk(parents, draft, lambda node: tokens[node + 1])
 
 
+def check_best(value: float) -> None:
+    """Refuse processed scores of which ``value`` is the best.
+
+    Raises:
+        DecodingError: NaN, or no token is left.
+    """
+    if not value > -torch.inf:
+        raise DecodingError(
+            "the logits processors give NaN; correct the one that does"
+            if value != value
+            else "the logits processors ban every token that may follow; allow one (in a plan: its tags too)"
+        )
+
+
 def check_in_order(
     logits: Tensor,
     noise: Tensor | None,
@@ -103,12 +117,7 @@ def check_in_order(
         scores = process(torch.tensor([ids], device=logits.device), logits[row].clone())  # (1, vocab)
         best, token = (scores if noise is None else scores + noise[row]).max(dim=-1)  # (1,)
         (value,), (chosen,) = to_host(best, token)
-        if not value > -torch.inf:
-            raise DecodingError(
-                "the logits processors give NaN; correct the one that does"
-                if value != value
-                else "the logits processors ban every token that may follow; allow one (in a plan: its tags too)"
-            )
+        check_best(value)
         return chosen
 
     return walk(parents or range(-1, len(draft) - 1), draft, choose)

@@ -1,8 +1,7 @@
-"""Accepting drafts, and the shared noise.
+"""The shared noise.
 
-Catches: a draft accepted behind its first mismatch or behind its real length, noise that depends on the batch or on the
-    window,
-noise that repeats for other seeds or positions, infinite noise, and a sampler that does not follow the softmax.
+Catches: noise that depends on the batch or on the window, noise that repeats for other seeds or positions, infinite
+noise, and a sampler that does not follow the softmax.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, matching_prefix, sample
+from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, sample
 
 WORD = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -43,20 +42,6 @@ def p_value(statistic: float, dof: int) -> float:
 def chi_square(counts: Tensor, probability: Tensor) -> float:
     expected = probability * counts.sum()
     return float(((counts - expected) ** 2 / expected).sum())
-
-
-def test_matching_prefix_is_the_loop() -> None:
-    g = torch.Generator().manual_seed(0)
-    draft, target = torch.randint(0, 2, (200, 6), generator=g), torch.randint(0, 2, (200, 6), generator=g)
-    drafted = torch.randint(0, 7, (200,), generator=g)
-    got = matching_prefix(draft, target, drafted)
-    assert got.dtype == torch.long and got.shape == (200,)
-    for lane in range(200):
-        length = 0
-        while length < drafted[lane] and draft[lane, length] == target[lane, length]:
-            length += 1
-        assert got[lane] == length
-    assert matching_prefix(draft[:, :0], target[:, :0], 0 * drafted).tolist() == [0] * 200
 
 
 def test_the_oracle_is_splitmix64() -> None:

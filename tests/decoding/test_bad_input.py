@@ -180,7 +180,16 @@ def test_nan_logits(strategy: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("value", "message"), [(math.nan, "processors give NaN"), (-math.inf, "ban every token")])
-@pytest.mark.parametrize("strategy", [PLANNED, {"strategy": "autoregressive"}, {"strategy": "speculative"}], ids=str)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        PLANNED,
+        {"strategy": "autoregressive"},
+        {"strategy": "speculative"},
+        {"strategy": "speculative", "do_sample": True, "acceptance": "rejection"},
+    ],
+    ids=str,
+)
 def test_processors_that_leave_nothing(strategy: dict[str, Any], value: float, message: str) -> None:
     def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return torch.full_like(scores, value) if ids.shape[1] > 8 else scores

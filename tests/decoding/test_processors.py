@@ -400,3 +400,23 @@ def test_several_answers_of_one_prompt_share_it() -> None:
     for row in range(6):
         own = slice(row // 2, row // 2 + 1)
         assert torch.equal(ours.in_order(ids[own], scores[own], row), expected[own])
+
+
+class Wrapping(LogitsProcessor):
+    """Passes on what it does not have, so that copying it recurses without end."""
+
+    def __init__(self, inner: Any):
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.inner(input_ids, scores)
+
+
+def test_a_processor_that_cannot_be_copied_serves_every_row_itself() -> None:
+    made = Wrapping(lambda ids, scores: scores + 1)
+    processors = Processors(LogitsProcessorList([made]), verified=True, prompt_length=1)
+    for row in range(3):
+        assert torch.equal(processors.in_order(PROMPT[:1], torch.zeros(1, VOCAB), row=row), torch.ones(1, VOCAB))

@@ -18,6 +18,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_hybrid import DiffusionDrafter, Draft, Drafter, ModelDrafter, SuffixDrafter, SuffixMemory, Text, generate_many
+from hf_hybrid.decoding.verify import check_lane
 from tests.models_for_tests import (
     CONTROL,
     MAX_POSITIONS,
@@ -237,6 +238,87 @@ def test_a_processor_sees_every_true_prefix_once_and_in_order() -> None:
     assert counting.seen == [text[:count] for count in range(len(prompt[0]), len(text))]
 
 
+class Matching(LogitsProcessor):
+    """Like the processors of grammar libraries: a matcher per row of the batch, made at the first call and advanced by
+    the last token of every further one. Bans what would make a token follow one of the same remainder by three."""
+
+    def __init__(self, grown: bool):
+        self.grown, self.matchers = grown, []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self.matchers:
+            made = [ids.tolist() for ids in input_ids]
+            if self.grown:
+                self.matchers.extend(made)
+            else:
+                self.matchers = made
+        else:
+            for matcher, ids in zip(self.matchers, input_ids, strict=True):
+                matcher.append(int(ids[-1]))
+        for matcher, ids, row in zip(self.matchers, input_ids, scores, strict=True):
+            assert matcher == ids.tolist()
+            row[matcher[-1] % 3 :: 3] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("grown", [False, True], ids=["assigned", "grown"])
+def test_a_grammar_with_a_state_per_row_serves_every_row(grown: bool) -> None:
+    host = hybrid(seed=26)
+    del host.config.hf_hybrid  # so that the host may write tags as well
+    base = {**BASE, "do_sample": False, "eos_token_id": CONTROL.eos, "pad_token_id": 0}
+    expected = host.generate(**base, logits_processor=LogitsProcessorList([Matching(grown)]))
+    for drafter in ("suffix", Oracle(answers_of(expected), wrong=0.3)):
+        options = {"strategy": "speculative", "adaptive": False, "drafter": drafter}
+        found = host.generate(**base, **options, logits_processor=LogitsProcessorList([Matching(grown)]))
+        assert torch.equal(found, expected)
+
+
+def test_rejection_reads_nothing_behind_an_end() -> None:
+    """A drafter that is never wrong drafts on behind the end of the answer."""
+    prompt, drafter = PROMPTS[2], ModelDrafter(model(), least_chance=0.0)
+    options = {**SAMPLED, **left_padded((prompt,)), "acceptance": "rejection", "draft_length": 5}
+    inside = 0
+    for seed in range(12):
+        for processors in ([], [Counting()]):
+            found = speculative(drafter, logits_processor=LogitsProcessorList(processors), **options | {"seed": seed})
+            (report,), text = found.report, found.sequences[0].tolist()
+            assert sum(written for _, _, written in report.drafting.passes) == report.num_tokens
+            assert report.drafting.acceptance == [1.0] * len(report.drafting.tried)
+            inside += report.drafting.passes[-1][2] < 6 and report.num_tokens < 30
+            for counting in processors:
+                assert counting.seen == [text[:count] for count in range(len(prompt), len(text))]
+    assert inside > 0, "an end inside a draft"
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_processors_of_a_half_precision_model_see_float32(sampled: bool) -> None:
+    """As in the host: a penalty or a temperature in bfloat16 would make ties."""
+    host, kinds = hybrid(seed=26).to(torch.bfloat16), set[torch.dtype]()
+
+    def note(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        kinds.add(scores.dtype)
+        return scores
+
+    options = {**BASE, **(SAMPLED if sampled else {"do_sample": False}), "repetition_penalty": 1.3}
+    for strategy in ({"strategy": "autoregressive"}, {"strategy": "speculative", "drafter": ModelDrafter(host)}):
+        host.generate(**options, **strategy, logits_processor=LogitsProcessorList([note]))
+    assert kinds == {torch.float32}
+
+
+def test_a_chain_stands_up_to_its_first_mismatch() -> None:
+    draws = random.Random(0)
+    for _ in range(300):
+        draft = [draws.randrange(2) for _ in range(draws.randrange(6))]
+        checked = [draws.randrange(2) for _ in range(len(draft) + 1)]
+        stand = 0
+        while stand < len(draft) and draft[stand] == checked[stand]:
+            stand += 1
+        assert check_lane(draft, checked) == (checked[: stand + 1], stand)
+        # A check that ended at the mismatch says the same.
+        assert check_lane(draft, checked[: stand + 1]) == (checked[: stand + 1], stand)
+    assert check_lane([], []) == check_lane([3], []) == ([], 0)
+
+
 def test_many_prompts() -> None:
     prompts = [*PROMPTS, *PROMPTS[::-1], (9, 9, 9)]
     options = {"max_new_tokens": 30, "batch_size": 3, "do_sample": False}
@@ -251,10 +333,11 @@ def test_many_prompts() -> None:
     assert {tuple(text) for text in drafter.memory.texts} == whole
 
 
+@pytest.mark.parametrize("batch_size", [1, 3], ids=["alone", "three"])  # alone: every text is the last one of its batch
 @pytest.mark.parametrize("kind", ["self", "model", "diffusion"])
-def test_many_prompts_with_drafters_that_keep_a_cache(kind: str) -> None:
+def test_many_prompts_with_drafters_that_keep_a_cache(kind: str, batch_size: int) -> None:
     prompts = [*PROMPTS, *PROMPTS[::-1], (9, 9, 9)]
-    options = {"max_new_tokens": 20, "batch_size": 3, "do_sample": False}
+    options = {"max_new_tokens": 20, "batch_size": batch_size, "do_sample": False}
     expected = {a.index: a.tokens for a in generate_many(model(), prompts, strategy="autoregressive", **options)}
     drafter = drafters(plain())[kind]
     answers = generate_many(model(), prompts, strategy="speculative", drafter=drafter, adaptive=False, **options)
