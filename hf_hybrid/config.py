@@ -86,7 +86,7 @@ class SpeculativeSettings(DraftSettings):
         "who drafts. suffix: copies what followed the same words before, needs no weights; self: the model's own noisy "
         "window, needs a mask token. generate() also takes a model or a hf_hybrid.Drafter",
     )
-    draft_length: int = setting(24, "most drafted tokens on trial in one pass", 1, 1024)
+    draft_length: int = setting(24, "most drafted tokens on trial in one pass; a tree has a size of its own", 1, 1024)
     adaptive: bool = setting(
         True,
         "choose the length of a draft, and whether to draft at all, by measured times and acceptance "

@@ -713,6 +713,14 @@ def test_the_command_measures_goes_on_and_writes_json(tmp_path: Path, monkeypatc
     assert len(rows) >= len(methods) and max(map(len, rows)) <= 80
     before = journal.read_bytes()
     assert CliRunner().invoke(app, call).exit_code == 0 and journal.read_bytes() == before
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task, "run", interrupted)
+    stopped = CliRunner().invoke(app, [*call, "--repeats", "3"])
+    assert stopped.exit_code == 130 and "the same command goes on from" in " ".join(stopped.output.split())
+    assert json.loads(numbers.read_text()) == content, "one repeat is there, and says so"
     other = CliRunner().invoke(app, [*call, "--prompts", "7"])
     assert other.exit_code == 1 and "other settings" in other.output
 

@@ -129,17 +129,17 @@ class SuffixMemory:
             raise MemoryFileError(f"{source} has {size} bytes, more than any SuffixMemory; give the right file")
         try:
             content = json.loads(source.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MemoryFileError(f"{source} is truncated or not JSON ({error}); save the memory again") from error
         fault = _fault(content)
         if fault:
             raise MemoryFileError(f"{source} holds no SuffixMemory: {fault}; save the memory again")
         memory = cls(content["max_tokens"], tokenizer)
-        saved = content["tokenizer"]
+        saved = content.get("tokenizer")
         if saved is not None and memory.tokenizer_digest not in (None, saved):
             raise MemoryFileError(f"{source} was saved with another tokenizer; start a new SuffixMemory for this one")
         memory.tokenizer_digest = memory.tokenizer_digest or saved
-        memory.vocab_size = content["vocab_size"]
+        memory.vocab_size = content.get("vocab_size")
         for text in content["texts"]:
             memory.add(text)
         return memory

@@ -89,9 +89,11 @@ class SuffixDrafter(Drafter):
         self._read(reading, text.tokens)
         automaton, match = reading.automaton, reading.match
         source, matched, place = automaton.tokens, automaton.suffix_length, automaton.suffix_end + 1
-        if match is not None and match.length > matched and self.memory is not None:
-            source, matched, place = self.memory.automaton.tokens, match.length, match.end + 1
         tokens = _copied(source, place, length) if matched else []
+        if match is not None and match.length > matched and self.memory is not None:
+            remembered = _copied(self.memory.automaton.tokens, match.end + 1, length)
+            if remembered:  # none: it ends where a text of the memory ends
+                source, matched, place, tokens = self.memory.automaton.tokens, match.length, match.end + 1, remembered
         if matched < 2 and reading.source is not None:
             reading.place += _copied(reading.source, reading.place, 1) == text.tokens[-1:]  # a word was left out
             resumed = _copied(reading.source, reading.place, length)

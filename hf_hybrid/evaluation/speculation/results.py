@@ -6,6 +6,7 @@ side; of a prompt the median over the repeats, of a category the median over its
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -278,6 +279,13 @@ def absent(methods: Sequence[Method], categories: Sequence[Category], found: Map
     return lines + [{"category": c.name, "install": f"pip install --no-deps {c.package}"} for c in missing]
 
 
+def _complete_repeats(bench: Bench, journal: Journal) -> int:
+    """How often every prompt was answered: fewer than were asked for behind an interrupt."""
+    answers = [line for line in journal.of_kind("answers") if not line["second"]]
+    counts = Counter((line["category"], line["prompt"]) for line in answers)
+    return min(counts[category, prompt.name] for category, chosen in bench.prompts.items() for prompt in chosen)
+
+
 def speculation_json(
     bench: Bench, journal: Journal, missing: Sequence[Line], model: str, command: str, **facts_of: Any
 ) -> Line:
@@ -307,7 +315,7 @@ def speculation_json(
         **facts,
         "settings": {
             "max_new_tokens": bench.max_new_tokens,
-            "repeats": bench.repeats,
+            "repeats": _complete_repeats(bench, journal),
             "left_out": f"tokens after repeat {MAX_REPEATS} of the same {GRAM}-gram",
             "drift": DRIFT[bench.model.dtype],
         },

@@ -95,8 +95,9 @@ GOOD: dict[str, Any] = {"format": FORMAT, "vocab_size": 9, "tokenizer": None, "m
 )
 def test_foreign_files(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = tmp_path / "memory.json"
-    path.write_text(json.dumps(GOOD))
-    assert SuffixMemory.load(path).texts == [[1, 2]]
+    for content in (GOOD, {name: GOOD[name] for name in ("format", "max_tokens", "texts")}):
+        path.write_text(json.dumps(content))
+        assert SuffixMemory.load(path).texts == [[1, 2]]
     path.write_text(json.dumps({**GOOD, **changes}))
     with pytest.raises(MemoryFileError, match=message):
         SuffixMemory.load(path)
@@ -109,6 +110,9 @@ def test_truncated_and_other_files(tmp_path: Path) -> None:
     with pytest.raises(MemoryFileError, match="truncated or not JSON"):
         SuffixMemory.load(path)
     path.write_bytes(b"\x80\x04]")
+    with pytest.raises(MemoryFileError, match="truncated or not JSON"):
+        SuffixMemory.load(path)
+    path.write_text("[" * 100_000)
     with pytest.raises(MemoryFileError, match="truncated or not JSON"):
         SuffixMemory.load(path)
     path.write_text("[]")

@@ -98,6 +98,14 @@ def test_the_memory_is_asked_and_filled() -> None:
     assert len(memory.texts) == 1
 
 
+def test_a_match_at_the_end_of_a_remembered_text_gives_way_to_the_text_itself() -> None:
+    memory = SuffixMemory()
+    memory.bind(VOCAB)
+    memory.add([7, 8, 1, 2, 3])  # nothing follows the longest match
+    drafter, text = begun([2, 3, 30, 31, 8, 1, 2, 3], memory=memory)
+    assert drafted(drafter, text, 2) == [30, 31]
+
+
 def test_a_second_call_copies_the_first() -> None:
     model, ids = writer(False), torch.tensor([[3, 7, 9, 2, 11]])
     memory = SuffixMemory()
