@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_hybrid.config import SETTINGS
 from hf_hybrid.decoding import Answer
+from hf_hybrid.models.host import CACHES
 from hf_hybrid.routing import UnsupportedCallError, effective_value, host_arguments
 
 
@@ -43,7 +44,7 @@ def generate_many(
     """
     if batch_size < 1:
         raise UnsupportedCallError(f"batch_size={batch_size}: must be 1 or more")
-    for name in ("streamer", "past_key_values", "inputs", "input_ids", "attention_mask"):
+    for name in ("streamer", *CACHES, "inputs", "input_ids", "attention_mask"):
         if kwargs.get(name) is not None:
             raise UnsupportedCallError(f"generate_many() takes prompts, and no {name}; leave it out")
     queue = (_ids_of(prompt, number) for number, prompt in enumerate(prompts))

@@ -19,6 +19,7 @@ from hf_hybrid.core import selection
 from hf_hybrid.core.acceptance import keyed_noise
 from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanLimits, PlanState
 from hf_hybrid.core.rows import PADDING, Rows
+from hf_hybrid.models.host import CACHE
 
 
 class Row(NamedTuple):
@@ -65,8 +66,8 @@ def forward(model: Any, rows: Sequence[Row], reads: dict[int, set[int]], cache: 
         input_ids=torch.tensor([[r.token for r in rows]]),
         position_ids=torch.tensor([[r.position for r in rows]]),
         attention_mask=seen,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{CACHE: cache},
     ).logits[0]
 
 

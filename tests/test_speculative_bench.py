@@ -30,9 +30,10 @@ from hf_hybrid.evaluation import speculation as task
 from hf_hybrid.evaluation.speculation import Bench, Category, Journal, JournalError, Method, Prompt, Written
 from hf_hybrid.evaluation.speculation.checks import DRIFT
 from hf_hybrid.evaluation.speculation.measure import _batches
-from hf_hybrid.evaluation.speculation.methods import METHODS, end_tokens, padded
+from hf_hybrid.evaluation.speculation.methods import METHODS, padded
 from hf_hybrid.evaluation.speculation.pair import weights_read
 from hf_hybrid.evaluation.speculation.prompts import CATEGORIES, token_ids
+from hf_hybrid.models.host import end_ids
 
 SETTINGS = {"model": "tiny", "repeats": 1}
 
@@ -541,7 +542,7 @@ def test_other_packages_are_driven_by_their_own_calls(peers: None, model: Any) -
         assert by_name[name].install is None
         written = by_name[name].build(model)(padded([[5, 9]], 2, model.device), 8)
         assert written == [Written([40, 41, 2], expected)], name
-    assert end_tokens(model) == {2}
+    assert end_ids(model) == {2}
 
 
 def test_what_is_absent_is_listed_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

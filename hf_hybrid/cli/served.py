@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from hf_hybrid.config import merged
+from hf_hybrid.models.host import trained_positions
 from hf_hybrid.routing import host_arguments
 
 USUAL_LENGTH = 1024
@@ -175,7 +176,7 @@ def _bound(model: Any, prompt: int, config: Any) -> None:
 
     The host compares the length of an answer with it to say whether the answer was cut.
     """
-    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = trained_positions(model)
     room = USUAL_LENGTH * USUAL_LENGTH if longest is None else longest - prompt
     if room < 1:
         raise ValueError(f"a prompt of {prompt} tokens fills the {longest} positions of the model; shorten it")

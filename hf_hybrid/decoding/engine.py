@@ -18,6 +18,7 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import Call, Context, Strategy
+from hf_hybrid.models.host import CACHE, ordered_ids, taken_cache, token_ids, trained_positions
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
 
@@ -80,7 +81,7 @@ def _decode(
     easel = _Easel(call, config, model, input_ids.shape[1], len(prompts))
     padding = [row[: len(row) - len(prompt)] for row, prompt in zip(input_ids.tolist(), prompts, strict=True)]
     canvases = [easel.canvas(row, *pair) for row, pair in enumerate(zip(prompts, padding, strict=True))]
-    ends = _ids(config.eos_token_id)
+    ends = token_ids(config.eos_token_id)
     processors = Processors(
         logits_processor,
         verified=_verified(call),
@@ -92,21 +93,22 @@ def _decode(
     )
     strategy = STRATEGIES[call.strategy](context)
     session = Session(strategy, canvases, input_ids, stopping_criteria, call)
-    session.adopt(model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask"))
+    session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"))
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")
         more = enumerate(call.queue, len(prompts))
         return session.answers(easel.canvas(row, list(prompt), []) for row, prompt in more)
     session.run()
-    pad = config.pad_token_id if config.pad_token_id is not None else min(ends, default=0)
-    sequences = session.sequences(int(pad if not isinstance(pad, Tensor) else pad.flatten()[0]))
+    # Like the host: without a token for padding, the first end token.
+    pad = next(iter([*ordered_ids(config.pad_token_id), *ordered_ids(config.eos_token_id)]), 0)
+    sequences = session.sequences(pad)
     if not config.return_dict_in_generate:
         return sequences
     cache = None
     if call.settings.return_past_key_values:
         cache = causal_cache(model, sequences, session.attention_mask(sequences, prompts))
-    return HybridGenerateOutput(sequences=sequences, past_key_values=cache, report=session.reports())
+    return HybridGenerateOutput(sequences=sequences, report=session.reports(), **{CACHE: cache})  # type: ignore[arg-type]
 
 
 def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
@@ -145,7 +147,7 @@ class _Easel:
             raise DecodingError(
                 f"max_length={config.max_length} leaves no room behind a prompt of {width}; use max_new_tokens"
             )
-        self.held = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 40
+        self.held = trained_positions(model) or 1 << 40
 
     def canvas(self, row: int, prompt: list[int], padding: list[int]) -> Canvas:
         """The canvas of one prompt; ``padding`` is what the host put in front of it."""
@@ -171,12 +173,3 @@ def _verified(call: Call) -> bool:
     if getattr(settings, "visibility", "") == "dense":
         return False
     return getattr(settings, "verify_spans", False) or getattr(settings, "span_decoding", "") == "autoregressive"
-
-
-def _ids(value: Any) -> frozenset[int]:
-    """A token id, a list of them or a tensor, as a set; empty for None."""
-    if value is None:
-        return frozenset()
-    if isinstance(value, Tensor):
-        value = value.flatten().tolist()
-    return frozenset([value] if isinstance(value, int) else [int(v) for v in value])

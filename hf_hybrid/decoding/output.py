@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from transformers.cache_utils import Cache
-from transformers.utils.generic import ModelOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from hf_hybrid.core.plan import Plan, Span
 
@@ -156,15 +154,14 @@ class Answer:
 
 
 @dataclass
-class HybridGenerateOutput(ModelOutput):
+class HybridGenerateOutput(GenerateDecoderOnlyOutput):
     """The host's output with a report.
 
     Attributes:
         sequences: int64 ``(batch, length)``, prompt and text in text order, padded on the right.
-        past_key_values: with ``return_past_key_values=True``, a cache of ``sequences`` at consecutive positions.
-        report: one ``GenerationReport`` per row.
+        cache: with ``return_past_key_values=True``, a cache of ``sequences`` at consecutive positions
+            (``past_key_values`` before transformers 5.24; there the old name reads it too).
+        report: one ``GenerationReport`` per sequence.
     """
 
-    sequences: torch.Tensor | None = None
-    past_key_values: Cache | None = None
     report: list[GenerationReport] | None = None

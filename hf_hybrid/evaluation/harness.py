@@ -16,6 +16,7 @@ from torch import Tensor
 from hf_hybrid.evaluation.candidates import Candidate
 from hf_hybrid.evaluation.coherence import Coherence, coherence
 from hf_hybrid.evaluation.memory import peak_mb, reset_peak
+from hf_hybrid.models.host import end_ids
 from hf_hybrid.training.recipes.factbook import contradictions
 from hf_hybrid.training.recipes.sheets import TestItem, exact_match, score_fields
 
@@ -234,8 +235,7 @@ class _FirstText:
 
 def _answer_tokens(row: Tensor, model: Any, tokenizer: Any) -> list[int]:
     """Ids ``(new,)`` up to the first end token, it included; padding behind it left out."""
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    ends = end_ids(model)
     ids: list[int] = row.tolist()
     stop = next((i + 1 for i, token in enumerate(ids) if token in ends), None)
     if stop is not None:

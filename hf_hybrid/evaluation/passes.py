@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_hybrid.core.rows import Rows
+from hf_hybrid.models.host import cache_argument
 from hf_hybrid.models.runner import Runner
 
 
@@ -41,7 +42,7 @@ def pass_costs(model: Any, written: tuple[int, ...] = (256, 2048), rows: tuple[i
         runner.run(prompt, Rows.clean(positions, torch.zeros_like(positions)), 1, plain=True)
         runner.commit()
         cache = DynamicCache()
-        model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=prompt, use_cache=True, logits_to_keep=1, **{cache_argument(model): cache})
         for count in rows:
             tokens = torch.randint(model.config.vocab_size, (1, count), device=model.device)  # (1, rows)
             ours: list[float] = []
@@ -68,7 +69,7 @@ def _timed_pass(runner: Runner, tokens: Tensor, length: int) -> float:
 
 def _timed_forward(model: Any, cache: DynamicCache, tokens: Tensor, length: int) -> float:
     started = time.perf_counter()
-    model(input_ids=tokens, past_key_values=cache, use_cache=True)
+    model(input_ids=tokens, use_cache=True, **{cache_argument(model): cache})
     seconds = time.perf_counter() - started
     cache.crop(length - cache.get_seq_length())  # not timed: a bare forward forgets nothing
     return seconds

@@ -8,7 +8,6 @@ host (``models.slots``), so that a pass never waits for the device.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,53 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.models.cache import RowCache
+from hf_hybrid.models.host import (
+    Unsupported,
+    adoptable,
+    cache_argument,
+    check_model,
+    forward_parameters,
+    mask_dtype,
+    position_table,
+    start_device,
+    text_config,
+    unwrapped,
+)
 from hf_hybrid.models.products import FewRows
 from hf_hybrid.models.slots import Slots
-
-
-class Unsupported(ValueError):
-    """A model or a cache that the Runner cannot serve; the message says what to do."""
-
-
-def check_model(model: Any) -> None:
-    """Refuse, before the first pass, a model whose passes would be wrong or would abort.
-
-    Args:
-        model: a loaded transformers model.
-
-    Raises:
-        Unsupported: encoder-decoder, recurrent or state-space layers, sliding or chunked attention, ALiBi, no
-            ``position_ids``, or an attention implementation that ignores a 4-D mask.
-    """
-    host = _host_of(model)
-    name, config = type(host).__name__, host.config.get_text_config(decoder=True)
-    if getattr(host.config, "is_encoder_decoder", False):
-        raise Unsupported(f"{name} is an encoder-decoder model; load a decoder-only model (AutoModelForCausalLM)")
-    kinds = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "attention_layers", None) or ())
-    kinds -= {"full_attention", "attention", "global", "moe", "mlp"}
-    stateful = sorted(k for k in kinds if not any(word in k for word in ("sliding", "chunked", "local")))
-    if getattr(host, "_is_stateful", False) or stateful:
-        found = f"layers of kind {', '.join(stateful)}" if stateful else "recurrent layers"
-        raise Unsupported(f"{name} has {found} without a key per token; use a model with full attention in every layer")
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if kinds or window is not None or getattr(config, "attention_chunk_size", None) is not None:
-        found = f"sliding_window={window}" if window is not None else "sliding, chunked or local attention layers"
-        raise Unsupported(
-            f"{name} has {found}, and rows behind the window would still be seen. If prompt and answer stay shorter "
-            "than it, load the model with sliding_window=None (and all layer_types 'full_attention'); else use another"
-        )
-    if getattr(config, "alibi", False):
-        raise Unsupported(f"{name} counts keys as positions (ALiBi); use a model with rotary or learned positions")
-    missing = {"position_ids", "past_key_values", "attention_mask"} - set(_parameters(host))
-    if missing:
-        raise Unsupported(f"{name}.forward does not take {', '.join(sorted(missing))}; use a model whose forward does")
-    attention = getattr(config, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
-        raise Unsupported(f'attention {attention!r} takes no mask per row; call model.set_attn_implementation("sdpa")')
 
 
 @dataclass
@@ -73,14 +43,6 @@ class _Pass:
     rows: Rows
     slots: np.ndarray
     first: int
-
-
-def _device_of(host: Any) -> torch.device:
-    """Where a pass begins: where the embeddings lie, or, when accelerate keeps the weights elsewhere, computes them."""
-    embeddings = host.get_input_embeddings()
-    hook = getattr(embeddings, "_hf_hook", None)
-    place = getattr(hook, "execution_device", None) if embeddings.weight.is_meta else None
-    return torch.device(place) if place is not None else embeddings.weight.device
 
 
 class Runner:
@@ -104,24 +66,19 @@ class Runner:
         check_model(model)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: a Runner needs at least one batch row")
-        host = _host_of(model)
-        config = host.config.get_text_config(decoder=True)
+        config = text_config(model)
         self.model, self.batch_size, self.active = model, batch_size, batch_size
-        self.device = _device_of(host)
-        self.dtype: torch.dtype = host.dtype
+        self.device = start_device(model)
+        self.dtype: torch.dtype = unwrapped(model).dtype
         self.cache = RowCache(config.num_hidden_layers, batch_size, capacity)
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.num_rows = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.products = FewRows(model, self.device, self.dtype)
         self.forward_seconds = 0.0
-        self._keeps_logits = "logits_to_keep" in _parameters(host)
-        # Eager attention reads an additive mask only; on the CPU sdpa would convert a boolean one in every layer.
-        additive = config._attn_implementation == "eager" or self.device.type == "cpu"
-        kind = self.dtype if additive else torch.bool
-        self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, kind)
-        # Rotary positions go on behind the trained length; a table of learned ones ends (on a GPU: kills the process).
-        rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
-        self._max_positions: int | None = None if rotary else getattr(config, "max_position_embeddings", None)
+        self._cache_argument = cache_argument(model)
+        self._keeps_logits = "logits_to_keep" in forward_parameters(model)
+        self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, mask_dtype(model, self.device))
+        self._max_positions = position_table(model)
         self._pending: _Pass | None = None
 
     def relate(self, row: int, span: int, sees: Sequence[int]) -> None:
@@ -159,14 +116,15 @@ class Runner:
         self._pending = _Pass(rows, slots, first)
         # One interval for all means that every slot before it is taken: the host's own causal mask is the row rule.
         mask = None if plain and isinstance(where, tuple) else self._slots.mask(rows, slots, where, used, first)
-        arguments: dict[str, Any] = {"logits_to_keep": max(keep, 1)} if self._keeps_logits else {}
+        arguments: dict[str, Any] = {self._cache_argument: self.cache}
+        if self._keeps_logits:
+            arguments["logits_to_keep"] = max(keep, 1)
         start = time.perf_counter()
         with self.products.of(tokens.numel()):
             output = self.model(
                 input_ids=tokens.to(self.device),
                 attention_mask=mask,
                 position_ids=rows.position.to(self.device),
-                past_key_values=self.cache,
                 use_cache=True,
                 return_dict=True,
                 **arguments,
@@ -267,7 +225,7 @@ class Runner:
         """
         if self._pending is not None or self._slots.count.any() or self.active != self.batch_size:
             raise ValueError("a Runner can adopt a cache only before its first pass; make a new Runner")
-        layers = _adoptable(cache)
+        layers = adoptable(cache)
         length = int(cache.get_seq_length())
         if length == 0:
             return
@@ -331,34 +289,7 @@ def causal_cache(model: Any, sequences: Tensor, attention_mask: Tensor) -> Dynam
             input_ids=sequences[:, :-1],
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{cache_argument(model): cache},
         )
     return cache
-
-
-def _host_of(model: Any) -> Any:
-    """The transformers model inside torch.compile and PEFT wrappers."""
-    model = getattr(model, "_orig_mod", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _parameters(host: Any) -> frozenset[str]:
-    """Names that the forward of the model's class takes (hooks may hide them on the instance)."""
-    return frozenset(inspect.signature(inspect.unwrap(type(host).forward)).parameters)
-
-
-def _adoptable(cache: Cache) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values per layer, each ``(batch, heads, length, head_dim)``, of a cache that can be taken over."""
-    name = type(cache).__name__
-    if type(cache) is not DynamicCache:
-        raise Unsupported(f"cannot take over a {name}; pass a DynamicCache, or none and let the prompt be read again")
-    layers: list[tuple[Tensor, Tensor]] = []
-    for layer in cache.layers:
-        if type(layer) is not DynamicLayer:
-            raise Unsupported(
-                f"cannot take over a {type(layer).__name__}; pass a DynamicCache of full-attention layers"
-            )
-        if layer.keys is not None and layer.values is not None:
-            layers.append((layer.keys, layer.values))
-    return layers

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -21,6 +23,7 @@ from transformers import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.dev0") else "past_key_values"
 PROMPT = torch.tensor([[3, 4, 5]])
 PADDED = {"input_ids": torch.tensor([[2, 3], [4, 5]]), "attention_mask": torch.tensor([[0, 1], [1, 1]])}
 
@@ -74,13 +77,13 @@ def test_names_and_types() -> None:
         "attention_mask",
         "position_ids",
         "logits_to_keep",
-        "past_key_values",
+        CACHE,
         "use_cache",
     }
     assert isinstance(seen["logits_processor"], LogitsProcessorList)
     assert isinstance(seen["stopping_criteria"], StoppingCriteriaList)
     assert [type(c) for c in seen["stopping_criteria"]] == [MaxLengthCriteria, EosTokenCriteria]
-    assert isinstance(seen["past_key_values"], DynamicCache) and seen["past_key_values"].get_seq_length() == 0
+    assert isinstance(seen[CACHE], DynamicCache) and seen[CACHE].get_seq_length() == 0
     assert seen["position_ids"].tolist() == [[0, 1, 2]]
     assert seen["logits_to_keep"] == 1 and seen["use_cache"] is True
 
@@ -148,7 +151,7 @@ def test_unknown_arguments_still_raise() -> None:
 def test_a_static_cache_has_no_room_beyond_the_answer() -> None:
     # Why the mixin switches cache_implementation off.
     seen = received(PROMPT, cache_implementation="static")
-    assert seen["past_key_values"].layers[0].max_cache_len == 3 + 4 - 1
+    assert seen[CACHE].layers[0].max_cache_len == 3 + 4 - 1
 
 
 def test_gradients_are_off() -> None:

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_hybrid import Plan, Span
 from hf_hybrid.decoding import DecodingError
+from hf_hybrid.models.host import CACHE
 from tests.models_for_tests import CONTROL, hybrid, left_padded, writer
 from tests.oracles import SlowPlanned
 
@@ -139,11 +140,11 @@ def test_prompts_and_masks(strategy: dict[str, Any]) -> None:
 @pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
 def test_caches_of_the_caller(strategy: dict[str, Any]) -> None:
     cache = DynamicCache()
-    model()(torch.tensor([[3, 7, 9, 2, 11]]), past_key_values=cache)
+    model()(torch.tensor([[3, 7, 9, 2, 11]]), **{CACHE: cache})
     refused("hold 5 tokens and input_ids 5; pass the whole text", past_key_values=cache, **strategy)
     refused("hold 5 tokens and input_ids 2", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
     static = StaticCache(config=model().config, max_cache_len=64)
-    model()(torch.tensor([[3, 7, 9]]), past_key_values=static)
+    model()(torch.tensor([[3, 7, 9]]), **{CACHE: static})
     refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=static, **strategy)
 
 

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from hf_hybrid import Plan, Span
 from hf_hybrid.core.plan import PlanGrammar
 from hf_hybrid.decoding import HybridGenerateOutput
+from hf_hybrid.models.host import CACHE
 from tests.models_for_tests import CONTROL, VOCAB, hybrid, left_padded, words, writer
 
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
@@ -207,10 +208,10 @@ def test_stop_strings_act_in_text_order(mode: str) -> None:
 def test_a_host_call_goes_on_from_the_returned_cache(mode: str) -> None:
     output = generate(return_past_key_values=True, max_new_tokens=30, **MODES[mode])
     ids = torch.cat([output.sequences, torch.tensor([[8, 4]])], dim=1)  # another turn of a chat
-    assert output.past_key_values.get_seq_length() == output.sequences.shape[1] - 1
+    assert output[CACHE].get_seq_length() == output.sequences.shape[1] - 1
     host = model(MODES[mode])
     expected = host.generate(ids, max_new_tokens=12)
-    assert torch.equal(host.generate(ids, max_new_tokens=12, past_key_values=output.past_key_values), expected)
+    assert torch.equal(host.generate(ids, max_new_tokens=12, **{CACHE: output[CACHE]}), expected)
     assert generate(max_new_tokens=30, **MODES[mode]).past_key_values is None
 
 
@@ -222,7 +223,7 @@ def test_the_cache_of_a_prefix_changes_nothing(mode: str) -> None:
         held_cache = DynamicCache()
         positions = (mask[:, :held].cumsum(dim=1) - 1).clamp(min=0)
         arguments = {"input_ids": ids[:, :held], "attention_mask": mask[:, :held], "position_ids": positions}
-        model(MODES[mode])(**arguments, past_key_values=held_cache, use_cache=True)
+        model(MODES[mode])(**arguments, use_cache=True, **{CACHE: held_cache})
         settings = {"max_new_tokens": 20, "attention_mask": mask, **MODES[mode]}
         expected = generate(ids=ids, **settings)
         found = generate(ids=ids, past_key_values=held_cache, **settings)

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from hf_hybrid.core.rows import PADDING
+from hf_hybrid.models.host import CACHE
 from hf_hybrid.models.runner import Runner, Unsupported, check_model
 
 PROMPT = [5, 9, 2, 31, 17]
@@ -46,7 +47,7 @@ def related(runner: Runner, reads: dict[int, set[int]] = READS) -> Runner:
 def host_logits(model: Any, steps: list[list[int]]) -> torch.Tensor:
     """Logits ``(tokens, vocab)`` of the host with its own DynamicCache, one forward per step."""
     cache = DynamicCache()
-    parts = [model(input_ids=torch.tensor([step]), past_key_values=cache, use_cache=True).logits[0] for step in steps]
+    parts = [model(input_ids=torch.tensor([step]), use_cache=True, **{CACHE: cache}).logits[0] for step in steps]
     return torch.cat(parts)
 
 
@@ -334,7 +335,7 @@ def test_adopt_continues_a_host_cache(attention: str):
     positions = (real.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(input_ids=ids, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, attention_mask=real, position_ids=positions, use_cache=True, **{CACHE: cache})
     runner = Runner(model, 2, capacity=2)
     runner.adopt(cache, real)
     assert runner.committed(0).position.tolist() == [[0, 1, 2]] and runner.slots_of(0).tolist() == [2, 3, 4]
@@ -360,7 +361,7 @@ def test_adopt_refuses_what_it_cannot_read():
         runner.adopt(sliding)
     wide = DynamicCache()
     with torch.no_grad():
-        model(input_ids=torch.tensor([PROMPT, PROMPT]), past_key_values=wide, use_cache=True)
+        model(input_ids=torch.tensor([PROMPT, PROMPT]), use_cache=True, **{CACHE: wide})
     with pytest.raises(Unsupported, match="batch rows"):
         runner.adopt(wide)
     runner.adopt(DynamicCache())  # empty: nothing to take over

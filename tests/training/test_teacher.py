@@ -19,7 +19,7 @@ from models_for_tests import tiny
 from training_examples import CONTROL, PAD, TWO_ROUNDS, TWO_STEPS
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from hf_hybrid.evaluation.speculation.methods import end_tokens
+from hf_hybrid.models.host import end_ids
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.arguments import HybridTrainingArguments
 from hf_hybrid.training.collators import CollatorSettings, HybridCollator
@@ -200,7 +200,7 @@ def test_a_recipe_with_a_teacher_gives_a_draft_of_its_tokenizer(made: None, fold
     teacher: Any = LlamaForCausalLM.from_pretrained(folder)
     assert student.config.vocab_size == teacher.config.vocab_size == len(AutoTokenizer.from_pretrained(result))
     assert student.config.hf_hybrid == teacher.config.hf_hybrid
-    assert end_tokens(student) == end_tokens(teacher) == {1}  # the oldest host's trainer stores a list of one
+    assert end_ids(student) == end_ids(teacher) == {1}  # the oldest host's trainer stores a list of one
     assert '"teacher_loss"' in (result / "training.json").read_text()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_hybrid.decoding.drafters.drafter import DrafterError, Text
+from hf_hybrid.models.host import end_ids, trained_positions
 from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.vocabulary import width_of
 
@@ -22,7 +23,7 @@ def check_family(own: Any, model: Any, vocab_size: int) -> None:
         DrafterError: the sizes are too far apart, or no end token is the same.
     """
     size = width_of(own)
-    ends = [_ids(host.generation_config.eos_token_id) for host in (model, own)]
+    ends = [end_ids(host) for host in (model, own)]
     if abs(size - vocab_size) > MOST_PADDING or (all(ends) and not ends[0] & ends[1]):
         raise DrafterError(
             f"the drafter ({size} tokens, ends {sorted(ends[1])}) seems to have another tokenizer than the model "
@@ -33,14 +34,7 @@ def check_family(own: Any, model: Any, vocab_size: int) -> None:
 
 def positions_of(model: Any) -> int:
     """Positions that ``model`` was made for."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 40
-
-
-def _ids(value: Any) -> set[int]:
-    """Token ids of a config: one, several or none."""
-    if value is None:
-        return set()
-    return {value} if isinstance(value, int) else {int(v) for v in value}
+    return trained_positions(model) or 1 << 40
 
 
 class BatchRows:

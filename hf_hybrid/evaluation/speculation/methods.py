@@ -7,6 +7,7 @@ has such a setting, and gets the end token and the limit explicitly, since not a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from torch import Tensor
 from hf_hybrid.decoding import GenerationReport
 from hf_hybrid.decoding.drafters.memory import SuffixMemory
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
+from hf_hybrid.models.host import end_ids
 
 DRAFT_LENGTH = 8
 FLASHSPEC_LENGTH = 6  # its own default for n-grams
@@ -69,18 +71,12 @@ class Method:
         return f"pip install --no-deps {self.package}"
 
 
-def end_tokens(model: Any) -> set[int]:
-    """Ids that end an answer."""
-    ends = model.generation_config.eos_token_id
-    return {ends} if isinstance(ends, int) else set(ends or ())
-
-
-def _up_to_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
+def _up_to_end(tokens: Sequence[int], ends: AbstractSet[int]) -> list[int]:
     stop = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
     return list(tokens[:stop])
 
 
-def generated(generate: Callable[..., Any], ends: set[int], **options: Any) -> Writer:
+def generated(generate: Callable[..., Any], ends: AbstractSet[int], **options: Any) -> Writer:
     """A writer that calls something with the arguments of the host's ``generate``."""
 
     def write(inputs: Inputs, limit: int) -> list[Written]:
@@ -103,24 +99,24 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _plain(model: Any) -> Writer:
-    return generated(model.generate, end_tokens(model), hf_hybrid={})
+    return generated(model.generate, end_ids(model), hf_hybrid={})
 
 
 def _stock_lookup(model: Any) -> Writer:
-    return generated(model.generate, end_tokens(model), hf_hybrid={}, prompt_lookup_num_tokens=DRAFT_LENGTH)
+    return generated(model.generate, end_ids(model), hf_hybrid={}, prompt_lookup_num_tokens=DRAFT_LENGTH)
 
 
 def _autoregressive(model: Any) -> Writer:
-    return generated(model.generate, end_tokens(model), strategy="autoregressive")
+    return generated(model.generate, end_ids(model), strategy="autoregressive")
 
 
 def _speculative(model: Any) -> Writer:
-    return generated(model.generate, end_tokens(model), strategy="speculative", drafter="suffix")
+    return generated(model.generate, end_ids(model), strategy="speculative", drafter="suffix")
 
 
 def _remembering(model: Any) -> Writer:
     drafter = SuffixDrafter(memory=SuffixMemory())
-    return generated(model.generate, end_tokens(model), strategy="speculative", drafter=drafter)
+    return generated(model.generate, end_ids(model), strategy="speculative", drafter=drafter)
 
 
 def _economize(model: Any) -> Any:
@@ -138,7 +134,7 @@ def _economize_generate(model: Any) -> Writer:
             inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=limit, do_sample=False
         )
         new = rows[0, inputs["input_ids"].shape[1] :].tolist()  # (new,)
-        return [Written(_up_to_end(new, end_tokens(model)))]
+        return [Written(_up_to_end(new, end_ids(model)))]
 
     return write
 
@@ -147,7 +143,7 @@ def _economize_decode(model: Any) -> Writer:
     wrapped = _economize(model)
 
     def write(inputs: Inputs, limit: int) -> list[Written]:
-        ends = end_tokens(model)
+        ends = end_ids(model)
         result = wrapped.decode(inputs["input_ids"][0], limit, stop=sorted(ends) or None)
         return [Written(_up_to_end(result.tokens.tolist(), ends), result.mean_accepted)]
 
@@ -166,7 +162,7 @@ def _flashspec(model: Any) -> Writer:
     decoder = package.SpeculativeEngine(settings, [engine.NgramDrafter()], target)
 
     def write(inputs: Inputs, limit: int) -> list[Written]:
-        ends = end_tokens(model)
+        ends = end_ids(model)
         result = decoder.generate(inputs["input_ids"], max_new_tokens=limit, eos_token_ids=sorted(ends))
         new = [token for token in result.output_ids[0].tolist() if token >= 0]  # padded with -1
         return [Written(_up_to_end(new, ends)[:limit], _mean([step.accepted for step in result.arm_steps]))]

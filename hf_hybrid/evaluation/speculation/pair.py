@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_hybrid.decoding import ModelDrafter, TreeDrafter
-from hf_hybrid.evaluation.speculation.methods import ASSISTED, PLAIN, Method, Writer, end_tokens, generated
+from hf_hybrid.evaluation.speculation.methods import ASSISTED, PLAIN, Method, Writer, generated
 from hf_hybrid.evaluation.speculation.prompts import Prompt
 from hf_hybrid.mixin import enable
+from hf_hybrid.models.host import end_ids
 
 PROMPT_TOKENS = 32
 ASSISTED_SINCE = "5.16"
@@ -62,7 +63,7 @@ class Pair:
         promise; ``absent`` says when it is left out), ours with chains and with trees."""
         assisted = (Method(ASSISTED, self._assisted(None, None)), Method("assisted_five", self._assisted(5, 0.0)))
         return (
-            Method(PLAIN, lambda model: generated(model.generate, end_tokens(model), hf_hybrid={})),
+            Method(PLAIN, lambda model: generated(model.generate, end_ids(model), hf_hybrid={})),
             *(() if self.absent() else assisted),
             Method("speculative_model", self._ours),
             Method("speculative_tree", self._tree),
@@ -76,7 +77,7 @@ class Pair:
 
     def _assisted(self, length: int | None, threshold: float | None) -> Callable[[Any], Writer]:
         def build(model: Any) -> Writer:
-            write = generated(model.generate, end_tokens(model), hf_hybrid={}, assistant_model=self.draft)
+            write = generated(model.generate, end_ids(model), hf_hybrid={}, assistant_model=self.draft)
 
             def with_settings(inputs: Any, limit: int) -> Any:
                 config = self.draft.generation_config  # which the host reads at the start of every call
@@ -88,11 +89,11 @@ class Pair:
         return build
 
     def _ours(self, model: Any) -> Writer:
-        return generated(model.generate, end_tokens(model), strategy="speculative", drafter=ModelDrafter(self.draft))
+        return generated(model.generate, end_ids(model), strategy="speculative", drafter=ModelDrafter(self.draft))
 
     def _tree(self, model: Any) -> Writer:
         drafter = TreeDrafter(ModelDrafter(self.draft))
-        return generated(model.generate, end_tokens(model), strategy="speculative", drafter=drafter)
+        return generated(model.generate, end_ids(model), strategy="speculative", drafter=drafter)
 
 
 class Numbers:
