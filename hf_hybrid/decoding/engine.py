@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ def _decode(
     runner = Runner(model, len(prompts), capacity=_capacity(prompts, config))
     easel = _Easel(call, config, model, input_ids.shape[1], len(prompts))
     padding = [row[: len(row) - len(prompt)] for row, prompt in zip(input_ids.tolist(), prompts, strict=True)]
-    canvases = [easel.canvas(row, *pair) for row, pair in enumerate(zip(prompts, padding, strict=True))]
+    rows = range(len(prompts)) if call.queue is None else call.queue.first
+    canvases = [easel.canvas(*entry) for entry in zip(rows, prompts, padding, strict=True)]
     ends = _ids(config.eos_token_id)
     processors = Processors(
         logits_processor,
@@ -96,8 +97,7 @@ def _decode(
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")
-        more = enumerate(call.queue, len(prompts))
-        return session.answers(easel.canvas(row, list(prompt), []) for row, prompt in more)
+        return session.answers(easel.canvas(row, list(prompt), []) for row, prompt in call.queue.more)
     session.run()
     pad = config.pad_token_id if config.pad_token_id is not None else min(ends, default=0)
     sequences = session.sequences(int(pad if not isinstance(pad, Tensor) else pad.flatten()[0]))
@@ -145,16 +145,46 @@ class _Easel:
             raise DecodingError(
                 f"max_length={config.max_length} leaves no room behind a prompt of {width}; use max_new_tokens"
             )
-        self.held = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 40
+        self.held = _positions(model)
+        self.queue = call.queue
 
     def canvas(self, row: int, prompt: list[int], padding: list[int]) -> Canvas:
         """The canvas of one prompt; ``padding`` is what the host put in front of it."""
         if not 0 < len(prompt) < self.held:
-            fault = f"a prompt of {len(prompt)} tokens fills the {self.held} positions of the model; shorten it"
-            raise DecodingError(fault if prompt else f"prompt {row} is empty; give it at least one token")
+            raise DecodingError(_full(prompt, self.held) or f"prompt {row} is empty; give it at least one token")
         seed = self.seed + row if isinstance(self.seed, int) else self.seed[row]
+        budget, least = self.budget, None
+        if self.queue is not None and self.queue.max_length is not None:
+            budget = self.queue.max_length - len(prompt)
+        if self.queue is not None and self.queue.min_length is not None:
+            least = self.queue.min_length - len(prompt)
         # The host only warns beyond the trained positions; here an answer ends with them.
-        return Canvas(row, seed, prompt, min(self.budget, self.held - len(prompt)), padding=padding)
+        return Canvas(row, seed, prompt, min(budget, self.held - len(prompt)), padding=padding, least=least)
+
+
+def prompt_fault(model: Any, prompt: Sequence[int], max_length: int | None = None) -> str:
+    """Why no answer can be written behind ``prompt``, which is not empty; an empty text: one can.
+
+    Args:
+        max_length: tokens of prompt and answer together, None: no bound of that kind.
+    """
+    table = model.get_input_embeddings()
+    size = int(getattr(table, "num_embeddings", None) or len(table.weight))
+    if not all(0 <= token < size for token in prompt):
+        return f"the prompt holds ids outside the vocabulary of {size} tokens; use the tokenizer of this model"
+    if max_length is not None and len(prompt) >= max_length:
+        return f"max_length={max_length} leaves no room behind a prompt of {len(prompt)} tokens; use max_new_tokens"
+    return _full(prompt, _positions(model))
+
+
+def _full(prompt: Sequence[int], held: int) -> str:
+    full = f"a prompt of {len(prompt)} tokens fills the {held} positions of the model; shorten it"
+    return full if len(prompt) >= held else ""
+
+
+def _positions(model: Any) -> int:
+    """Positions that the model was made for."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 40
 
 
 def _capacity(prompts: list[list[int]], config: GenerationConfig) -> int:
