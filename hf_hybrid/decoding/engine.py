@@ -19,9 +19,9 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.prompts import Prompts, check_inputs, read_prompts
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
-from hf_hybrid.decoding.strategy import Call, Context, Strategy
+from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
 from hf_hybrid.decoding.transcript import Transcript
-from hf_hybrid.models.host import CACHE, adoptable, fill, ordered_ids, position_table, taken_cache
+from hf_hybrid.models.host import CACHE, adoptable, fill, ordered_ids, position_table, rope_switch, taken_cache
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
 
@@ -32,9 +32,6 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "speculative": Speculative,
 }
 """Strategy name -> class."""
-
-ONE_TEXT = ("autoregressive", "speculative")
-"""Strategies whose keys are those of one causal text."""
 
 _UNSERVED = ("output_attentions", "output_hidden_states")
 
@@ -102,7 +99,15 @@ def _decode(
     )
     transcript = _transcript(call, config)
     context = Context(
-        runner, call, processors, bool(config.do_sample), ends, processors.min_new_tokens, width_of(model), transcript
+        runner,
+        call,
+        processors,
+        bool(config.do_sample),
+        ends,
+        processors.min_new_tokens,
+        width_of(model),
+        transcript,
+        rope_switch(model),
     )
     strategy = STRATEGIES[call.strategy](context)
     session = Session(strategy, canvases, prompts.input_ids, criteria, call)

@@ -14,8 +14,8 @@ from torch import Tensor
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.criteria import Criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
-from hf_hybrid.decoding.prompts import Prompts
-from hf_hybrid.decoding.strategy import Call, Strategy
+from hf_hybrid.decoding.prompts import UNKNOWN, Prompts
+from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Strategy
 
 
 class Session:
@@ -69,12 +69,43 @@ class Session:
     def _begin(self, canvas: Canvas, line: int) -> None:
         """Let the strategy begin. In a queue, what it cannot write for this prompt is no reason to lose the others."""
         try:
+            self._check_rope(canvas)
             self.strategy.begin(canvas, line)
         except DecodingError as error:
             if self.call.queue is None:
                 raise
             self.faults[canvas.row] = str(error)
             canvas.finished = True
+
+    def _check_rope(self, canvas: Canvas) -> None:
+        """Refuse what would give a pass rotary factors that the host would not give it."""
+        switch, one_text = self.strategy.context.switch, self.call.strategy in ONE_TEXT
+        longest = len(canvas.prompt) + canvas.budget * (1 if one_text else 2)  # parts stand apart from one another
+        if switch is None or longest <= switch.positions or (one_text and self.runner.batch_size == 1):
+            return
+        if one_text and not switch.grows and all(len(c.prompt) > switch.positions for c in self.canvases):
+            return
+        how = "answer one prompt at a time" if one_text else f"use strategy={ONE_TEXT[0]!r}"
+        raise DecodingError(
+            f"this model changes its rotary factors behind {switch.positions} positions, for all rows of a pass at "
+            f"once; {how}, or let prompt and answer stay within them (max_new_tokens)"
+        )
+
+    def _reread(self) -> None:
+        """Where the host reads the text anew, do the same."""
+        switch = self.strategy.context.switch
+        if switch is None or not switch.rereads or self.call.strategy not in ONE_TEXT:
+            return
+        for line, canvas in enumerate(self.active):
+            lane = canvas.lanes[0]
+            if 0 < lane.cached <= switch.positions < len(lane.tokens):
+                if min(lane.tokens) == UNKNOWN:
+                    raise DecodingError(
+                        f"behind {switch.positions} positions this model reads its text anew, and a part of it lies in "
+                        "a cache alone; pass the whole text as input_ids"
+                    )
+                self.runner.rewind(line, 0)
+                lane.cached = 0
 
     def run(self) -> None:
         """Advance until every canvas is finished."""
@@ -108,6 +139,7 @@ class Session:
 
     def _step(self) -> list[Canvas]:
         """One pass; the canvases that it finished leave the batch."""
+        self._reread()
         self.strategy.advance(self.active)
         for canvas in self.active:
             self._progress(canvas)

@@ -118,6 +118,7 @@ class Speculative(Strategy):
             if self._alone:
                 lane.window = self.drafting.window
             text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
+            text.room = min(text.room, self._behind(lane))
         self._alone = False
         drafts, length = self.drafting.ask(texts, [len(lane.pending) + lane.open_length for lane in lanes])
         for line, (canvas, text, draft) in enumerate(zip(canvases, texts, drafts, strict=True), first):
@@ -138,10 +139,18 @@ class Speculative(Strategy):
             window = self.drafting.window if self.drafting.window_pays(len(lanes)) else 0
             for lane in lanes:
                 lane.window = window
+        for lane in lanes:
+            lane.window = lane.window if len(lane.draft) + lane.window <= self._behind(lane) else 0
         seconds = time.perf_counter() - started
         for canvas in canvases:
             spent = self.reports[canvas.row].seconds
             spent["draft"] = spent.get("draft", 0.0) + seconds
+
+    def _behind(self, lane: Lane) -> int:
+        """Rows that may stand behind the last settled token without changing its rotary factors."""
+        switch = self.context.switch
+        room = switch.room(len(lane.tokens)) if switch is not None else None
+        return 1 << 30 if room is None else room
 
     def _decide_alone(self, canvases: list[Canvas], waiting: set[int]) -> None:
         """A pass without drafts and windows, of the shape that plain decoding has."""

@@ -27,7 +27,11 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
+from hf_hybrid.models.host import RopeSwitch
 from hf_hybrid.models.runner import Runner
+
+ONE_TEXT = ("autoregressive", "speculative")
+"""Strategies whose keys are those of one causal text."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Context:
         False: greedy.
         ends: ids that end an answer. min_new_tokens: tokens before ``ends`` are allowed. vocab_size: width of the
         logits. transcript: keeps what the model said of every token, None: nobody asked.
+        switch: where the model changes its rotary factors, None: nowhere.
     """
 
     runner: Runner
@@ -87,6 +92,7 @@ class Context:
     min_new_tokens: int
     vocab_size: int
     transcript: Transcript | None = None
+    switch: RopeSwitch | None = None
 
 
 class Strategy(ABC):
