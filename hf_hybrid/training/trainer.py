@@ -145,11 +145,12 @@ class HybridTrainer(Trainer):
 
 def _told(terms: JointLoss) -> str:
     """The terms of a loss that is not finite."""
-    values = {name: float(value) for name in TERMS if "loss" in name and (value := getattr(terms, name)) is not None}
+    found = {name: getattr(terms, name) for name in TERMS if name.endswith("loss")}
+    values = {name: value.item() for name, value in found.items() if value is not None}
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     own = all(math.isfinite(value) for name, value in values.items() if name != "teacher_loss")
     whose = "; the weights of the teacher may be broken" if "teacher_loss" in values and own else ""
-    return f"the loss is {float(terms.loss):.4g} ({shown}{whose})"
+    return f"the loss is {terms.loss.item():.4g} ({shown}{whose})"
 
 
 def rate_factor(step: int, max_steps: int, warmup: int, decay_from: float) -> float:
