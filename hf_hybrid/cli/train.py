@@ -28,7 +28,9 @@ def train(
 
     Ctrl-C is safe: the same command goes on from the last whole checkpoint.
     """
-    if not recipe.is_file():
+    if recipe.is_dir():
+        raise UsageError(f"{recipe} is a folder; name the YAML file of a recipe")
+    if not recipe.exists():
         raise UsageError(f"there is no recipe {recipe}; the source repository has recipes/pocket.yaml")
     from hf_hybrid.training.recipe import read_recipe, read_task, read_teacher, run_recipe
     from hf_hybrid.training.resume import last_whole_checkpoint

@@ -27,6 +27,7 @@ from hf_hybrid.training.resume import check_readable, last_whole_checkpoint, rep
 from hf_hybrid.training.tasks import DATA, TASKS, Source, Task
 from hf_hybrid.training.teacher import Teacher, TeacherSettings, begin_as_teacher, load_teacher
 from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples
+from hf_hybrid.training.values import check_batches, check_generation, check_model, check_names, check_training
 
 _logger = logging.get_logger(__name__)
 
@@ -45,6 +46,15 @@ MODEL_FIELDS: frozenset[str] = frozenset(
     {f.name for f in fields(LlamaConfig)} - _SET_HERE["model"] | {"copy_heads", "rope_theta"}
 )
 """Fields of a ``LlamaConfig`` that a recipe may set, ``rope_theta``, and ``copy_heads`` (True: start with them)."""
+
+
+_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "model": check_model,
+    "batches": check_batches,
+    "training": check_training,
+    "generation": check_generation,
+}
+"""Section of a recipe -> what checks its values."""
 
 
 class RecipeError(ValueError):
@@ -81,7 +91,7 @@ def read_recipe(path: Path) -> Recipe:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(f.name for f in fields(Recipe))}")
@@ -96,10 +106,14 @@ def read_recipe(path: Path) -> Recipe:
     _check_keys(data["generation"], generation, f"{path}: generation")
     if "max_steps" not in data["training"]:
         raise RecipeError(f"{path}: training: missing field 'max_steps'")
-    if not isinstance(data["seed"], int):
-        raise RecipeError(f"{path}: seed: {data['seed']!r} must be a whole number")
+    try:
+        check_names(data)
+        for name, check in _CHECKS.items():
+            check(data[name])
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
     return Recipe(
-        name=str(data["name"]),
+        name=data["name"],
         task=data["task"],
         output_dir=Path(data["output_dir"]),
         seed=data["seed"],
