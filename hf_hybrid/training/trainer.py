@@ -90,6 +90,15 @@ class HybridTrainer(Trainer):
         data: Any = train_dataset if train_dataset is not None else self.train_dataset
         return SequentialSampler(data)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's; a run that breaks off ends the line of its progress bar."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, TermsProgress) and callback.training_bar is not None:
+                    callback.training_bar.close()
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
