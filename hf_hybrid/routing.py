@@ -51,7 +51,7 @@ def host_arguments(
     plan: Plan | Sequence[Plan] | None,
     queue: Queue | None = None,
 ) -> dict[str, Any]:
-    """The arguments of the host's ``generate`` that carry out this call; it is the first batch of ``queue``, if there is one."""
+    """The arguments of the host's ``generate`` that carry out this call, which may be the first batch of ``queue``."""
     arguments = dict(arguments)
     if arguments.get("custom_generate") is not None:
         if strategy is not None or plan is not None:
