@@ -172,8 +172,8 @@ def _loading(name: str, part: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # also a panic of a library in Rust, which is no Exception
-        choices = f"give a bundled checkpoint ({', '.join(BUNDLED)}), {SMOLLM2}, a folder with config.json and weights, or a Hub id; "
-        hint = "" if (folder_of(name) / "config.json").exists() else choices
+        choices = f"a bundled checkpoint ({', '.join(BUNDLED)}), {SMOLLM2}, a folder with config.json and weights"
+        hint = "" if (folder_of(name) / "config.json").exists() else f"give {choices}, or a Hub id; "
         raise LoadingError(f"cannot load {name!r}: {hint}{part}: {_cause(error):.500}") from error
 
 

@@ -149,8 +149,7 @@ def test_a_prompt_that_fails_leaves_the_others_as_they_are(batch_size: int, stra
     prompts: list[Any] = [bad[0], LINE[0], *bad[1:5], LINE[1], bad[5], LINE[2], LINE[3], *bad[6:]]
     good = [number for number, prompt in enumerate(prompts) if any(prompt is one for one in LINE)]
     alone = {
-        n: next(generate_many(model(), [LINE[i]], **{**options, "seed": SEED + n})).tokens
-        for i, n in enumerate(good)
+        n: next(generate_many(model(), [LINE[i]], **{**options, "seed": SEED + n})).tokens for i, n in enumerate(good)
     }
     found = {answer.index: answer for answer in generate_many(model(), prompts, batch_size=batch_size, **options)}
     assert sorted(found) == list(range(len(prompts)))
