@@ -277,3 +277,11 @@ def test_stop_strings_of_a_checkpoint_stop_a_job_and_a_stream(stopping: tuple[Pa
 )
 def test_no_command_asks_for_the_tokenizer_that_it_has(stopping: tuple[Path, str], line: tuple[object, ...]) -> None:
     assert "tokenizer" not in call(*line, "--model", stopping[0]).stderr
+
+
+def test_a_prompt_that_is_no_text_is_one_line(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"\xff")
+    for given in (["half a sign: \udcff"], ["--input", path]):
+        said = call("generate", *given, "--model", folder, code=1).stderr
+        assert "no text in UTF-8" in said and len(said.splitlines()) == 1

@@ -17,6 +17,10 @@ def read_prompt(prompt: str | None, source: Path | None) -> str:
     text = (text_of(source) if source is not None else str(given)).rstrip("\n")
     if not text.strip():
         raise UsageError("the prompt is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # bytes of a shell or a pipe that are no text
+        raise InputError(f"the prompt is no text in UTF-8: {error}") from error
     return text
 
 
