@@ -231,11 +231,15 @@ class Session:
         """Keys and values of prompts and texts, as ``Runner.layers`` gives them, in the order of the batch."""
         texts = [canvas.confirmed(self.control) for canvas in self.canvases]
         length = prompts.width + max(map(len, texts)) - 1
-        entries: list[tuple[int, list[int], list[int]]] = []
+        reads: list[tuple[int, list[int]]] = []
+        entries: list[tuple[int, list[int]]] = []
         for canvas, prompt, text in zip(self.canvases, prompts.every, texts, strict=True):
             columns = [*prompt.columns, *range(prompts.width, prompts.width + len(text))]
             columns = [column for column in columns if column < length]
-            entries.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)], columns))
+            reads.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)]))
+            entries.append((self.stored[canvas.row], columns))
+        with self._inference():
+            self.runner.catch_up(reads)
         return self.runner.layers(entries, length)
 
     def reports(self) -> list[GenerationReport]:

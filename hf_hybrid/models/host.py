@@ -66,7 +66,7 @@ def text_config(model: Any) -> Any:
 def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the forward of the model's class (hooks may hide them on the instance).
 
-    A forward that passes on everything (``*args, **kwargs``) has those of the class that it extends.
+    A forward that passes on what it does not know (``**kwargs``) has those of the class that it extends too.
     """
     found: dict[str, inspect.Parameter] = {}
     for owner in type(unwrapped(model)).__mro__:
@@ -75,7 +75,7 @@ def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
             continue
         own = dict(inspect.signature(inspect.unwrap(forward)).parameters)
         found = own | found
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()) or {"input_ids", *CACHES} & own.keys():
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
             break
     return found
 

@@ -225,33 +225,37 @@ class Runner:
         """The slots that hold committed rows of batch row ``row``: int64 ``(count,)``, rising."""
         return np.flatnonzero(self._slots.span[row] != PADDING)
 
-    @torch.no_grad()
-    def layers(self, entries: Sequence[tuple[int, list[int], list[int]]], length: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values per layer, each ``(entries, heads, length, head_dim)``, of texts that all stand in span 0.
-
-        What no pass has read yet (the last token of a text that ended before the others) is read now. Nothing more can
-        be run behind this.
+    def catch_up(self, texts: Sequence[tuple[int, list[int]]]) -> None:
+        """Read what no pass has read yet of texts that all stand in span 0, such as the last token of one that ended
+        before the others. Batch rows that left are active again.
 
         Args:
-            entries: for each the batch row, the tokens at positions 0, 1, ... and their columns in what is returned;
-                other columns are zero.
+            texts: of each batch row the tokens at positions 0, 1, ...
         """
         self.active = self.batch_size
-        missing = [range(len(self._at(row)), len(tokens)) for row, tokens, _ in entries]
+        missing = [range(len(self._at(row)), len(tokens)) for row, tokens in texts]
         if any(missing):
             width = max(map(len, missing))
             tokens = torch.zeros((self.batch_size, width), dtype=torch.int64)
             position, span = torch.zeros_like(tokens), torch.full_like(tokens, PADDING)
-            for (row, text, _), wanted in zip(entries, missing, strict=True):
+            for (row, text), wanted in zip(texts, missing, strict=True):
                 for column, index in enumerate(wanted):
                     tokens[row, column], position[row, column], span[row, column] = text[index], index, 0
             self.run(tokens, Rows.clean(position, span), 0)
             self.commit()
-        at = [self._at(row)[: len(tokens)] for row, tokens, _ in entries]
+
+    @torch.no_grad()
+    def layers(self, entries: Sequence[tuple[int, list[int]]], length: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values per layer, each ``(entries, heads, length, head_dim)``, of texts that all stand in span 0.
+
+        Args:
+            entries: for each its batch row, and the columns that its positions 0, 1, ... take; other columns are zero.
+        """
+        at = [self._at(row)[: len(columns)] for row, columns in entries]
         lines = torch.tensor([i for i, slots in enumerate(at) for _ in slots], device=self.device)
         rows = torch.tensor([e[0] for e, slots in zip(entries, at, strict=True) for _ in slots], device=self.device)
         slots = torch.from_numpy(np.concatenate(at)).to(self.device)
-        columns = torch.tensor([c for entry in entries for c in entry[2]], device=self.device)
+        columns = torch.tensor([c for entry in entries for c in entry[1]], device=self.device)
         index = (rows, slots, lines, columns)
         return [layer.gathered(*index, size=(len(entries), length)) for layer in self.cache.layers]
 

@@ -76,8 +76,8 @@ def refused(message: str, ids: Tensor = PROMPT, host: Any = None, **settings: An
         ({**PLANNED, "verify_spans": False, "repetition_penalty": 1.3}, "RepetitionPenalty.*verify_spans=True"),
         ({**PLANNED, "visibility": "dense", "no_repeat_ngram_size": 2}, "NoRepeatNGram.*drop the processor"),
         ({**BLOCKS, "repetition_penalty": 1.3}, "RepetitionPenalty.*strategy='autoregressive'"),
-        ({**BLOCKS, "output_scores": True, "return_dict_in_generate": True}, "output_scores=True needs tokens that the"),
-        ({**PLANNED, "output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True is not avail"),
+        ({**BLOCKS, "output_scores": True, "return_dict_in_generate": True}, "output_scores=True needs tokens"),
+        ({**PLANNED, "output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True is not"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -142,7 +142,9 @@ def test_caches_of_the_caller(strategy: dict[str, Any]) -> None:
     refused("holds 5 tokens and input_ids 5; pass the whole text", past_key_values=cache, **strategy)
     refused("holds 5 tokens and input_ids 2", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
     wide = torch.ones((1, 9), dtype=torch.long)
-    refused("covers 9 tokens, the cache 5", torch.tensor([[3, 7]]), past_key_values=cache, attention_mask=wide, **strategy)
+    strategy = {**strategy, "attention_mask": wide}
+    refused("covers 9 tokens, the cache 5", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
+    del strategy["attention_mask"]
     static = StaticCache(config=model().config, max_cache_len=64)
     model()(torch.tensor([[3, 7, 9]]), **{CACHE: static})
     refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=static, **strategy)
