@@ -11,10 +11,11 @@ the i-th part (from 1) of the same round, always an earlier one, in rising order
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
-from typing import Literal
+from itertools import accumulate, chain, pairwise
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -62,9 +63,39 @@ class ControlTokens:
         return next((n for n, i in self.lengths if i == token), None)
 
 
+def _whole(value: object, what: str) -> int:
+    """``value`` as an int.
+
+    Raises:
+        PlanError: it is no whole number.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise PlanError(f"{what} must be a whole number, not {value!r:.40}") from None
+
+
+def _numbers(value: Iterable[object], what: str) -> tuple[int, ...]:
+    """Whole numbers in one dimension (a list, a tensor, an array) as a tuple of ints, which compare and hash as such.
+
+    Raises:
+        PlanError: they are not; the message names ``what``.
+    """
+    if isinstance(value, tuple) and all(type(number) is int for number in value):
+        return cast("tuple[int, ...]", value)  # as it is: a plan may be huge
+    if isinstance(value, str | bytes):
+        raise PlanError(f"{what} must be token ids, not a text: tokenizer(text, add_special_tokens=False).input_ids")
+    try:
+        return tuple(_whole(number, f"every number in {what}") for number in value)
+    except TypeError:
+        raise PlanError(f"{what} must be whole numbers in one dimension, not {value!r:.40}") from None
+
+
 @dataclass(frozen=True)
 class Span:
-    """One part of a plan.
+    """One part of a plan. Lists, arrays and tensors of whole numbers become tuples.
 
     Attributes:
         label: token ids, at least one. length: planned length of the text behind the label, in tokens.
@@ -76,6 +107,17 @@ class Span:
     length: int
     depends: tuple[int, ...] = ()
     text: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        given = None if self.text is None else _numbers(self.text, "the text of a part")
+        values = {
+            "label": _numbers(self.label, "the label of a part"),
+            "length": _whole(self.length, "the length of a part"),
+            "depends": _numbers(self.depends, "the dependencies of a part"),
+            "text": given,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def opening(self) -> int:
@@ -105,8 +147,19 @@ class Plan:
     spans: tuple[Span, ...]
     lead: tuple[int, ...] = ()
 
-    def check(self, limits: PlanLimits, tokens: ControlTokens) -> Plan:
-        """The plan itself if it can be carried out, else ``PlanError``; nothing is allocated before."""
+    def __post_init__(self) -> None:
+        spans: tuple[Any, ...] = self.spans if type(self.spans) is tuple else tuple(self.spans)
+        if not all(isinstance(span, Span) for span in spans):
+            raise PlanError("the parts of a plan must be Spans: Plan((Span(label, length), ...))")
+        object.__setattr__(self, "spans", spans)
+        object.__setattr__(self, "lead", _numbers(self.lead, "the text before the parts"))
+
+    def check(self, limits: PlanLimits, tokens: ControlTokens, vocab_size: int | None = None) -> Plan:
+        """The plan itself if it can be carried out, else ``PlanError``; nothing is allocated before.
+
+        Args:
+            limits: caps. tokens: ids of the tags. vocab_size: ids that the model knows; None: they are not compared.
+        """
         if not self.spans:
             raise PlanError("a plan needs at least one part")
         if len(self.spans) > limits.max_parts:
@@ -151,6 +204,11 @@ class Plan:
         total = sum(s.opening + s.length for s in self.spans)
         if total > limits.max_plan_length:
             raise PlanError(f"the plan asks for {total} tokens, more than max_plan_length={limits.max_plan_length}")
+        ids = chain(self.lead, *(chain(span.label, span.text or ()) for span in self.spans))
+        unknown = next((i for i in ids if i < 0 or (vocab_size is not None and i >= vocab_size)), None)
+        if unknown is not None:
+            known = "ids begin at 0" if vocab_size is None else f"the model knows 0 to {vocab_size - 1}"
+            raise PlanError(f"the plan holds the token id {unknown}, and {known}; tokenize with its own tokenizer")
         return self
 
     def sorted(self) -> Plan:

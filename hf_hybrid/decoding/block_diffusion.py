@@ -33,6 +33,7 @@ class BlockDiffusion(Strategy):
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt, with a window behind it."""
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
+        trunk.positions = canvas.positions
         trunk.window, trunk.verified = self.settings.window_length, False
         canvas.lanes.append(trunk)
 

@@ -18,7 +18,7 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import Call, Context, Strategy
-from hf_hybrid.models.host import CACHE, ordered_ids, taken_cache, token_ids, trained_positions
+from hf_hybrid.models.host import CACHE, ordered_ids, position_table, taken_cache, token_ids, trained_positions
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
 
@@ -148,6 +148,8 @@ class _Easel:
                 f"max_length={config.max_length} leaves no room behind a prompt of {width}; use max_new_tokens"
             )
         self.held = trained_positions(model) or 1 << 40
+        self.positions = position_table(model) or 1 << 40
+        self.control = call.settings.return_control_tokens
 
     def canvas(self, row: int, prompt: list[int], padding: list[int]) -> Canvas:
         """The canvas of one prompt; ``padding`` is what the host put in front of it."""
@@ -156,7 +158,8 @@ class _Easel:
             raise DecodingError(fault if prompt else f"prompt {row} is empty; give it at least one token")
         seed = self.seed + row if isinstance(self.seed, int) else self.seed[row]
         # The host only warns beyond the trained positions; here an answer ends with them.
-        return Canvas(row, seed, prompt, min(self.budget, self.held - len(prompt)), padding=padding)
+        budget = min(self.budget, self.held - len(prompt))
+        return Canvas(row, seed, prompt, budget, padding, control=self.control, positions=self.positions)
 
 
 def _capacity(prompts: list[list[int]], config: GenerationConfig) -> int:

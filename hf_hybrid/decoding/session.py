@@ -135,11 +135,13 @@ class Session:
         """Stop where a criterion says so, and stream what was confirmed."""
         report = self.strategy.reports[canvas.row]
         if canvas.clip():
-            report.fallbacks.append(f"the answer was cut at {canvas.budget} tokens")
-        text = canvas.confirmed(self.control)
+            spent = canvas.room <= 0
+            why = f"at {canvas.budget} tokens" if spent else f"for want of positions: the model has {canvas.positions}"
+            report.fallbacks.append(f"the answer was cut {why}")
+        text = canvas.confirmed()  # a plan is no text: what is returned does not change where an answer ends
         if self.criteria and len(text) > self.checked.get(canvas.row, 0):
             self._check_criteria(canvas, text)
-            text = canvas.confirmed(self.control)
+        text = canvas.confirmed(self.control)
         if text and report.seconds_to_first_text is None:
             report.seconds_to_first_text = time.perf_counter() - self.started[canvas.row]
         if self.streamer is None:
@@ -169,10 +171,7 @@ class Session:
                     "call generate() with a batch of one"
                 ) from error
             if stop:
-                canvas.stop, canvas.finished = count, True
-                for lane in canvas.lanes:
-                    if not lane.done:
-                        lane.finish("stop")
+                canvas.stop(count)
                 break
         self.checked[canvas.row] = len(text)
 
@@ -198,4 +197,5 @@ class Session:
     def _report(self, canvas: Canvas) -> GenerationReport:
         report = self.strategy.reports[canvas.row]
         report.num_tokens, report.num_forwards = len(canvas.confirmed()), canvas.num_forwards
+        report.ended = canvas.ended
         return report

@@ -110,7 +110,7 @@ class Strategy(ABC):
         should end behind it."""
         ends = self.terminators(lane)
         stop = next((i for i, token in enumerate(proposed) if token in ends), len(proposed))
-        room = max(lane.limit - len(lane.tokens), 0)
+        room = max(lane.most - len(lane.tokens), 0)
         lane.ending = stop < len(proposed) and stop < room
         return proposed[: min(stop, room)]
 
@@ -282,8 +282,8 @@ class Strategy(ABC):
         row = batch.first + rows.line
         self.settled(canvas, lane, written, row)
         if not lane.done:
-            if len(lane.tokens) >= lane.limit:
-                lane.finish("limit")
+            if len(lane.tokens) >= lane.most:
+                lane.finish_full()
                 self.settled(canvas, lane, [], row)
             else:
                 lane.draft = self.draft(canvas, lane, proposed)
