@@ -11,20 +11,16 @@ the i-th part (from 1) of the same round, always an earlier one, in rising order
 from __future__ import annotations
 
 import heapq
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hf_hybrid.core.given import PlanError, numbers, whole
 from hf_hybrid.core.rows import transitive_closure
-
-
-class PlanError(ValueError):
-    """A plan that cannot be carried out; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -63,36 +59,6 @@ class ControlTokens:
         return next((n for n, i in self.lengths if i == token), None)
 
 
-def _whole(value: object, what: str) -> int:
-    """``value`` as an int.
-
-    Raises:
-        PlanError: it is no whole number.
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise PlanError(f"{what} must be a whole number, not {value!r:.40}") from None
-
-
-def _numbers(value: Iterable[object], what: str) -> tuple[int, ...]:
-    """Whole numbers in one dimension (a list, a tensor, an array) as a tuple of ints, which compare and hash as such.
-
-    Raises:
-        PlanError: they are not; the message names ``what``.
-    """
-    if isinstance(value, tuple) and all(type(number) is int for number in value):
-        return cast("tuple[int, ...]", value)  # as it is: a plan may be huge
-    if isinstance(value, str | bytes):
-        raise PlanError(f"{what} must be token ids, not a text: tokenizer(text, add_special_tokens=False).input_ids")
-    try:
-        return tuple(_whole(number, f"every number in {what}") for number in value)
-    except TypeError:
-        raise PlanError(f"{what} must be whole numbers in one dimension, not {value!r:.40}") from None
-
-
 @dataclass(frozen=True)
 class Span:
     """One part of a plan. Lists, arrays and tensors of whole numbers become tuples.
@@ -109,11 +75,11 @@ class Span:
     text: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        given = None if self.text is None else _numbers(self.text, "the text of a part")
+        given = None if self.text is None else numbers(self.text, "the text of a part")
         values = {
-            "label": _numbers(self.label, "the label of a part"),
-            "length": _whole(self.length, "the length of a part"),
-            "depends": _numbers(self.depends, "the dependencies of a part"),
+            "label": numbers(self.label, "the label of a part"),
+            "length": whole(self.length, "the length of a part"),
+            "depends": numbers(self.depends, "the dependencies of a part"),
             "text": given,
         }
         for name, value in values.items():
@@ -152,7 +118,7 @@ class Plan:
         if not all(isinstance(span, Span) for span in spans):
             raise PlanError("the parts of a plan must be Spans: Plan((Span(label, length), ...))")
         object.__setattr__(self, "spans", spans)
-        object.__setattr__(self, "lead", _numbers(self.lead, "the text before the parts"))
+        object.__setattr__(self, "lead", numbers(self.lead, "the text before the parts"))
 
     def check(self, limits: PlanLimits, tokens: ControlTokens, vocab_size: int | None = None) -> Plan:
         """The plan itself if it can be carried out, else ``PlanError``; nothing is allocated before.

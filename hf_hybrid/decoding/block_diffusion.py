@@ -50,5 +50,5 @@ class BlockDiffusion(Strategy):
         return self.controls
 
     def terminators(self, lane: Lane) -> dict[int, bool]:
-        """``eos``, and ``<spad>`` where a window put it without one."""
-        return {**super().terminators(lane), self.spad: False}
+        """``eos``, and ``<spad>`` (if the model has it) where a window put it without one."""
+        return super().terminators(lane) | ({} if self.spad is None else {self.spad: False})

@@ -141,7 +141,12 @@ class _Easel:
             seed = int(torch.randint(2**62, ()).item()) if config.do_sample else 0
         if not isinstance(seed, int) and (len(seed) != rows or call.queue is not None):
             raise DecodingError(f"seed has {len(seed)} entries for {rows} rows; give one per row, or one number")
-        self.seed = seed
+        plain = call.settings.continue_final_message
+        if not isinstance(plain, bool) and len(plain) != rows and call.queue is None:
+            raise DecodingError(
+                f"continue_final_message has {len(plain)} entries for {rows} rows; give one per row, or one for all"
+            )
+        self.seed, self.plain = seed, plain
         self.budget = int(config.max_length) - width
         if self.budget < 1:
             raise DecodingError(
@@ -159,7 +164,8 @@ class _Easel:
         seed = self.seed + row if isinstance(self.seed, int) else self.seed[row]
         # The host only warns beyond the trained positions; here an answer ends with them.
         budget = min(self.budget, self.held - len(prompt))
-        return Canvas(row, seed, prompt, budget, padding, control=self.control, positions=self.positions)
+        plain = self.plain if isinstance(self.plain, bool) else self.plain[row]
+        return Canvas(row, seed, prompt, budget, padding, control=self.control, positions=self.positions, plain=plain)
 
 
 def _capacity(prompts: list[list[int]], config: GenerationConfig) -> int:

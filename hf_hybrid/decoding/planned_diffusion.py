@@ -32,7 +32,7 @@ class PlannedDiffusion(Strategy):
         super().__init__(context)
         settings, control = context.call.settings, context.call.control
         assert isinstance(settings, PlannedDiffusionSettings)
-        if control is None:
+        if not isinstance(control, ControlTokens):
             raise DecodingError(
                 "planned_diffusion needs control tokens, and the model has none; add them with "
                 "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"

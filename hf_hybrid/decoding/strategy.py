@@ -27,6 +27,7 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
 from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
 from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.vocabulary import WindowTokens
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Call:
 
     Attributes:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
-        plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model
-        has none. queue: prompts that take the batch rows which become free, or None. drafter: a ``Drafter`` or a model
-        for ``speculative``, None: the one that the settings name.
+        plan: plans to carry out, one per round, instead of writing them. control: ids of mask and tags, None when the
+        strategy needs none or the model has none. queue: prompts that take the batch rows which become free, or None.
+        drafter: a ``Drafter`` or a model for ``speculative``, None: the one that the settings name.
     """
 
     strategy: str
@@ -45,7 +46,7 @@ class Call:
     streamer: Any = None
     tokenizer: Any = None
     plan: Plan | Sequence[Plan] | None = None
-    control: ControlTokens | None = None
+    control: ControlTokens | WindowTokens | None = None
     queue: Iterator[Sequence[int]] | None = None
     drafter: Any = None
 
