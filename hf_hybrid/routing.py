@@ -10,7 +10,7 @@ import copy
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import (
@@ -22,7 +22,7 @@ from transformers import (
 
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stored_strategy
 from hf_hybrid.core.plan import ControlTokens, Plan
-from hf_hybrid.decoding import Call, ModelDrafter, decode
+from hf_hybrid.decoding import Call, ModelDrafter, Queue, decode
 from hf_hybrid.models.vocabulary import WindowTokens, control_tokens, window_tokens
 from hf_hybrid.stored import check_call
 
@@ -49,9 +49,9 @@ def host_arguments(
     arguments: Mapping[str, Any],
     strategy: str | None,
     plan: Plan | Sequence[Plan] | None,
-    queue: Iterator[Sequence[int]] | None = None,
+    queue: Queue | None = None,
 ) -> dict[str, Any]:
-    """The arguments of the host's ``generate`` that carry out this call; the prompts of ``queue`` follow it."""
+    """The arguments of the host's ``generate`` that carry out this call: the first batch of ``queue``, if there is one."""
     arguments = dict(arguments)
     if arguments.get("custom_generate") is not None:
         if strategy is not None or plan is not None:

@@ -197,6 +197,7 @@ class Canvas:
         row: place of the row in the caller's batch. seed: of its sampling noise. prompt: its tokens, padding left out.
         padding: ids that the host put in front of it. lanes: in text order.
         budget: most new tokens that are returned. control: True: plans and control tokens are returned too, and count.
+        least: new tokens before an end token is allowed, None: as for every row of the call.
         positions: those that the model has. plain: True: the prompt ends inside an answer, which goes on without a
         plan.
         finished: nothing more will be written. cut: ``length`` or ``stop`` where the answer was cut; empty: it was not.
@@ -212,6 +213,7 @@ class Canvas:
     control: bool = False
     positions: int = 1 << 40
     plain: bool = False
+    least: int | None = None
     finished: bool = False
     cut: Literal["", "length", "stop"] = ""
     num_spans: int = 0

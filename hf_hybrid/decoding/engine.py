@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ def _decode(
     runner = Runner(model, len(prompts), capacity=_capacity(prompts, config))
     easel = _Easel(call, config, model, input_ids.shape[1], len(prompts))
     padding = [row[: len(row) - len(prompt)] for row, prompt in zip(input_ids.tolist(), prompts, strict=True)]
-    canvases = [easel.canvas(row, *pair) for row, pair in enumerate(zip(prompts, padding, strict=True))]
+    rows = range(len(prompts)) if call.queue is None else call.queue.first
+    canvases = [easel.canvas(*entry) for entry in zip(rows, prompts, padding, strict=True)]
     ends = token_ids(config.eos_token_id)
     processors = Processors(
         logits_processor,
@@ -97,8 +98,7 @@ def _decode(
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")
-        more = enumerate(call.queue, len(prompts))
-        return session.answers(easel.canvas(row, list(prompt), []) for row, prompt in more)
+        return session.answers(easel.canvas(row, list(prompt), []) for row, prompt in call.queue.more)
     session.run()
     # Like the host: without a token for padding, the first end token.
     pad = next(iter([*ordered_ids(config.pad_token_id), *ordered_ids(config.eos_token_id)]), 0)
@@ -155,17 +155,51 @@ class _Easel:
         self.held = trained_positions(model) or 1 << 40
         self.positions = position_table(model) or 1 << 40
         self.control = call.settings.return_control_tokens
+        self.queue = call.queue
 
     def canvas(self, row: int, prompt: list[int], padding: list[int]) -> Canvas:
         """The canvas of one prompt; ``padding`` is what the host put in front of it."""
         if not 0 < len(prompt) < self.held:
-            fault = f"a prompt of {len(prompt)} tokens fills the {self.held} positions of the model; shorten it"
-            raise DecodingError(fault if prompt else f"prompt {row} is empty; give it at least one token")
+            raise DecodingError(_full(prompt, self.held) or f"prompt {row} is empty; give it at least one token")
         seed = self.seed + row if isinstance(self.seed, int) else self.seed[row]
+        budget, least = self.budget, None
+        if self.queue is not None and self.queue.max_length is not None:
+            budget = self.queue.max_length - len(prompt)
+        if self.queue is not None and self.queue.min_length is not None:
+            least = self.queue.min_length - len(prompt)
         # The host only warns beyond the trained positions; here an answer ends with them.
-        budget = min(self.budget, self.held - len(prompt))
         plain = self.plain if isinstance(self.plain, bool) else self.plain[row]
-        return Canvas(row, seed, prompt, budget, padding, control=self.control, positions=self.positions, plain=plain)
+        return Canvas(
+            row,
+            seed,
+            prompt,
+            min(budget, self.held - len(prompt)),
+            padding,
+            control=self.control,
+            positions=self.positions,
+            plain=plain,
+            least=least,
+        )
+
+
+def prompt_fault(model: Any, prompt: Sequence[int], max_length: int | None = None) -> str:
+    """Why no answer can be written behind ``prompt``, which is not empty; an empty text: one can.
+
+    Args:
+        max_length: tokens of prompt and answer together, None: no bound of that kind.
+    """
+    table = model.get_input_embeddings()
+    size = int(getattr(table, "num_embeddings", None) or len(table.weight))
+    if not all(0 <= token < size for token in prompt):
+        return f"the prompt holds ids outside the vocabulary of {size} tokens; use the tokenizer of this model"
+    if max_length is not None and len(prompt) >= max_length:
+        return f"max_length={max_length} leaves no room behind a prompt of {len(prompt)} tokens; use max_new_tokens"
+    return _full(prompt, trained_positions(model) or 1 << 40)
+
+
+def _full(prompt: Sequence[int], held: int) -> str:
+    full = f"a prompt of {len(prompt)} tokens fills the {held} positions of the model; shorten it"
+    return full if len(prompt) >= held else ""
 
 
 def _capacity(prompts: list[list[int]], config: GenerationConfig) -> int:

@@ -41,6 +41,7 @@ class Session:
         self.streamed = 0
         self.checked: dict[int, int] = {}  # canvas -> how much of its text the criteria saw
         self.started: dict[int, float] = {}
+        self.faults: dict[int, str] = {}  # canvas -> why it has no answer
         self.active: list[Canvas] = []
         parameters = self.runner.model.parameters()
         self.plain_weights = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in parameters)
@@ -67,9 +68,20 @@ class Session:
                 )
             self.runner.adopt(cache, attention_mask)
         for line, canvas in enumerate(self.canvases):
-            self.strategy.begin(canvas, line)
+            self._begin(canvas, line)
             padding = self.input_ids.shape[1] - len(canvas.prompt)
-            canvas.lanes[0].cached = max(0, length - padding)
+            if not canvas.finished:
+                canvas.lanes[0].cached = max(0, length - padding)
+
+    def _begin(self, canvas: Canvas, line: int) -> None:
+        """Let the strategy begin. In a queue, what it cannot write for this prompt is no reason to lose the others."""
+        try:
+            self.strategy.begin(canvas, line)
+        except DecodingError as error:
+            if self.call.queue is None:
+                raise
+            self.faults[canvas.row] = str(error)
+            canvas.finished = True
 
     def run(self) -> None:
         """Advance until every canvas is finished."""
@@ -79,17 +91,22 @@ class Session:
 
     def answers(self, queue: Iterator[Canvas]) -> Iterator[Answer]:
         """Answers as they are finished; the batch row of each goes to the next canvas of ``queue``."""
-        while self.active:
-            yield from self._answers(self._step)
+        yield from self._answers(self._finished)  # those that could not begin
+        while True:
             while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
                 yield from self._answers(partial(self._enter, canvas))
+            if not self.active:
+                return
+            yield from self._answers(self._step)
 
     def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
         """What ``work`` finishes, before anything else is done that may fail."""
         with torch.no_grad(), self._inference():  # not while the caller works with an answer
             finished = work()
         for canvas in finished:
-            answer = Answer(canvas.row, canvas.confirmed(self.control), self._report(canvas))
+            fault = self.faults.pop(canvas.row, None)
+            tokens = [] if fault else canvas.confirmed(self.control)
+            answer = Answer(canvas.row, tokens, self._report(canvas), fault)
             self.strategy.forget(canvas)
             for notes in (self.started, self.checked):
                 notes.pop(canvas.row, None)
@@ -106,9 +123,10 @@ class Session:
         """Read the prompt of one more canvas, in a pass of its own: the others would be padded to its length."""
         line = self.runner.enter()
         self._register(canvas)
-        self.strategy.begin(canvas, line)
-        self.strategy.advance([canvas], first=line)
-        self._progress(canvas)
+        self._begin(canvas, line)
+        if not canvas.finished:
+            self.strategy.advance([canvas], first=line)
+            self._progress(canvas)
         return self._finished()
 
     def _finished(self) -> list[Canvas]:

@@ -31,13 +31,29 @@ from hf_hybrid.models.vocabulary import WindowTokens
 
 
 @dataclass(frozen=True)
+class Queue:
+    """The prompts of ``generate_many``.
+
+    Attributes:
+        first: the number of each prompt of the batch that the host holds. more: number and ids of those that take the
+        batch rows which become free. max_length, min_length: tokens of a prompt and its answer together, None: the
+        call counts new tokens, so that the prompt does not matter.
+    """
+
+    first: Sequence[int]
+    more: Iterator[tuple[int, Sequence[int]]]
+    max_length: int | None = None
+    min_length: int | None = None
+
+
+@dataclass(frozen=True)
 class Call:
     """What the host drops on the way to a decoding callable, bound before.
 
     Attributes:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
         plan: plans to carry out, one per round, instead of writing them. control: ids of mask and tags, None when the
-        strategy needs none or the model has none. queue: prompts that take the batch rows which become free, or None.
+        strategy needs none or the model has none. queue: of a stream of prompts, or None.
         drafter: a ``Drafter`` or a model for ``speculative``, None: the one that the settings name.
     """
 
@@ -47,7 +63,7 @@ class Call:
     tokenizer: Any = None
     plan: Plan | Sequence[Plan] | None = None
     control: ControlTokens | WindowTokens | None = None
-    queue: Iterator[Sequence[int]] | None = None
+    queue: Queue | None = None
     drafter: Any = None
 
 
@@ -228,9 +244,8 @@ class Strategy(ABC):
             if lane.done:
                 continue
             ids = self.forbidden(lane)
-            short = (
-                self.context.min_new_tokens - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
-            )
+            least = self.context.min_new_tokens if rows.canvas.least is None else rows.canvas.least
+            short = least - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
             ban, early = self._bans.line(ids), self._bans.line((*ids, *self.context.ends)) if short > 0 else 0
             depths = lane.depths()[: len(rows.checks)]
             ahead = [*depths, *range(len(depths), len(depths) + len(rows.opens))]

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_hybrid.hub.about import RELATIONS, About, read_about
+from hf_hybrid.hub.links import replace_file
 from hf_hybrid.hub.tables import CardError, read_results, render_passes, render_table
 
 FIRST = "What it does"
@@ -88,6 +89,7 @@ def write_card(
     Args:
         checkpoint: folder with config and weights, perhaps ``training.json``.
         results: what ``hf-hybrid bench --json`` wrote. out: the card, default ``README.md`` in the folder.
+            A link of that name is replaced and not followed; so is that of the picture.
         about: a text on the checkpoint (``hf_hybrid.hub.about``). picture: copied beside the card.
         name: of the model or its repository, default: of the recipe, else of the folder.
         licence: an identifier of the Hub such as ``apache-2.0``. base_model: id of the model that it was made from.
@@ -129,9 +131,11 @@ def write_card(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     body = re.sub(r"\n{3,}", "\n\n", body)
-    ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}").save(out)
-    if picture is not None and picture.resolve() != (out.parent / picture.name).resolve():
-        (out.parent / picture.name).write_bytes(picture.read_bytes())
+    card = ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}")
+    replace_file(out, str(card).encode("utf-8"))
+    beside = out.parent / picture.name if picture is not None else None
+    if picture is not None and beside is not None and picture.absolute() != beside.absolute():
+        replace_file(beside, picture.read_bytes())
     return out
 
 

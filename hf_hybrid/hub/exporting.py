@@ -8,6 +8,7 @@ from string import Template
 from typing import Any
 
 from hf_hybrid.config import settings_for
+from hf_hybrid.hub.links import check_no_link, check_source, check_target
 from hf_hybrid.hub.push import CARD, write_repository_card
 from hf_hybrid.hub.saving import save_pretrained
 from hf_hybrid.mixin import causal_model
@@ -30,7 +31,11 @@ def export_model(
     Raises:
         hf_hybrid.SettingsError: no such strategy.
         hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
+        LinkError: a link leads out of ``source`` or ``folder``, or ``folder`` is one. Nothing was written.
     """
+    check_no_link(folder)
+    if source is not None:
+        check_source(source)
     config = causal_model(model).generation_config
     if strategy is not None:
         stored = dict(getattr(config, "hf_hybrid", None) or {})
@@ -49,7 +54,10 @@ def export_speculative(folder: Path) -> None:
 
     Raises:
         hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
+        LinkError: ``folder`` is a link, or a link leads out of it. Nothing was written.
     """
+    check_no_link(folder)
+    check_target(folder)
     write_custom_generate(folder, strategy="speculative")
     if not (folder / CARD).exists():
         card = Template(Path(__file__).with_name("speculative_card.md").read_text(encoding="utf-8"))
