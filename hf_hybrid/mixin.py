@@ -28,7 +28,7 @@ from transformers import (
 from hf_hybrid.core.plan import Plan
 from hf_hybrid.models.secure import secure_known
 from hf_hybrid.portable import FOLDER, PortableError, write_custom_generate
-from hf_hybrid.routing import UnsupportedCallError, host_arguments
+from hf_hybrid.routing import UnsupportedCallError, host_arguments, is_routed, routed
 from hf_hybrid.stored import check_file
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ class HybridGenerationMixin(GenerationMixin):
         # A host class with a generate() of its own may not know all of these names: pass what was given.
         arguments = {name: value for name, value in given.items() if value is not None} | kwargs
         host: Any = super()
-        return host.generate(**host_arguments(self, arguments, strategy, plan))
+        arguments = host_arguments(self, arguments, strategy, plan)
+        with routed(self):
+            return host.generate(**arguments)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """The host's ``save_pretrained``, which keeps the strategies.
@@ -209,6 +211,8 @@ def _wrapped_generate() -> tuple[Any, Any]:
     def generate(
         self: Any, *args: Any, strategy: str | None = None, plan: Plan | Sequence[Plan] | None = None, **kwargs: Any
     ) -> Any:
+        if strategy is None and plan is None and is_routed(self):
+            return original(self, *args, **kwargs)
         arguments = dict(zip(names, args, strict=False)) | kwargs
         return original(self, **host_arguments(self, arguments, strategy, plan))
 

@@ -195,7 +195,7 @@ class Canvas:
 
     Attributes:
         row: place of the row in the caller's batch. seed: of its sampling noise. prompt: its tokens, padding left out.
-        padding: ids that the host put in front of it. lanes: in text order.
+        given: the ids of prompt and padding as the host holds them, None: ``prompt``. lanes: in text order.
         budget: most new tokens that are returned. control: True: plans and control tokens are returned too, and count.
         least: new tokens before an end token is allowed, None: as for every row of the call.
         positions: those that the model has. plain: True: the prompt ends inside an answer, which goes on without a
@@ -208,7 +208,7 @@ class Canvas:
     seed: int
     prompt: list[int]
     budget: int
-    padding: list[int] = field(default_factory=list[int])
+    given: list[int] | None = None
     lanes: list[Lane] = field(default_factory=list[Lane])
     control: bool = False
     positions: int = 1 << 40

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.decoding.criteria import Criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
+from hf_hybrid.decoding.prompts import Prompts
 from hf_hybrid.decoding.strategy import Call, Strategy
 
 
@@ -30,17 +30,17 @@ class Session:
         strategy: Strategy,
         canvases: list[Canvas],
         input_ids: Tensor,
-        criteria: StoppingCriteriaList | None,
+        criteria: Sequence[Any],
         call: Call,
     ):
         self.strategy, self.canvases, self.input_ids, self.call = strategy, canvases, input_ids, call
         self.runner, self.streamer = strategy.runner, call.streamer
         self.control = call.settings.return_control_tokens
-        native = (MaxLengthCriteria, EosTokenCriteria)
-        self.criteria = StoppingCriteriaList([c for c in criteria or () if not isinstance(c, native)])
+        self.criteria = Criteria(criteria, None if call.queue is not None else len(canvases))
         self.streamed = 0
         self.checked: dict[int, int] = {}  # canvas -> how much of its text the criteria saw
         self.started: dict[int, float] = {}
+        self.stored: dict[int, int] = {}  # canvas that is finished -> batch row of the Runner that holds its keys
         self.faults: dict[int, str] = {}  # canvas -> why it has no answer
         self.active: list[Canvas] = []
         parameters = self.runner.model.parameters()
@@ -57,21 +57,14 @@ class Session:
         self.started[canvas.row] = time.perf_counter()
         self.active.append(canvas)
 
-    def adopt(self, cache: Any, attention_mask: Tensor | None) -> None:
-        """Take over the caller's cache of the prompt's beginning, if it holds any."""
-        length = int(cache.get_seq_length()) if cache is not None else 0
-        if cache is not None and length > 0:
-            if length >= self.input_ids.shape[1]:
-                raise DecodingError(
-                    f"past_key_values hold {length} tokens and input_ids {self.input_ids.shape[1]}; "
-                    "pass the whole text so far as input_ids, at least one token longer than the cache"
-                )
+    def adopt(self, cache: Any, attention_mask: Tensor | None, cached: Sequence[int]) -> None:
+        """Begin, with what the caller's cache holds of the prompts: ``cached`` tokens of each."""
+        if cache is not None and cache.get_seq_length() > 0:
             self.runner.adopt(cache, attention_mask)
-        for line, canvas in enumerate(self.canvases):
+        for line, (canvas, held) in enumerate(zip(self.canvases, cached, strict=True)):
             self._begin(canvas, line)
-            padding = self.input_ids.shape[1] - len(canvas.prompt)
             if not canvas.finished:
-                canvas.lanes[0].cached = max(0, length - padding)
+                canvas.lanes[0].cached = held
 
     def _begin(self, canvas: Canvas, line: int) -> None:
         """Let the strategy begin. In a queue, what it cannot write for this prompt is no reason to lose the others."""
@@ -108,6 +101,7 @@ class Session:
             tokens = [] if fault else canvas.confirmed(self.control)
             answer = Answer(canvas.row, tokens, self._report(canvas), fault)
             self.strategy.forget(canvas)
+            self.criteria.forget(canvas.row)
             for notes in (self.started, self.checked):
                 notes.pop(canvas.row, None)
             yield answer
@@ -140,6 +134,7 @@ class Session:
                 report.num_rows = int(self.runner.num_rows[moved])
                 report.seconds["total"] = time.perf_counter() - self.started[canvas.row]
                 self.active[line] = self.active[moved]
+                self.stored[canvas.row] = moved
                 self.active.pop()
                 done.append(canvas)
         return done
@@ -175,20 +170,10 @@ class Session:
                 self.streamer.put_draft(torch.tensor(whole[self.streamed :]))
 
     def _check_criteria(self, canvas: Canvas, text: list[int]) -> None:
-        """The host's criteria on every new confirmed token, in text order."""
-        prompt, device = [*canvas.padding, *canvas.prompt], self.input_ids.device
+        """The caller's criteria on every new confirmed token, in text order."""
+        prompt, device = canvas.prompt if canvas.given is None else canvas.given, self.input_ids.device
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
-            ids = torch.tensor([prompt + text[:count]], device=device)  # (1, length)
-            try:
-                stop = bool(self.criteria(ids, None).any())  # type: ignore[arg-type]
-            except IndexError as error:
-                if len(self.canvases) == 1:
-                    raise
-                raise DecodingError(
-                    "a stopping criterion looks at all rows of a batch at once, and answers end one by one here; "
-                    "call generate() with a batch of one"
-                ) from error
-            if stop:
+            if self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row):
                 canvas.stop(count)
                 break
         self.checked[canvas.row] = len(text)
@@ -200,13 +185,25 @@ class Session:
         padded = torch.tensor([text + [pad] * (longest - len(text)) for text in texts], dtype=torch.long)
         return torch.cat([self.input_ids, padded.to(self.input_ids.device)], dim=1)
 
-    def attention_mask(self, sequences: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """int64, the shape of ``sequences``, 1: a token of the prompt or the text."""
-        mask = torch.zeros_like(sequences)
-        width = self.input_ids.shape[1]
-        for row, (canvas, prompt) in enumerate(zip(self.canvases, prompts, strict=True)):
-            mask[row, width - len(prompt) : width + len(canvas.confirmed(self.control))] = 1
+    def attention_mask(self, sequences: Tensor, prompts: Prompts) -> Tensor:
+        """int64 ``(batch, width + new)``, 1: a token of the prompt (also one that only a cache knows) or the text."""
+        new = sequences.shape[1] - self.input_ids.shape[1]
+        mask = torch.zeros((len(self.canvases), prompts.width + new), dtype=torch.int64, device=sequences.device)
+        for row, (canvas, prompt) in enumerate(zip(self.canvases, prompts.every, strict=True)):
+            mask[row, prompt.columns] = 1
+            mask[row, prompts.width : prompts.width + len(canvas.confirmed(self.control))] = 1
         return mask
+
+    def layers(self, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of prompts and texts, as ``Runner.layers`` gives them, in the order of the batch."""
+        texts = [canvas.confirmed(self.control) for canvas in self.canvases]
+        length = prompts.width + max(map(len, texts)) - 1
+        entries: list[tuple[int, list[int], list[int]]] = []
+        for canvas, prompt, text in zip(self.canvases, prompts.every, texts, strict=True):
+            columns = [*prompt.columns, *range(prompts.width, prompts.width + len(text))]
+            columns = [column for column in columns if column < length]
+            entries.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)], columns))
+        return self.runner.layers(entries, length)
 
     def reports(self) -> list[GenerationReport]:
         """The reports in the order of the batch."""
@@ -215,5 +212,5 @@ class Session:
     def _report(self, canvas: Canvas) -> GenerationReport:
         report = self.strategy.reports[canvas.row]
         report.num_tokens, report.num_forwards = len(canvas.confirmed()), canvas.num_forwards
-        report.ended = canvas.ended
+        report.ended = canvas.ended if canvas.num_forwards else ""
         return report

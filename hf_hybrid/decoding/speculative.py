@@ -19,6 +19,7 @@ from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.decoding.branches import first_branch, plant, rank_of
 from hf_hybrid.decoding.drafters.drafter import Draft, Text
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
+from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.drafters.tree import CHAINS
 from hf_hybrid.decoding.drafting import NO_DRAFT, Drafting
 from hf_hybrid.decoding.output import DecodingError, DraftingReport
@@ -65,6 +66,11 @@ class Speculative(Strategy):
         text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
         self.texts[canvas.row] = text
         self.reports[canvas.row].drafting = DraftingReport(self.drafting.name)
+        if min(canvas.prompt) < 0 and not isinstance(self.drafter, SuffixDrafter | SelfDrafter):
+            raise DecodingError(
+                f"{self.drafting.name} reads the ids of the prompt, and some are given as vectors or lie in a cache "
+                "alone; use drafter='suffix', or pass the whole text as input_ids"
+            )
         self.drafting.begin(text)
 
     def settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
@@ -278,6 +284,7 @@ class Speculative(Strategy):
             history = torch.tensor([ids], device=device)  # (1, length)
             scores = process(history, scored.raw[place : place + 1].clone())  # (1, vocab)
             check_best(float(scores.max()))
+            rows.in_order.append(scores[0])
             target = scores.softmax(dim=-1)  # (1, vocab)
             one = slice(i, i + 1)
             if i == len(given):

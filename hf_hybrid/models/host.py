@@ -7,7 +7,7 @@ A copy travels with every exported ``custom_generate/``, which may meet newer re
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -173,6 +173,21 @@ def check_model(model: Any) -> None:
 def taken_cache(arguments: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a call, whatever they call it; None: there is none."""
     return next((arguments[name] for name in CACHES if arguments.get(name) is not None), None)
+
+
+def empty_cache() -> dict[str, Cache]:
+    """An empty cache under its name, as the host would make it."""
+    return {CACHE: DynamicCache()}
+
+
+def fill(cache: Cache, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Let a ``DynamicCache`` of the caller hold these keys and values, each ``(batch, heads, length, head_dim)``."""
+    for number, (keys, values) in enumerate(layers):
+        layer: Any = cache.layers[number] if number < len(cache.layers) else None
+        if layer is None or layer.keys is None:
+            cache.update(keys, values, number)
+        else:
+            layer.keys, layer.values = keys, values
 
 
 def adoptable(cache: Cache) -> list[tuple[Tensor, Tensor]]:
