@@ -172,11 +172,17 @@ class _Easel:
             seed = int(torch.randint(2**62, ()).item()) if config.do_sample else 0
         if not isinstance(seed, int) and (len(seed) != rows or call.queue is not None):
             raise DecodingError(f"seed has {len(seed)} entries for {rows} rows; give one per row, or one number")
-        self.seed = seed
+        plain = call.settings.continue_final_message
+        if not isinstance(plain, bool) and len(plain) != rows and call.queue is None:
+            raise DecodingError(
+                f"continue_final_message has {len(plain)} entries for {rows} rows; give one per row, or one for all"
+            )
+        self.seed, self.plain = seed, plain
         self.budget = budget
         if self.budget < 1:
             raise DecodingError(f"max_length={config.max_length} leaves no room behind the prompt; use max_new_tokens")
         self.held = position_table(model) or 1 << 40
+        self.control = call.settings.return_control_tokens
         self.queue = call.queue
 
     def canvas(self, row: int, prompt: list[int], given: list[int] | None) -> Canvas:
@@ -189,8 +195,11 @@ class _Easel:
             budget = self.queue.max_length - len(prompt)
         if self.queue is not None and self.queue.min_length is not None:
             least = self.queue.min_length - len(prompt)
+        plain = self.plain if isinstance(self.plain, bool) else self.plain[row]
         # Rotary positions go on, as in the host; a table of learned ones ends, and the answer with it.
-        return Canvas(row, seed, prompt, min(budget, self.held - len(prompt)), given=given, least=least)
+        canvas = Canvas(row, seed, prompt, min(budget, self.held - len(prompt)), given=given, least=least)
+        canvas.positions, canvas.control, canvas.plain = self.held, self.control, plain
+        return canvas
 
 
 def prompt_fault(model: Any, prompt: Sequence[int], max_length: int | None = None) -> str:

@@ -180,11 +180,13 @@ class Session:
         """Stop where a criterion says so, and stream what was confirmed."""
         report = self.strategy.reports[canvas.row]
         if canvas.clip():
-            report.fallbacks.append(f"the answer was cut at {canvas.budget} tokens")
-        text = canvas.confirmed(self.control)
+            spent = canvas.room <= 0
+            why = f"at {canvas.budget} tokens" if spent else f"for want of positions: the model has {canvas.positions}"
+            report.fallbacks.append(f"the answer was cut {why}")
+        text = canvas.confirmed()  # a plan is no text: what is returned does not change where an answer ends
         if self.criteria and len(text) > self.checked.get(canvas.row, 0):
             self._check_criteria(canvas, text)
-            text = canvas.confirmed(self.control)
+        text = canvas.confirmed(self.control)
         if text and report.seconds_to_first_text is None:
             report.seconds_to_first_text = time.perf_counter() - self.started[canvas.row]
         if self.streamer is None:
@@ -204,10 +206,7 @@ class Session:
         prompt, device = canvas.prompt if canvas.given is None else canvas.given, self.input_ids.device
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
             if self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row):
-                canvas.stop, canvas.finished = count, True
-                for lane in canvas.lanes:
-                    if not lane.done:
-                        lane.finish("stop")
+                canvas.stop(count)
                 break
         self.checked[canvas.row] = len(text)
 
@@ -249,4 +248,5 @@ class Session:
     def _report(self, canvas: Canvas) -> GenerationReport:
         report = self.strategy.reports[canvas.row]
         report.num_tokens, report.num_forwards = len(canvas.confirmed()), canvas.num_forwards
+        report.ended = canvas.ended if canvas.num_forwards else ""
         return report

@@ -60,6 +60,7 @@ class Speculative(Strategy):
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt."""
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
+        trunk.positions = canvas.positions
         trunk.window = self.drafting.window
         canvas.lanes.append(trunk)
         text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)

@@ -100,7 +100,7 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
         (Plan(()), "at least one part"),
         ([], "takes a hf_hybrid.Plan, or one per round"),
         ([Plan((Span((5,), 3),))] * 9, "9 plans are more than max_rounds=8"),
-        (Plan((Span((5,), 12),)), "needs 17 tokens and max_new_tokens leaves 15; raise it"),
+        (Plan((Span((5,), 12, text=(6,) * 16),)), "alone holds 17 tokens, and max_new_tokens leaves 16; raise it"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
