@@ -86,7 +86,8 @@ def host_arguments(
     _take_stop_strings(model, arguments, tokenizer)
     # The loop keeps its own cache; a static one of the host would be sized by max_new_tokens, and all later ones too.
     _switch_off(model, arguments, "cache_implementation")
-    # The host drops streamer and tokenizer on the way to a callable, so they are bound; it still streams the prompt.
+    # The host drops streamer, tokenizer and synced_gpus on the way to a callable, so they are bound; the prompt is still
+    # streamed by the host.
     call = Call(
         strategy=name,
         settings=checked,
@@ -96,6 +97,7 @@ def host_arguments(
         control=control_tokens(model),
         queue=queue,
         drafter=drafter,
+        synced_gpus=arguments.get("synced_gpus"),
     )
     arguments["custom_generate"] = functools.partial(decode, call=call)
     return arguments

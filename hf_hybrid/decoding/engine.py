@@ -77,8 +77,8 @@ def _decode(
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
     prompts = _prompts(input_ids, model_kwargs.get("attention_mask"))
-    runner = Runner(model, len(prompts), capacity=_capacity(prompts, config))
-    easel = _Easel(call, config, model, input_ids.shape[1], len(prompts))
+    runner = Runner(model, len(prompts), capacity=_capacity(prompts, config), synced_gpus=call.synced_gpus)
+    easel = _Easel(call, config, runner, input_ids.shape[1], len(prompts))
     padding = [row[: len(row) - len(prompt)] for row, prompt in zip(input_ids.tolist(), prompts, strict=True)]
     canvases = [easel.canvas(row, *pair) for row, pair in enumerate(zip(prompts, padding, strict=True))]
     ends = token_ids(config.eos_token_id)
@@ -104,10 +104,13 @@ def _decode(
     pad = next(iter([*ordered_ids(config.pad_token_id), *ordered_ids(config.eos_token_id)]), 0)
     sequences = session.sequences(pad)
     if not config.return_dict_in_generate:
+        runner.wait()
         return sequences
     cache = None
     if call.settings.return_past_key_values:
+        runner.ranks.others_go_on(True)
         cache = causal_cache(model, sequences, session.attention_mask(sequences, prompts))
+    runner.wait()
     return HybridGenerateOutput(sequences=sequences, report=session.reports(), **{CACHE: cache})  # type: ignore[arg-type]
 
 
@@ -135,10 +138,10 @@ def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]
 class _Easel:
     """Makes the canvases of a call: what a prompt may hold, how long an answer may be, and its seed."""
 
-    def __init__(self, call: Call, config: GenerationConfig, model: Any, width: int, rows: int):
+    def __init__(self, call: Call, config: GenerationConfig, runner: Runner, width: int, rows: int):
         seed = call.settings.seed
         if seed is None:
-            seed = int(torch.randint(2**62, ()).item()) if config.do_sample else 0
+            seed = runner.ranks.agreed(int(torch.randint(2**62, ()).item())) if config.do_sample else 0
         if not isinstance(seed, int) and (len(seed) != rows or call.queue is not None):
             raise DecodingError(f"seed has {len(seed)} entries for {rows} rows; give one per row, or one number")
         self.seed = seed
@@ -147,7 +150,7 @@ class _Easel:
             raise DecodingError(
                 f"max_length={config.max_length} leaves no room behind a prompt of {width}; use max_new_tokens"
             )
-        self.held = trained_positions(model) or 1 << 40
+        self.held = trained_positions(runner.model) or 1 << 40
 
     def canvas(self, row: int, prompt: list[int], padding: list[int]) -> Canvas:
         """The canvas of one prompt; ``padding`` is what the host put in front of it."""

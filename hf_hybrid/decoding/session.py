@@ -83,6 +83,7 @@ class Session:
             yield from self._answers(self._step)
             while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
                 yield from self._answers(partial(self._enter, canvas))
+        self.runner.wait()
 
     def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
         """What ``work`` finishes, before anything else is done that may fail."""
@@ -160,7 +161,8 @@ class Session:
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
             ids = torch.tensor([prompt + text[:count]], device=device)  # (1, length)
             try:
-                stop = bool(self.criteria(ids, None).any())  # type: ignore[arg-type]
+                # A criterion may ask the clock: of processes that read the same batch, the first one's counts.
+                stop = bool(self.runner.ranks.agreed(int(self.criteria(ids, None).any())))  # type: ignore[arg-type]
             except IndexError as error:
                 if len(self.canvases) == 1:
                     raise

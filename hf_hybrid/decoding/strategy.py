@@ -37,7 +37,7 @@ class Call:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
         plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model
         has none. queue: prompts that take the batch rows which become free, or None. drafter: a ``Drafter`` or a model
-        for ``speculative``, None: the one that the settings name.
+        for ``speculative``, None: the one that the settings name. synced_gpus: as in the host's ``generate()``.
     """
 
     strategy: str
@@ -48,6 +48,7 @@ class Call:
     control: ControlTokens | None = None
     queue: Iterator[Sequence[int]] | None = None
     drafter: Any = None
+    synced_gpus: bool | None = None
 
 
 @dataclass(frozen=True)
