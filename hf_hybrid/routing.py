@@ -86,8 +86,8 @@ def host_arguments(
     _take_stop_strings(model, arguments, tokenizer)
     # The loop keeps its own cache; a static one of the host would be sized by max_new_tokens, and all later ones too.
     _switch_off(model, arguments, "cache_implementation")
-    # The host drops streamer, tokenizer and synced_gpus on the way to a callable, so they are bound; the prompt is still
-    # streamed by the host.
+    # The host drops streamer, tokenizer and synced_gpus on the way to a callable, so they are bound; it streams the
+    # prompt all the same.
     call = Call(
         strategy=name,
         settings=checked,

@@ -186,7 +186,7 @@ class Runner:
         self._slots.forget(row, position)
 
     def wait(self) -> None:
-        """All answers are finished: go along with the passes that other processes still make, over a token of no use."""
+        """All answers are finished: go along with the passes that other processes still make (over any token)."""
         while self.ranks.others_go_on(False):
             token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
             with torch.no_grad():
