@@ -29,7 +29,6 @@ from hf_hybrid.decoding import denoise, sampling, scoring, speculative
 from hf_hybrid.decoding.scoring import to_host
 from hf_hybrid.models.branches import honours_branches
 
-
 KIND = "lazy"
 """Of a device that torch knows and that no machine has, for its part of an Apple's."""
 
