@@ -170,8 +170,9 @@ class Canvas:
 
     Attributes:
         row: place of the row in the caller's batch. seed: of its sampling noise. prompt: its tokens, padding left out.
-        padding: ids that the host put in front of it. lanes: in text order. budget: most new tokens, control tokens
-        included.
+        given: the ids of prompt and padding as the host holds them, None: ``prompt``. lanes: in text order. budget:
+        most new tokens, control tokens included. least: new tokens before an end token is allowed, None: as for every
+        row of the call.
         finished: nothing more will be written. stop: length of the text at which a stopping criterion ended it, None:
         none did.
         num_forwards: passes it took part in.
@@ -181,8 +182,9 @@ class Canvas:
     seed: int
     prompt: list[int]
     budget: int
-    padding: list[int] = field(default_factory=list[int])
+    given: list[int] | None = None
     lanes: list[Lane] = field(default_factory=list[Lane])
+    least: int | None = None
     finished: bool = False
     stop: int | None = None
     num_spans: int = 0

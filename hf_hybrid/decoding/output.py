@@ -145,12 +145,14 @@ class Answer:
     """One answer of ``generate_many``.
 
     Attributes:
-        index: place of its prompt. tokens: new ones, as behind the prompt in ``sequences``. report: how they came.
+        index: number of its prompt, from 0. tokens: new ones, as behind the prompt in ``sequences``; empty with an
+        error. report: how they came. error: why this prompt has no answer, None: it has one.
     """
 
     index: int
     tokens: list[int]
     report: GenerationReport
+    error: str | None = None
 
 
 @dataclass

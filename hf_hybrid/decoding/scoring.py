@@ -24,7 +24,8 @@ class Scored:
     Attributes:
         raw: logits ``(active * keep, vocab)``, constrained but not processed. processed: alike, behind the processors
             that need no prefix. noise: alike, None when greedy.
-        tokens: the choice of every row. windows: what the noisy rows propose.
+        tokens: the choice of every row. windows: what the noisy rows propose. unbiased: logits before any constraint,
+        None: nobody asked.
     """
 
     raw: Tensor
@@ -32,6 +33,7 @@ class Scored:
     noise: Tensor | None
     tokens: list[int]
     windows: dict[LaneRows, Window]
+    unbiased: Tensor | None = None
 
 
 class Bans:

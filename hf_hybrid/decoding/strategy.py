@@ -25,8 +25,29 @@ from hf_hybrid.decoding.output import GenerationReport
 from hf_hybrid.decoding.passes import LaneRows, Pass, build_pass
 from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
+from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
+from hf_hybrid.models.host import RopeSwitch
 from hf_hybrid.models.runner import Runner
+
+ONE_TEXT = ("autoregressive", "speculative")
+"""Strategies whose keys are those of one causal text."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The prompts of ``generate_many``.
+
+    Attributes:
+        first: the number of each prompt of the batch that the host holds. more: number and ids of those that take the
+        batch rows which become free. max_length, min_length: tokens of a prompt and its answer together, None: the
+        call counts new tokens, so that the prompt does not matter.
+    """
+
+    first: Sequence[int]
+    more: Iterator[tuple[int, Sequence[int]]]
+    max_length: int | None = None
+    min_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,8 +57,9 @@ class Call:
     Attributes:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
         plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model
-        has none. queue: prompts that take the batch rows which become free, or None. drafter: a ``Drafter`` or a model
-        for ``speculative``, None: the one that the settings name. synced_gpus: as in the host's ``generate()``.
+        has none. queue: of a stream of prompts, or None. drafter: a ``Drafter`` or a model for ``speculative``, None:
+        the one that the settings name. cache: the caller's, to be filled, or None. synced_gpus: as in
+        the host's ``generate()``.
     """
 
     strategy: str
@@ -46,8 +68,9 @@ class Call:
     tokenizer: Any = None
     plan: Plan | Sequence[Plan] | None = None
     control: ControlTokens | None = None
-    queue: Iterator[Sequence[int]] | None = None
+    queue: Queue | None = None
     drafter: Any = None
+    cache: Any = None
     synced_gpus: bool | None = None
 
 
@@ -59,7 +82,8 @@ class Context:
         runner: runs the passes. call: settings and partners. processors: the host's logits processors. sampling:
         False: greedy.
         ends: ids that end an answer. min_new_tokens: tokens before ``ends`` are allowed. vocab_size: width of the
-        logits.
+        logits. transcript: keeps what the model said of every token, None: nobody asked.
+        switch: where the model changes its rotary factors, None: nowhere.
     """
 
     runner: Runner
@@ -69,6 +93,8 @@ class Context:
     ends: frozenset[int]
     min_new_tokens: int
     vocab_size: int
+    transcript: Transcript | None = None
+    switch: RopeSwitch | None = None
 
 
 class Strategy(ABC):
@@ -145,7 +171,7 @@ class Strategy(ABC):
         drawn = None if scored.noise is None else scored.noise[places]
         process = self.process_in_order(rows)
         prefix = prefix_of(rows.canvas, lane)
-        return check_in_order(scored.raw[places], drawn, prefix, lane.draft, process, lane.parents)
+        return check_in_order(scored.raw[places], drawn, prefix, lane.draft, process, lane.parents, rows.in_order)
 
     def process_in_order(self, rows: LaneRows) -> Callable[[Tensor, Tensor], Tensor]:
         """The whole list of processors for this lane, to be called once per emitted token."""
@@ -193,11 +219,13 @@ class Strategy(ABC):
         if self.context.sampling or not self.context.processors.trivial:
             # As for the host's processors: in half precisions their results would tie.
             flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        transcript = self.context.transcript
+        unbiased = flat.clone() if transcript is not None and transcript.logits else None
         self._constrain(flat, batch)
         raw = flat.clone() if self.context.processors.needs_prefix else flat
         flat = self.context.processors.batched(flat)
         noise = noise_of(flat, batch) if self.context.sampling else None
-        scored = Scored(raw, flat, noise, *choose(flat, batch, noise, self.window_settings))
+        scored = Scored(raw, flat, noise, *choose(flat, batch, noise, self.window_settings), unbiased)
         for rows in batch.lanes:
             lane = rows.lane
             if lane.trial and not lane.came_true():
@@ -228,9 +256,8 @@ class Strategy(ABC):
             if lane.done:
                 continue
             ids = self.forbidden(lane)
-            short = (
-                self.context.min_new_tokens - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
-            )
+            least = self.context.min_new_tokens if rows.canvas.least is None else rows.canvas.least
+            short = least - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
             ban, early = self._bans.line(ids), self._bans.line((*ids, *self.context.ends)) if short > 0 else 0
             depths = lane.depths()[: len(rows.checks)]
             ahead = [*depths, *range(len(depths), len(depths) + len(rows.opens))]
@@ -280,6 +307,8 @@ class Strategy(ABC):
         before = len(lane.tokens)
         lane.settle(new, ends)
         written = lane.tokens[before:]
+        if self.context.transcript is not None:
+            self._transcribe(self.context.transcript, rows, batch, scored, [0, *(1 + node for node in path)], before)
         row = batch.first + rows.line
         self.settled(canvas, lane, written, row)
         if not lane.done:
@@ -288,6 +317,16 @@ class Strategy(ABC):
                 self.settled(canvas, lane, [], row)
             else:
                 lane.draft = self.draft(canvas, lane, proposed)
+
+    def _transcribe(
+        self, transcript: Transcript, rows: LaneRows, batch: Pass, scored: Scored, wrote: list[int], before: int
+    ) -> None:
+        """Keep what the rows said that wrote ``lane.tokens[before:]``; ``wrote``: of each its number in ``checks``."""
+        for number, check in enumerate(wrote[: len(rows.lane.tokens) - before]):
+            place = batch.flat(rows.line, rows.checks[check])
+            logits = scored.unbiased[place] if scored.unbiased is not None else None
+            scores = rows.in_order[number] if rows.in_order else scored.processed[place]
+            transcript.note(rows.lane, before + number, logits, scores if transcript.scores else None)
 
     def _denoise(self, lane: Lane, new: list[int], window: Window, checked: bool) -> list[int]:
         """Tokens that an unverified window settles behind ``new`` (the autoregressive token, if the pass had one)."""
@@ -349,12 +388,14 @@ def prefix_of(canvas: Canvas, lane: Lane) -> list[int]:
     """The true prefix of ``lane``: the prompt and every token that it sees, in text order."""
     before = canvas.lanes[: canvas.lanes.index(lane)]
     trunks = [other for other in before if other.kind == "trunk"]
-    seen = list(canvas.padding)
+    seen = list(canvas.prompt if canvas.given is None else canvas.given)
+    skip = len(canvas.prompt)  # it stands in the first lane
     for other in before:
         if lane.kind == "trunk" or other in lane.depends:
-            seen += other.tokens
+            seen += other.tokens[skip:]
         elif other.kind == "trunk":
             # A part reads the plan as far as its own entry.
             whole = other is not trunks[-1] or lane.part is None or lane.part >= len(other.breaks)
-            seen += other.tokens if whole else other.tokens[: other.breaks[lane.part or 0]]
-    return seen + lane.tokens
+            seen += other.tokens[skip : None if whole else other.breaks[lane.part or 0]]
+        skip = 0
+    return seen + lane.tokens[skip:]

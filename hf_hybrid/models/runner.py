@@ -61,6 +61,7 @@ class Runner:
         num_passes: int64 ``(batch_size,)``, passes that each batch row took part in.
         num_rows: int64 ``(batch_size,)``, rows but padding that each batch row has run.
         products: how the model multiplies few rows by its weights. ranks: the processes that share the model.
+        vectors: table ``(n, hidden)`` of prompts that are given as vectors, which tokens -2, -3, ... stand for.
         forward_seconds: seconds spent in calls of the model (on an accelerator: in starting them).
     """
 
@@ -90,6 +91,7 @@ class Runner:
         self._keeps_logits = "logits_to_keep" in forward_parameters(model)
         self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, mask_dtype(model, self.device))
         self._max_positions = position_table(model)
+        self.vectors: Tensor | None = None
         self._pending: _Pass | None = None
 
     def relate(self, row: int, span: int, sees: Sequence[int]) -> None:
@@ -134,7 +136,7 @@ class Runner:
         start = time.perf_counter()
         with self.products.of(tokens.numel()):
             output = self.model(
-                input_ids=tokens.to(self.device),
+                **self._inputs(tokens),
                 attention_mask=mask,
                 position_ids=rows.position.to(self.device),
                 use_cache=True,
@@ -146,6 +148,15 @@ class Runner:
         self.num_rows[lines] += (rows.span.numpy() != PADDING).sum(axis=1)
         logits: Tensor = output.logits  # (active, rows or keep, vocab)
         return logits[:, logits.shape[1] - keep :]
+
+    def _inputs(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Ids ``(active, rows)``, or vectors where some of them stand for vectors."""
+        ids = tokens.to(self.device)
+        if self.vectors is None or not bool((tokens < -1).any()):
+            return {"input_ids": ids}
+        given = ids < -1  # (active, rows), True: a vector of the table
+        vectors = unwrapped(self.model).get_input_embeddings()(ids.clamp(min=0))  # (active, rows, hidden)
+        return {"inputs_embeds": vectors.masked_scatter(given.unsqueeze(-1), self.vectors[-2 - ids[given]])}
 
     def commit(
         self,
@@ -234,6 +245,44 @@ class Runner:
         return np.flatnonzero(self._slots.span[row] != PADDING)
 
     @torch.no_grad()
+    def layers(self, entries: Sequence[tuple[int, list[int], list[int]]], length: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values per layer, each ``(entries, heads, length, head_dim)``, of texts that all stand in span 0.
+
+        What no pass has read yet (the last token of a text that ended before the others) is read now. Nothing more can
+        be run behind this.
+
+        Args:
+            entries: for each the batch row, the tokens at positions 0, 1, ... and their columns in what is returned;
+                other columns are zero.
+        """
+        self.active = self.batch_size
+        missing = [range(len(self._at(row)), len(tokens)) for row, tokens, _ in entries]
+        if any(missing):
+            width = max(map(len, missing))
+            tokens = torch.zeros((self.batch_size, width), dtype=torch.int64)
+            position, span = torch.zeros_like(tokens), torch.full_like(tokens, PADDING)
+            for (row, text, _), wanted in zip(entries, missing, strict=True):
+                for column, index in enumerate(wanted):
+                    tokens[row, column], position[row, column], span[row, column] = text[index], index, 0
+            self.run(tokens, Rows.clean(position, span), 0)
+            self.commit()
+        at = [self._at(row)[: len(tokens)] for row, tokens, _ in entries]
+        lines = torch.tensor([i for i, slots in enumerate(at) for _ in slots], device=self.device)
+        rows = torch.tensor([e[0] for e, slots in zip(entries, at, strict=True) for _ in slots], device=self.device)
+        slots = torch.from_numpy(np.concatenate(at)).to(self.device)
+        columns = torch.tensor([c for entry in entries for c in entry[2]], device=self.device)
+        index = (rows, slots, lines, columns)
+        return [layer.gathered(*index, size=(len(entries), length)) for layer in self.cache.layers]
+
+    def _at(self, row: int) -> np.ndarray:
+        """The slots of batch row ``row`` that hold positions 0, 1, ... without a gap: int64 ``(count,)``."""
+        slots = self.slots_of(row)
+        position = self._slots.position[row, slots]
+        order = np.argsort(position, kind="stable")
+        whole = position[order] == np.arange(len(order))
+        return slots[order][: len(order) if whole.all() else int(whole.argmin())]
+
+    @torch.no_grad()
     def adopt(self, cache: Cache, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> None:
         """Take over a host cache that holds a clean causal prefix; it becomes committed rows of span 0. Copies once.
 
@@ -291,24 +340,20 @@ class Runner:
 
 
 @torch.no_grad()
-def causal_cache(model: Any, sequences: Tensor, attention_mask: Tensor) -> DynamicCache:
-    """A host cache of ``sequences`` at consecutive positions, so that a host call can go on from them.
+def causal_cache(model: Any, ids: Tensor, attention_mask: Tensor, cache: DynamicCache | None = None) -> DynamicCache:
+    """A host cache of a text at consecutive positions, so that a host call can go on from it.
 
     Args:
-        sequences: int64 ``(batch, length)``. attention_mask: int64, alike, 0: padding.
+        ids: int64 ``(batch, length)``, what ``cache`` lacks. attention_mask: int64 ``(batch, all)``, 0: padding.
+        cache: of the beginning, filled in place; None: there is none.
 
     Returns:
-        a ``DynamicCache`` of ``length - 1`` slots: the last token is left for the call that continues.
+        a ``DynamicCache`` of all tokens but the last, which is left for the call that continues.
     """
-    cache = DynamicCache()
-    if sequences.shape[1] > 1:
+    cache = DynamicCache() if cache is None else cache
+    if ids.shape[1] > 1:
         mask = attention_mask[:, :-1]
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        model(
-            input_ids=sequences[:, :-1],
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            **{cache_argument(model): cache},
-        )
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, 1 - ids.shape[1] :]
+        arguments: dict[str, Any] = {cache_argument(model): cache}
+        model(input_ids=ids[:, :-1], attention_mask=mask, position_ids=positions, use_cache=True, **arguments)
     return cache
