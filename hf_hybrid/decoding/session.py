@@ -120,6 +120,7 @@ class Session:
             while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
                 yield from self._answers(partial(self._enter, canvas))
             if not self.active:
+                self.runner.wait()
                 return
             yield from self._answers(self._step)
 
@@ -205,7 +206,9 @@ class Session:
         """The caller's criteria on every new confirmed token, in text order."""
         prompt, device = canvas.prompt if canvas.given is None else canvas.given, self.input_ids.device
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
-            if self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row):
+            stop = self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row)
+            # A criterion may ask the clock: of processes that read the same batch, the first one's counts.
+            if self.runner.ranks.agreed(int(stop)):
                 canvas.stop(count)
                 break
         self.checked[canvas.row] = len(text)

@@ -60,7 +60,7 @@ class Call:
         plan: plans to carry out, one per round, instead of writing them. control: ids of mask and tags, None when the
         strategy needs none or the model has none. queue: of a stream of prompts, or None.
         drafter: a ``Drafter`` or a model for ``speculative``, None: the one that the settings name. cache: the
-        caller's, to be filled, or None.
+        caller's, to be filled, or None. synced_gpus: as in the host's ``generate()``.
     """
 
     strategy: str
@@ -72,6 +72,7 @@ class Call:
     queue: Queue | None = None
     drafter: Any = None
     cache: Any = None
+    synced_gpus: bool | None = None
 
 
 @dataclass(frozen=True)

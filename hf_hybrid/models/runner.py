@@ -33,6 +33,7 @@ from hf_hybrid.models.host import (
     unwrapped,
 )
 from hf_hybrid.models.products import FewRows
+from hf_hybrid.models.ranks import Ranks
 from hf_hybrid.models.slots import Slots
 
 
@@ -53,17 +54,26 @@ class Runner:
         batch_size: batch rows at the start.
         capacity: slots per batch row to begin with; doubled when more are needed, never allocated ahead.
         num_spans: spans per batch row to begin with; ``relate`` makes more.
+        synced_gpus: as in the host's ``generate()``; see ``Ranks``.
 
     Attributes:
         active: the first ``active`` batch rows are still running.
         num_passes: int64 ``(batch_size,)``, passes that each batch row took part in.
         num_rows: int64 ``(batch_size,)``, rows but padding that each batch row has run.
-        products: how the model multiplies few rows by its weights.
+        products: how the model multiplies few rows by its weights. ranks: the processes that share the model.
         vectors: table ``(n, hidden)`` of prompts that are given as vectors, which tokens -2, -3, ... stand for.
         forward_seconds: seconds spent in calls of the model (on an accelerator: in starting them).
     """
 
-    def __init__(self, model: Any, batch_size: int, *, capacity: int = 256, num_spans: int = 8) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batch_size: int,
+        *,
+        capacity: int = 256,
+        num_spans: int = 8,
+        synced_gpus: bool | None = None,
+    ) -> None:
         check_model(model)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: a Runner needs at least one batch row")
@@ -74,6 +84,7 @@ class Runner:
         self.cache = RowCache(config.num_hidden_layers, batch_size, capacity)
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.num_rows = np.zeros(batch_size, dtype=np.int64)  # (batch,)
+        self.ranks = Ranks(unwrapped(model), self.device, synced_gpus)
         self.products = FewRows(model, self.device, self.dtype)
         self.forward_seconds = 0.0
         self._cache_argument = cache_argument(model)
@@ -121,6 +132,7 @@ class Runner:
         arguments: dict[str, Any] = {self._cache_argument: self.cache}
         if self._keeps_logits:
             arguments["logits_to_keep"] = max(keep, 1)
+        self.ranks.others_go_on(True)
         start = time.perf_counter()
         with self.products.of(tokens.numel()):
             output = self.model(
@@ -183,6 +195,13 @@ class Runner:
         if not 0 <= row < self.active or position < 0:
             raise ValueError(f"batch row {row}, position {position}: rows are 0 to {self.active - 1}, positions from 0")
         self._slots.forget(row, position)
+
+    def wait(self) -> None:
+        """All answers are finished: go along with the passes that other processes still make (over any token)."""
+        while self.ranks.others_go_on(False):
+            token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+            with torch.no_grad():
+                self.model(input_ids=token, position_ids=token, use_cache=False)
 
     def leave(self, row: int) -> int:
         """Batch row ``row`` is finished: it and the last active one change places (counters and spans too).
