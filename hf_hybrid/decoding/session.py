@@ -73,16 +73,22 @@ class Session:
 
     def run(self) -> None:
         """Advance until every canvas is finished."""
-        with self._inference():
-            while self.active:
-                self._step()
+        try:
+            with self._inference():
+                while self.active:
+                    self._step()
+        finally:
+            self.strategy.release()
 
     def answers(self, queue: Iterator[Canvas]) -> Iterator[Answer]:
         """Answers as they are finished; the batch row of each goes to the next canvas of ``queue``."""
-        while self.active:
-            yield from self._answers(self._step)
-            while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
-                yield from self._answers(partial(self._enter, canvas))
+        try:
+            while self.active:
+                yield from self._answers(self._step)
+                while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
+                    yield from self._answers(partial(self._enter, canvas))
+        finally:
+            self.strategy.release()
 
     def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
         """What ``work`` finishes, before anything else is done that may fail."""
