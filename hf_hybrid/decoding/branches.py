@@ -22,8 +22,8 @@ class BranchError(ValueError):
 
 
 def pruned(draft: Draft, count: int, room: int, ends: Collection[int], width: int = 1 << 62) -> Draft:
-    """The first ``count`` tokens of a tree, without ``ends``, ids from ``width`` on and what stands behind them, at most
-    ``room`` deep; a chain when no token has a sibling.
+    """The first ``count`` tokens of a tree, at most ``room`` deep, without ``ends``, ids from ``width`` on and what
+    stands behind them; a chain when no token has a sibling.
 
     Raises:
         BranchError: ``parents`` do not name a token each, in front of their own.

@@ -19,6 +19,7 @@ from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import Call, Context, Strategy
 from hf_hybrid.models.host import CACHE, ordered_ids, taken_cache, token_ids, trained_positions
+from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
 
@@ -94,6 +95,7 @@ def _decode(
     strategy = STRATEGIES[call.strategy](context)
     session = Session(strategy, canvases, input_ids, stopping_criteria, call)
     session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"))
+    check_rows(model, prompts[0], len(prompts), one_by_one=call.strategy == "autoregressive")
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")

@@ -92,13 +92,13 @@ def _forward(layer: nn.Linear, most: int) -> Callable[[Tensor], Tensor]:
         product = flipped(x.reshape(rows, shape[-1]), weight).view(*shape[:-1], -1)
         return product if bias is None else product.add_(bias)
 
-    forward.few_rows = True  # pyright: ignore[reportFunctionMemberAccess]
+    forward.row_by_row = True  # pyright: ignore[reportFunctionMemberAccess]
     return forward
 
 
 def _free(forward: Any) -> bool:
     """True: what a layer has as its own forward is nothing, or ours, of a pass that another thread makes meanwhile."""
-    return forward is None or hasattr(forward, "few_rows")
+    return forward is None or getattr(forward, "row_by_row", False) is True
 
 
 def flipped(x: Tensor, weight: Tensor) -> Tensor:

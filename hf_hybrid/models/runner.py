@@ -31,6 +31,7 @@ from hf_hybrid.models.host import (
     start_device,
     text_config,
     unwrapped,
+    without_extras,
 )
 from hf_hybrid.models.products import FewRows
 from hf_hybrid.models.slots import Slots
@@ -76,6 +77,7 @@ class Runner:
         self.products = FewRows(model, self.device, self.dtype)
         self.forward_seconds = 0.0
         self._cache_argument = cache_argument(model)
+        self._extras = without_extras(model)
         self._keeps_logits = "logits_to_keep" in forward_parameters(model)
         self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, mask_dtype(model, self.device))
         self._max_positions = position_table(model)
@@ -116,7 +118,7 @@ class Runner:
         self._pending = _Pass(rows, slots, first)
         # One interval for all means that every slot before it is taken: the host's own causal mask is the row rule.
         mask = None if plain and isinstance(where, tuple) else self._slots.mask(rows, slots, where, used, first)
-        arguments: dict[str, Any] = {self._cache_argument: self.cache}
+        arguments: dict[str, Any] = {self._cache_argument: self.cache, **self._extras}
         if self._keeps_logits:
             arguments["logits_to_keep"] = max(keep, 1)
         start = time.perf_counter()
@@ -290,6 +292,8 @@ def causal_cache(model: Any, sequences: Tensor, attention_mask: Tensor) -> Dynam
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
+            return_dict=True,
             **{cache_argument(model): cache},
+            **without_extras(model),
         )
     return cache

@@ -140,8 +140,8 @@ def width_of(model: Any) -> int:
 
 
 def readable(model: Any) -> int:
-    """Token ids that the model can read: rows of its embeddings. They may be more than it can write (``width_of``), with
-    placeholders of images for example, or fewer."""
+    """Token ids that the model can read: rows of its embeddings. They may be more than it can write (``width_of``):
+    with placeholders of images, for example."""
     embeddings = model.get_input_embeddings()
     weight = getattr(embeddings, "weight", None)
     rows = getattr(embeddings, "num_embeddings", None) or (weight.shape[0] if weight is not None else 0)

@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 import hf_hybrid
 from hf_hybrid import Draft, Drafter, DrafterError, ModelDrafter, SuffixDrafter, SuffixMemory, Text
 from hf_hybrid.decoding import DecodingError
-from tests.models_for_tests import CONTROL, VOCAB, hybrid, tiny, words, writer
+from tests.models_for_tests import CONTROL, VOCAB, hybrid, tiny, watching, words, writer
 
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
 SEVEN = torch.tensor([7])
@@ -81,7 +81,7 @@ def test_refused_before_the_first_pass(settings: dict[str, Any], message: str) -
 
     settings = {**SPECULATIVE, **settings}
     settings = {name: value for name, value in settings.items() if value is not None}
-    hook = writer(False).model.register_forward_pre_hook(count)
+    hook = writer(False).model.register_forward_pre_hook(watching(count))
     try:
         with pytest.raises(ValueError, match=message):
             writer(False).generate(PROMPT, **settings)

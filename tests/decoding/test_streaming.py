@@ -15,7 +15,7 @@ from transformers import TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from hf_hybrid import Plan, Span
-from tests.models_for_tests import CONTROL, hybrid, words, writer
+from tests.models_for_tests import CONTROL, hybrid, watching, words, writer
 
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
 PLAN = Plan((Span((5,), 3), Span((6, 8), 4), Span((5,), 2, (0,))))
@@ -101,7 +101,7 @@ def test_an_error_on_the_way_ends_the_streamer_once(mode: str) -> None:
         if passes == 4:
             raise RuntimeError("out of memory")
 
-    hook = host.model.register_forward_pre_hook(fail)
+    hook = host.model.register_forward_pre_hook(watching(fail))
     with pytest.raises(RuntimeError, match="out of memory"):
         generate(recorder, host, **MODES[mode])
     hook.remove()
@@ -138,7 +138,7 @@ class Clock(Recorder):
         super().__init__()
         self.passes, self.noisy = 0, 0  # passes so far; the first that carried an open position
         self.first_text = self.first_draft = 0
-        self.hook = host.model.register_forward_pre_hook(self.note, with_kwargs=True)
+        self.hook = host.model.register_forward_pre_hook(watching(self.note), with_kwargs=True)
 
     def note(self, _: Any, arguments: tuple[Any, ...], names: dict[str, Any]) -> None:
         ids = names["input_ids"] if "input_ids" in names else arguments[0]
