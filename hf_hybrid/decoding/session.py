@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -42,8 +41,6 @@ class Session:
         self.checked: dict[int, int] = {}  # canvas -> how much of its text the criteria saw
         self.started: dict[int, float] = {}
         self.active: list[Canvas] = []
-        parameters = self.runner.model.parameters()
-        self.plain_weights = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in parameters)
         if self.streamer is not None and len(canvases) > 1:
             raise DecodingError(
                 "a streamer shows one answer; call generate() with a batch of one, or without a streamer"
@@ -74,9 +71,8 @@ class Session:
     def run(self) -> None:
         """Advance until every canvas is finished."""
         try:
-            with self._inference():
-                while self.active:
-                    self._step()
+            while self.active:
+                self._step()
         finally:
             self.strategy.release()
 
@@ -92,7 +88,7 @@ class Session:
 
     def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
         """What ``work`` finishes, before anything else is done that may fail."""
-        with torch.no_grad(), self._inference():  # not while the caller works with an answer
+        with torch.no_grad():  # not while the caller works with an answer
             finished = work()
         for canvas in finished:
             answer = Answer(canvas.row, canvas.confirmed(self.control), self._report(canvas))
@@ -132,11 +128,6 @@ class Session:
                 done.append(canvas)
         return done
 
-    def _inference(self) -> AbstractContextManager[Any]:
-        """``inference_mode``: a pass costs a twentieth less than under ``no_grad``, in which the host calls us. Not for
-        tensor subclasses (sharded or quantised weights), which it does not serve everywhere."""
-        return torch.inference_mode() if self.plain_weights else nullcontext()
-
     def _progress(self, canvas: Canvas) -> None:
         """Stop where a criterion says so, and stream what was confirmed."""
         report = self.strategy.reports[canvas.row]
@@ -151,7 +142,8 @@ class Session:
         if self.streamer is None:
             return
         if len(text) > self.streamed:
-            self.streamer.put(torch.tensor(text[self.streamed :]))
+            for token in text[self.streamed :]:  # one by one, as from the host: a streamer may know no other way
+                self.streamer.put(torch.tensor([token]))
             self.streamed = len(text)
         if hasattr(self.streamer, "put_canvas"):  # for views: every lane, not only the text order
             self.streamer.put_canvas(canvas, self.strategy.mask_token)

@@ -8,16 +8,16 @@ as a decoder is not known, so such a model runs three tokens in one pass and one
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from transformers.cache_utils import DynamicCache
 
 from hf_hybrid.core.rows import Rows
+from hf_hybrid.models.foreign import foreign_class, foreign_hooks, names_of
 from hf_hybrid.models.host import (
     Unsupported,
     cache_argument,
@@ -33,8 +33,6 @@ _TOLERANCE: dict[torch.dtype, float] = {torch.float64: 1e-4, torch.float32: 1e-2
 _COARSE = 1e-1
 """How far the logits of a row may lie apart, relative to their spread. Rounding alone: a softmax in float32 inside a
 float64 model 1e-6, TF32 over many layers 1e-3, bfloat16 2e-2. Another text to read moves them by about 1."""
-_KNOWN = ("accelerate", "torch", "transformers", "hf_hybrid")
-"""Packages whose hooks move weights or note outputs, and whose classes are known."""
 _ROWS = 3
 _faults: WeakKeyDictionary[Any, dict[Hashable, str]] = WeakKeyDictionary()
 """model -> what was looked at -> what was found; empty: nothing."""
@@ -54,11 +52,10 @@ def check_rows(model: Any, prompt: Sequence[int], sequences: int, *, one_by_one:
             what to do.
     """
     host = unwrapped(model)
-    hooks = list(_foreign_hooks(host))
+    hooks = list(foreign_hooks(host))
     _check_adapters([hook for _, hook in hooks], sequences, one_by_one)
-    reasons = [] if one_by_one or not hooks else [f"forward hooks or replaced forwards ({_shown(hooks)})"]
-    foreign = next((c for c in type(host).__mro__ if issubclass(c, nn.Module) and not _is_known(c.__module__)), None)
-    if foreign is not None:
+    reasons = [] if one_by_one or not hooks else [f"forward hooks or replaced forwards ({names_of(hooks)})"]
+    if (foreign := foreign_class(host)) is not None:
         reasons.append(f"a class from outside of transformers ({foreign.__module__}.{foreign.__qualname__})")
     if not one_by_one and _reads_both_ways(host):
         reasons.append("is_decoder=False")
@@ -97,45 +94,6 @@ def _check_adapters(hooks: Sequence[Any], sequences: int, one_by_one: bool) -> N
                 "aLoRA counts the tokens of a pass from its end; take strategy='autoregressive' with one sequence, or "
                 "leave out strategy="
             )
-
-
-def _foreign_hooks(host: nn.Module) -> Iterator[tuple[Hashable, Any]]:
-    """Numbers and functions of forward hooks, and of forwards set on a layer, whose author is not known."""
-    for registry in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
-        yield from ((number, hook) for number, hook in registry.items() if not _is_known_hook(hook))
-    for layer in host.modules():
-        for registry in (layer._forward_hooks, layer._forward_pre_hooks):
-            if registry:
-                yield from ((number, hook) for number, hook in registry.items() if not _is_known_hook(hook))
-        forward = layer.__dict__.get("forward")
-        # accelerate's own stands in front of what was there before.
-        if forward is not None and hasattr(layer, "_hf_hook"):
-            forward = layer.__dict__.get("_old_forward")
-        if forward is not None and not _is_known_hook(forward):
-            yield ("forward", id(forward)), forward
-
-
-def _is_known_hook(hook: Any) -> bool:
-    if isinstance(hook, functools.partial):
-        return _is_known_hook(hook.func)
-    if getattr(hook, "row_by_row", False) is True:  # ours, in a pass of another thread, or its author says so
-        return True
-    owner = getattr(hook, "__self__", None)
-    module = getattr(hook, "__module__", None) or type(hook).__module__
-    # A method set on a layer again, such as a saved ``layer.forward``, is its class's.
-    return _is_known(type(owner).__module__ if isinstance(owner, nn.Module) else module)
-
-
-def _is_known(module: str) -> bool:
-    return module.partition(".")[0] in _KNOWN
-
-
-def _shown(hooks: Sequence[tuple[Hashable, Any]]) -> str:
-    names = dict.fromkeys(
-        getattr(hook, "__qualname__", None) or getattr(getattr(hook, "func", hook), "__qualname__", type(hook).__name__)
-        for _, hook in hooks
-    )
-    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _reads_both_ways(host: nn.Module) -> bool:

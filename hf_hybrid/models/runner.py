@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.models.cache import RowCache
+from hf_hybrid.models.foreign import foreign_class, foreign_hooks
 from hf_hybrid.models.host import (
     Unsupported,
     adoptable,
@@ -78,6 +80,9 @@ class Runner:
         self.forward_seconds = 0.0
         self._cache_argument = cache_argument(model)
         self._extras = without_extras(model)
+        host = unwrapped(model)
+        own = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in host.parameters())
+        self._closed = own and foreign_class(host) is None and not any(True for _ in foreign_hooks(host))
         self._keeps_logits = "logits_to_keep" in forward_parameters(model)
         self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, mask_dtype(model, self.device))
         self._max_positions = position_table(model)
@@ -122,7 +127,7 @@ class Runner:
         if self._keeps_logits:
             arguments["logits_to_keep"] = max(keep, 1)
         start = time.perf_counter()
-        with self.products.of(tokens.numel()):
+        with self._mode(), self.products.of(tokens.numel()):
             output = self.model(
                 input_ids=tokens.to(self.device),
                 attention_mask=mask,
@@ -135,7 +140,15 @@ class Runner:
         self.num_passes[lines] += 1
         self.num_rows[lines] += (rows.span.numpy() != PADDING).sum(axis=1)
         logits: Tensor = output.logits  # (active, rows or keep, vocab)
-        return logits[:, logits.shape[1] - keep :]
+        logits = logits[:, logits.shape[1] - keep :]
+        # What leaves the pass is an ordinary tensor: whoever keeps it may change it, or train with it.
+        return logits.clone() if logits.is_inference() else logits
+
+    def _mode(self) -> AbstractContextManager[Any]:
+        """``inference_mode`` inside a pass, which takes a twentieth off it, compared with ``no_grad``. Not for tensor
+        subclasses (sharded or quantised weights), which it does not serve everywhere, nor for code of others in the
+        model, which may keep what it sees."""
+        return torch.inference_mode() if self._closed else nullcontext()
 
     def commit(
         self,
@@ -187,7 +200,8 @@ class Runner:
             raise ValueError("commit() the last pass before a batch row leaves")
         last = self.active - 1
         if row != last:
-            self.cache.swap(row, last, int(self._slots.top[[row, last]].max()))
+            with self._mode():
+                self.cache.swap(row, last, int(self._slots.top[[row, last]].max()))
             self._slots.swap(row, last)
             for array in (self.num_passes, self.num_rows):
                 array[[row, last]] = array[[last, row]]
@@ -246,8 +260,9 @@ class Runner:
         if positions is None:
             positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
         self.cache.place((0, length), length, 0)
-        for layer, (keys, values) in zip(self.cache.layers, layers, strict=True):
-            layer.update(keys, values)
+        with self._mode():
+            for layer, (keys, values) in zip(self.cache.layers, layers, strict=True):
+                layer.update(keys, values)
         self._slots.grow(self.cache.capacity)
         rows = Rows.clean(positions[:, :length].cpu(), torch.zeros_like(real, dtype=torch.int64))
         self._slots.hold(rows, np.tile(np.arange(length), (self.batch_size, 1)), real.numpy())
