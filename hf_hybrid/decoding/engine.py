@@ -22,6 +22,7 @@ from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.models.host import CACHE, adoptable, fill, ordered_ids, position_table, rope_switch, taken_cache
+from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
 
@@ -113,6 +114,8 @@ def _decode(
     strategy = STRATEGIES[call.strategy](context)
     session = Session(strategy, canvases, prompts.input_ids, criteria, call)
     session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"), [p.cached for p in prompts.every])
+    known = [token for token in prompts.every[0].tokens if token >= 0] or [0]
+    check_rows(model, known, len(canvases), one_by_one=call.strategy == "autoregressive")
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -43,8 +42,6 @@ class Session:
         self.stored: dict[int, int] = {}  # canvas that is finished -> batch row of the Runner that holds its keys
         self.faults: dict[int, str] = {}  # canvas -> why it has no answer
         self.active: list[Canvas] = []
-        parameters = self.runner.model.parameters()
-        self.plain_weights = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in parameters)
         if self.streamer is not None and len(canvases) > 1:
             raise DecodingError(
                 "a streamer shows one answer; call generate() with a batch of one, or without a streamer"
@@ -109,24 +106,29 @@ class Session:
 
     def run(self) -> None:
         """Advance until every canvas is finished."""
-        with self._inference():
+        try:
             while self.active:
                 self._step()
+        finally:
+            self.strategy.release()
 
     def answers(self, queue: Iterator[Canvas]) -> Iterator[Answer]:
         """Answers as they are finished; the batch row of each goes to the next canvas of ``queue``."""
-        yield from self._answers(self._finished)  # those that could not begin
-        while True:
-            while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
-                yield from self._answers(partial(self._enter, canvas))
-            if not self.active:
-                self.runner.wait()
-                return
-            yield from self._answers(self._step)
+        try:
+            yield from self._answers(self._finished)  # those that could not begin
+            while True:
+                while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
+                    yield from self._answers(partial(self._enter, canvas))
+                if not self.active:
+                    self.runner.wait()
+                    return
+                yield from self._answers(self._step)
+        finally:
+            self.strategy.release()
 
     def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
         """What ``work`` finishes, before anything else is done that may fail."""
-        with torch.no_grad(), self._inference():  # not while the caller works with an answer
+        with torch.no_grad():  # not while the caller works with an answer
             finished = work()
         for canvas in finished:
             fault = self.faults.pop(canvas.row, None)
@@ -172,11 +174,6 @@ class Session:
                 done.append(canvas)
         return done
 
-    def _inference(self) -> AbstractContextManager[Any]:
-        """``inference_mode``: a pass costs a twentieth less than under ``no_grad``, in which the host calls us. Not for
-        tensor subclasses (sharded or quantised weights), which it does not serve everywhere."""
-        return torch.inference_mode() if self.plain_weights else nullcontext()
-
     def _progress(self, canvas: Canvas) -> None:
         """Stop where a criterion says so, and stream what was confirmed."""
         report = self.strategy.reports[canvas.row]
@@ -193,7 +190,8 @@ class Session:
         if self.streamer is None:
             return
         if len(text) > self.streamed:
-            self.streamer.put(torch.tensor(text[self.streamed :]))
+            for token in text[self.streamed :]:  # one by one, as from the host: a streamer may know no other way
+                self.streamer.put(torch.tensor([token]))
             self.streamed = len(text)
         if hasattr(self.streamer, "put_canvas"):  # for views: every lane, not only the text order
             self.streamer.put_canvas(canvas, self.strategy.mask_token)
@@ -240,8 +238,7 @@ class Session:
             columns = [column for column in columns if column < length]
             reads.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)]))
             entries.append((self.stored[canvas.row], columns))
-        with self._inference():
-            self.runner.catch_up(reads)
+        self.runner.catch_up(reads)
         return self.runner.layers(entries, length)
 
     def reports(self) -> list[GenerationReport]:

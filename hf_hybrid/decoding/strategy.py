@@ -190,6 +190,10 @@ class Strategy(ABC):
         """``canvas`` leaves the batch: complete its report."""
         return
 
+    def release(self) -> None:
+        """The call is over, or was broken off: give back what other calls may be waiting for."""
+        return
+
     def forget(self, canvas: Canvas) -> None:
         """``canvas`` was reported and will not be asked for again."""
         del self.reports[canvas.row]

@@ -86,6 +86,19 @@ def cache_argument(model: Any) -> str:
     return next((name for name in CACHES if name in known), CACHE)
 
 
+_EXTRAS = ("output_router_logits", "output_attentions", "output_hidden_states")
+
+
+def without_extras(model: Any) -> dict[str, bool]:
+    """Arguments of the model's forward that ask for logits and cache alone, whatever its config asks for.
+
+    With router logits a mixture of experts also computes its auxiliary loss, from a mask of the host's own shape.
+    """
+    known, config = forward_parameters(model), text_config(model)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    return {name: False for name in _EXTRAS if name in known or (open_ended and getattr(config, name, False))}
+
+
 def start_device(model: Any) -> torch.device:
     """Where a pass begins: where the embeddings lie, or, when accelerate keeps the weights elsewhere, computes them."""
     embeddings = unwrapped(model).get_input_embeddings()
@@ -195,7 +208,8 @@ def check_model(model: Any) -> None:
 
     Raises:
         Unsupported: encoder-decoder, recurrent or state-space layers, sliding or chunked attention, ALiBi, no
-            ``position_ids``, or an attention implementation that ignores a 4-D mask.
+            ``position_ids``, an attention implementation that ignores a 4-D mask, or gradient checkpointing in
+            training mode.
     """
     host = unwrapped(model)
     name, config = type(host).__name__, text_config(model)
@@ -224,6 +238,12 @@ def check_model(model: Any) -> None:
     attention = getattr(config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         raise Unsupported(f'attention {attention!r} takes no mask per row; call model.set_attn_implementation("sdpa")')
+    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in host.modules()):
+        disable = "activation_checkpointing_disable" if hasattr(host, "activation_checkpointing_disable") else ""
+        raise Unsupported(
+            f"{name} is in training mode with gradient checkpointing, and its layers then drop the cache; call "
+            f"model.eval() before generate() (or model.{disable or 'gradient_checkpointing_disable'}())"
+        )
 
 
 # Caches.

@@ -21,7 +21,7 @@ from hf_hybrid import Plan, Span
 from hf_hybrid.core.plan import PlanGrammar
 from hf_hybrid.decoding import HybridGenerateOutput
 from hf_hybrid.models.host import CACHE
-from tests.models_for_tests import CONTROL, VOCAB, hybrid, left_padded, words, writer
+from tests.models_for_tests import CONTROL, VOCAB, hybrid, left_padded, watching, words, writer
 
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
 PLAN = Plan((Span((5,), 3), Span((6, 8), 4), Span((5,), 2, (0,))))
@@ -89,7 +89,7 @@ def test_the_report_counts_what_happened(mode: str) -> None:
         nonlocal passes
         passes += 1
 
-    hook = model(MODES[mode]).model.register_forward_hook(count)
+    hook = model(MODES[mode]).model.register_forward_hook(watching(count))
     output = generate(**MODES[mode])
     hook.remove()
     report = output.report[0]
