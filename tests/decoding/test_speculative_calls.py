@@ -68,7 +68,7 @@ def other_vocabulary() -> SuffixMemory:
         ({"drafter": Given(lambda text: Draft([VOCAB]))}, r"Given drafted \[61\]; a draft holds token ids .* 0 to 60"),
         ({"drafter": Given(lambda text: Draft([1.0]))}, r"drafted \[1.0\]"),  # type: ignore[list-item]
         ({"draft_length": 0}, "draft_length=0 is out of range: 1 to 1024"),
-        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True is not available"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True is not available"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else None,
 )
