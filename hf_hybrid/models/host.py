@@ -224,9 +224,11 @@ def check_model(model: Any) -> None:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if kinds or window is not None or getattr(config, "attention_chunk_size", None) is not None:
         found = f"sliding_window={window}" if window is not None else "sliding, chunked or local attention layers"
+        # Classes that mix kinds of layers do not run without their window, or write another text.
+        advice = "" if kinds else "; if prompt and answer stay shorter than it, load the model with sliding_window=None"
         raise Unsupported(
-            f"{name} has {found}, and rows behind the window would still be seen. If prompt and answer stay shorter "
-            "than it, load the model with sliding_window=None (and all layer_types 'full_attention'); else use another"
+            f"{name} has {found}, and rows behind the window would still be seen; use a model with full attention in "
+            f"every layer{advice}"
         )
     if getattr(config, "alibi", False):
         raise Unsupported(f"{name} counts keys as positions (ALiBi); use a model with rotary or learned positions")
