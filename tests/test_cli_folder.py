@@ -71,9 +71,9 @@ def far_offsets(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
 
 
-def without_a_tensor(folder: Path) -> None:
+def without_a_tensor(folder: Path, name: str = "model.norm.weight") -> None:
     tensors = load_file(folder / WEIGHTS)
-    del tensors["model.norm.weight"]
+    del tensors[name]
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -120,6 +120,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "offsets behind the end": (far_offsets, "truncated or broken"),
     "a pointer to large files": (written(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "truncated or bro"),
     "a tensor is missing": (without_a_tensor, "1 tensors of the model are not there, such as model.norm.weight"),
+    "a tensor of the attention": (
+        lambda f: without_a_tensor(f, "model.layers.0.self_attn.q_proj.weight"),
+        "the model: 1 tensors of the model are not there, such as model.layers.0.self_attn.q_proj",
+    ),
     "other shapes": (changed("config.json", hidden_size=64), "other shapes than config.json says"),
     "no weights": (removed(WEIGHTS), "there are no weights"),
     "a pickle": (pickled("pytorch_model.bin"), "pytorch_model.bin is a pickle"),

@@ -184,7 +184,7 @@ def _cause(error: BaseException) -> str:
         return "the weights have other shapes than config.json says"
     if type(error).__name__ == "SafetensorError":
         return f"a .safetensors file is truncated or broken, download or save it again; {said}"
-    if isinstance(error, (ImportError, ValueError)) and re.search(r"attention|attn", said, re.IGNORECASE):
+    if re.search(r"attn_implementation|flash.?att|`kernels`", said, re.IGNORECASE):
         return f'set "attn_implementation": "sdpa" in config.json; {said}'
     return said
 
