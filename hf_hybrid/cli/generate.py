@@ -112,7 +112,8 @@ def generate(
             if faults:
                 raise InputError(f"{len(faults)} lines of {source} were left out; they are named above")
             return
-        inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat).items()}
+        goes_on = bool(settings.get("continue_final_message"))
+        inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat, goes_on).items()}
         rival = run_race(network, inputs, strategy, call) if race else None
         call |= _how(strategy, settings)
         if given is not None:
@@ -235,7 +236,9 @@ def _answers(
     """Place of each record, and text, plan and report of its answer."""
     from hf_hybrid import generate_many
 
-    prompts = (encode(tokenizer, r.get("messages") or r["prompt"], chat)["input_ids"][0] for r in job.records)
+    goes_on = bool(call.get("continue_final_message"))
+    texts = (record.get("messages") or record["prompt"] for record in job.records)
+    prompts = (encode(tokenizer, text, chat, goes_on)["input_ids"][0] for text in texts)
     seed = call.pop("seed", None)
     if seed is not None:
         call["seed"] = seed + job.done  # an answer has its own seed, also after an interrupt

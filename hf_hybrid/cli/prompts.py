@@ -28,15 +28,23 @@ def text_of(source: Path) -> str:
         raise InputError(f"{source} is no text in UTF-8: {error}") from error
 
 
-def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict[str, Any]:
-    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat."""
+def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool, continues: bool = False) -> dict[str, Any]:
+    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat.
+
+    Args:
+        continues: True: the last turn of a chat is not closed, the answer goes on with it.
+    """
     if chat or not isinstance(text, str):
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError("a chat was asked for, and the tokenizer of this model has no chat template")
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         try:
             encoded = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+                messages,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
+                return_tensors="pt",
+                return_dict=True,
             )
         except Exception as error:  # a template is a program, and may raise anything
             raise InputError(f"the chat template of this model cannot read {messages!r:.200}: {error}") from error
