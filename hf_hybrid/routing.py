@@ -131,6 +131,12 @@ def host_arguments(
     return arguments
 
 
+def named_strategy(model: Any, arguments: Mapping[str, Any]) -> str | None:
+    """The strategy of a call of ``generate()``; None: the host decodes."""
+    named = arguments.get("strategy")
+    return named if named is not None else stored_strategy(_stored(model, arguments))
+
+
 def _control(model: Any, strategy: str, settings: Any) -> ControlTokens | WindowTokens | None:
     """What the strategy needs of the vocabulary; None: nothing, or the model does not have it."""
     if strategy == "planned_diffusion":

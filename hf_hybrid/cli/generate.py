@@ -112,7 +112,8 @@ def generate(
             return
         network, tokenizer, _ = load(model, dtype, device, threads)
         call["tokenizer"] = tokenizer  # of stop strings that the checkpoint names
-        inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat).items()}
+        goes_on = bool(settings.get("continue_final_message"))
+        inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat, goes_on).items()}
         rival = run_race(network, inputs, strategy, call) if race else None
         call |= _how(strategy, settings)
         if given is not None:

@@ -69,11 +69,12 @@ def answers_of(
     if chat:
         needs_template(tokenizer)
     faults: dict[int, str] = {}
+    goes_on = bool(call.get("continue_final_message"))
 
     def prompts() -> Iterator[Any]:
         for place, record in enumerate(job.records):
             try:
-                yield encode(tokenizer, record.get("messages") or record["prompt"], chat)["input_ids"][0]
+                yield encode(tokenizer, record.get("messages") or record["prompt"], chat, goes_on)["input_ids"][0]
             except (InputError, UsageError) as error:
                 faults[place] = str(error)
                 yield ()

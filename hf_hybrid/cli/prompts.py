@@ -38,14 +38,22 @@ def needs_template(tokenizer: Any) -> None:
         raise UsageError("a chat was asked for, and the tokenizer of this model has no chat template")
 
 
-def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool) -> dict[str, Any]:
-    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat."""
+def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool, continues: bool = False) -> dict[str, Any]:
+    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat.
+
+    Args:
+        continues: True: the last turn of a chat is not closed, the answer goes on with it.
+    """
     try:
         if chat or not isinstance(text, str):
             needs_template(tokenizer)
             messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
             encoded = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+                messages,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
+                return_tensors="pt",
+                return_dict=True,
             )
         else:
             encoded = tokenizer(text, return_tensors="pt")

@@ -265,29 +265,24 @@ class Canvas:
         """Finished lanes whose last tokens are not in the cache; they ride with whatever comes next."""
         return [lane for lane in self.lanes if lane.done and lane.cached < len(lane.tokens)]
 
-    def clip(self) -> bool:
+    def clip(self) -> None:
         """Cut the answer in text order, behind ``budget`` returned tokens or where a lane ran out of positions.
 
         What is sure to stand behind that place is dropped at once, and once all in front of it is settled the answer is
         finished.
-
-        Returns:
-            True: it was cut just now, and is finished.
         """
         left, settled = self.budget + len(self.prompt), True
         for number, lane in enumerate(self.lanes):
             if lane.kind == "trunk" and lane.trial:  # it may be taken back
-                return False
+                return
             size, planning = lane.size(self.control), lane.planning and not self.control
             if size >= left or (lane.reason == "length" and not planning):
                 dropped = self._drop_behind(number, min(size, left), self.control, "length")
-                if not settled or (self.finished and not dropped):
-                    return False
-                self.end_by_length()
-                return True
+                if settled and (dropped or not self.finished):
+                    self.end_by_length()
+                return
             left -= size
             settled = settled and (lane.done or planning)
-        return False
 
     def end_by_length(self) -> None:
         """The answer ends here because there is no room for more of it."""

@@ -18,7 +18,7 @@ def whole(value: object, what: str) -> int:
         PlanError: it is no whole number.
     """
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or getattr(value, "ndim", 0):  # a tensor of one number is one of one dimension
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:

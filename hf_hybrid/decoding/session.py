@@ -177,7 +177,8 @@ class Session:
     def _progress(self, canvas: Canvas) -> None:
         """Stop where a criterion says so, and stream what was confirmed."""
         report = self.strategy.reports[canvas.row]
-        if canvas.clip():
+        canvas.clip()
+        if canvas.cut == "length":
             spent = canvas.room <= 0
             why = f"at {canvas.budget} tokens" if spent else f"for want of positions: the model has {canvas.positions}"
             report.fallbacks.append(f"the answer was cut {why}")

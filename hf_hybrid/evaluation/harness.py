@@ -261,6 +261,6 @@ def _counts(report: Any, new: list[int], prompt: int, first: float | None) -> di
         "seconds_to_first_text": report.seconds_to_first_text,
         "seconds_per_stage": dict(report.seconds),
         "extended": sum(span.extended for span in report.spans),
-        "cut": sum(span.ended == "limit" for span in report.spans),
+        "cut": sum(span.ended in ("limit", "length") for span in report.spans),
         "fallen_back": sum("token by token" in note for note in report.fallbacks),
     }

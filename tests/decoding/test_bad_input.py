@@ -1,8 +1,8 @@
 """Calls that cannot be carried out are refused before the first forward, in words that name the fix.
 
 Bugs these tests catch: a giant number that is allocated before it is checked; a mask, a cache or a plan that is read
-wrongly without a word; NaN that becomes token 0; tags in a user's text that act; a model that does not work any more
-after a refusal.
+wrongly without a word, or a plan that fails in the middle of an answer; tags that are demanded where none are needed;
+NaN that becomes token 0; tags in a user's text that act; a model that does not work any more after a refusal.
 """
 
 from __future__ import annotations
@@ -108,6 +108,48 @@ def test_plans(plan: Any, message: str) -> None:
     refused(message, plan=plan, **PLANNED)
 
 
+PART = Span((5,), 3)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan((Span((5, 61), 3),)), "token id 61, and the model knows 0 to 60"),
+        ([Plan((PART,)), Plan((PART,), lead=(-1,))], "token id -1"),
+        (
+            [Plan((PART,)), Plan((Span((5,), 3, text=(7,) * 15),))],
+            "alone holds 17 tokens, and max_new_tokens leaves 16",
+        ),
+        ([Plan((PART,) * 3, lead=(7,) * 4)] * 3, "alone holds 21 tokens, and max_new_tokens leaves 16; raise it"),
+        (Plan((*(PART,) * 5, Span((5,), 2, (4,)))), "only 4 dependency tags"),
+        (Plan((PART, Span((5,), 3, text=torch.tensor([6, CONTROL.sync])))), "part 2 holds a control token"),  # type: ignore
+        (Plan((Span((5,), 3, text=(6, 39)),)), "holds an id that ends an answer"),
+        (5, "plan= takes a hf_hybrid.Plan"),
+        ("plan", "plan= takes a hf_hybrid.Plan"),
+        ({"rounds": []}, "plan= takes a hf_hybrid.Plan"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_all_of_a_given_plan_is_checked_before_the_first_pass(plan: Any, message: str) -> None:
+    refused(message, plan=plan, eos_token_id=[CONTROL.eos, 39], **PLANNED)
+
+
+def test_given_rounds_that_a_table_of_positions_cannot_hold() -> None:
+    host = hybrid("gpt2", seed=26, n_positions=64)
+    host.model = host.transformer  # where ``refused`` counts
+    rounds = [Plan((Span((5,), 12), Span((6,), 12, text=(7,) * 9)))] * 2
+    refused(
+        "the given plan needs 89 positions and the model has 64; shorten",
+        host=host,
+        plan=rounds,
+        max_new_tokens=59,
+        **PLANNED,
+    )
+    dense = {"visibility": "dense", "max_new_tokens": 60}
+    refused("needs 66 positions", host=host, plan=Plan((Span((5,), 12),) * 4), **dense, **PLANNED)
+    assert generate(host, plan=rounds[:1], **PLANNED).shape[1] > 5
+
+
 def test_a_sorted_plan_is_carried_out_and_a_cycle_cannot_be_sorted() -> None:
     plan = Plan((Span((5,), 3, (1,)), Span((6,), 3)))
     output = generate(model(), plan=plan.sorted(), return_dict_in_generate=True, max_new_tokens=40, **PLANNED)
@@ -122,6 +164,35 @@ def test_models_without_control_tokens() -> None:
     refused("needs a mask token, and the model has none; add one with", host=host, **BLOCKS)
     refused("needs control tokens, and the model has none; add them with", host=host, **PLANNED)
     assert generate(host, strategy="autoregressive").shape[1] > 5
+
+
+def test_a_record_of_a_mask_token_alone() -> None:
+    """Only plans need tags; a window needs a mask, and nothing behind the end is named when there is no filler."""
+    host = hybrid(seed=26)
+    whole = host.config.hf_hybrid
+    drafted = {"strategy": "speculative", "drafter": "self"}
+    others: tuple[dict[str, Any], ...] = ({"strategy": "autoregressive"}, {"strategy": "speculative"}, drafted)
+    expected = [generate(host, **settings) for settings in others]
+    blocks = generate(host, max_new_tokens=30, **BLOCKS)
+    for record in ({"mask_token_id": CONTROL.mask}, {"mask_token_id": CONTROL.mask, "spad": CONTROL.spad}):
+        host.config.hf_hybrid = record
+        for settings, ids in zip(others, expected, strict=True):
+            assert torch.equal(generate(host, **settings), ids)
+        assert CONTROL.mask not in generate(host, max_new_tokens=30, **BLOCKS)
+        refused("needs control tokens, and the model has none; add them with", host=host, **PLANNED)
+    for record in ({**whole, "lengths": "many"}, {name: whole[name] for name in ("mask_token_id", "par", "spad")}):
+        host.config.hf_hybrid = record  # broken tags, which only plans read
+        for settings, ids in zip(others, expected, strict=True):
+            assert torch.equal(generate(host, **settings), ids)
+        generate(host, **BLOCKS)
+        refused("config.hf_hybrid", host=host, **PLANNED)
+    host.config.hf_hybrid = {"spad": CONTROL.spad}
+    refused("needs a mask token, and the model has none", host=host, **BLOCKS)
+    refused("needs a mask token, and the model has none", host=host, **drafted)
+    host.config.hf_hybrid = {**whole, "mask_token_id": CONTROL.eos}
+    refused("two meanings", host=host, **BLOCKS)
+    host.config.hf_hybrid = whole
+    assert torch.equal(generate(host, max_new_tokens=30, **BLOCKS), blocks)
 
 
 ALL: tuple[dict[str, Any], ...] = ({"strategy": "autoregressive"}, BLOCKS, PLANNED)
