@@ -302,6 +302,7 @@ def _unknown(name: object, choices: frozenset[str] | set[str]) -> str:
 def _coerce(cls: type, name: str, value: Any) -> Any:
     """``value`` checked against the type and the range of the field; the field's annotation is the one source of its
     type."""
+    value = _plain(value)
     hint = get_type_hints(cls)[name]
     meta = next(f for f in fields(cls) if f.name == name).metadata
     options = get_args(hint) or (hint,)
@@ -317,8 +318,13 @@ def _coerce(cls: type, name: str, value: Any) -> Any:
         return value
     kinds = tuple(o for o in options if o in (int, float, bool))
     if isinstance(value, (list, tuple)) and list[int] in options:
-        return [_number(name, v, (int,), meta) for v in value]
+        return [_number(name, _plain(v), (int,), meta) for v in value]
     return _number(name, value, kinds, meta)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or torch as one of Python, and an array of them as a list; the rest as it is."""
+    return value.tolist() if hasattr(value, "ndim") and hasattr(value, "tolist") else value
 
 
 def _number(name: str, value: Any, kinds: tuple[type, ...], meta: Mapping[str, Any]) -> Any:

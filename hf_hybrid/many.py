@@ -69,7 +69,7 @@ def generate_many(
 
 
 def _ids_of(prompt: Sequence[int] | Tensor, number: int) -> list[int]:
-    ids = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
+    ids: Any = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
     if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
         raise UnsupportedCallError(f"prompt {number} must hold token ids, at least one, in one dimension")
     return ids

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,3 +117,10 @@ def test_a_prompt_that_cannot_be_read_loses_no_finished_answer() -> None:
         ):
             found.append(answer.index)
     assert found == [0, 1]
+
+
+@pytest.mark.parametrize("made", [torch.tensor, np.array, tuple], ids=["torch", "numpy", "tuple"])
+def test_prompts_of_every_kind(made: Any) -> None:
+    options: dict[str, Any] = {"strategy": "autoregressive", "max_new_tokens": 3, "do_sample": False}
+    found = [list(generate_many(model(), prompts, **options)) for prompts in (LINE, [made(list(p)) for p in LINE])]
+    assert [answer.tokens for answer in found[0]] == [answer.tokens for answer in found[1]]
