@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,7 +45,14 @@ class Settings:
         2**62,
     )
     return_control_tokens: bool = setting(
-        False, "keep plan and control tokens in the returned sequences (default: prompt and text alone)"
+        False,
+        "keep plan and control tokens in the returned sequences (default: prompt and text alone); max_new_tokens then "
+        "counts them too",
+    )
+    continue_final_message: bool | list[bool] = setting(
+        False,
+        "the prompt ends inside of an answer (a prefilled assistant turn), which goes on plainly: planned_diffusion "
+        "writes no plan then; one value per row, or one for all",
     )
     return_past_key_values: bool = setting(
         False, "with return_dict_in_generate: also return a cache of the sequences, so that a host call can continue"
@@ -317,8 +324,9 @@ def _coerce(cls: type, name: str, value: Any) -> Any:
             raise SettingsError(f"{name}={shown(value)}: must be a text")
         return value
     kinds = tuple(o for o in options if o in (int, float, bool))
-    if isinstance(value, (list, tuple)) and list[int] in options:
-        return [_number(name, _plain(v), (int,), meta) for v in value]
+    inner = next((get_args(option)[0] for option in options if get_origin(option) is list), None)
+    if isinstance(value, (list, tuple)) and inner is not None:
+        return [_number(name, _plain(v), (inner,), meta) for v in value]
     return _number(name, value, kinds, meta)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.config import SETTINGS
-from hf_hybrid.decoding import Answer
+from hf_hybrid.decoding import Answer, GenerationReport, Queue, prompt_fault
 from hf_hybrid.models.host import CACHES
 from hf_hybrid.routing import UnsupportedCallError, effective_value, host_arguments
+from hf_hybrid.stored import check_call
 
 
 def generate_many(
@@ -26,7 +28,8 @@ def generate_many(
     """Answers to any number of prompts, each as soon as it is finished.
 
     Up to ``batch_size`` prompts are answered at the same time, in shared passes. An answer does not depend on the batch
-    size, nor on what is answered beside it (up to rounding).
+    size, nor on what is answered beside it (up to rounding). A prompt that cannot be answered (empty, too long, no
+    token ids of this model) is an ``Answer`` with ``error``, and the others go on.
 
     Args:
         model: a causal model; it need not be enabled.
@@ -34,7 +37,8 @@ def generate_many(
         batch_size: answers that are written at the same time.
         strategy: a key of ``hf_hybrid.config.SETTINGS``; unset, what ``generation_config.hf_hybrid`` names.
         **kwargs: settings of the strategy, and what ``generate()`` takes. A ``seed`` belongs to the first prompt, the
-            number after it to the second, and so on.
+            number after it to the second, and so on. ``max_length`` and ``min_length`` count each prompt with its own
+            answer.
 
     Returns:
         an iterator over ``Answer``, in the order in which they are finished; ``index`` is the place of the prompt.
@@ -44,20 +48,23 @@ def generate_many(
     """
     if batch_size < 1:
         raise UnsupportedCallError(f"batch_size={batch_size}: must be 1 or more")
-    for name in ("streamer", *CACHES, "inputs", "input_ids", "attention_mask"):
+    for name in ("streamer", *CACHES, "inputs", "input_ids", "attention_mask", "custom_generate"):
         if kwargs.get(name) is not None:
             raise UnsupportedCallError(f"generate_many() takes prompts, and no {name}; leave it out")
-    queue = (_ids_of(prompt, number) for number, prompt in enumerate(prompts))
+    check_call(model, kwargs)
+    longest, shortest = (_of_both(model, kwargs, bound) for bound in ("max", "min"))
+    failed: list[tuple[int, str]] = []
+    queue = _good(model, prompts, longest, failed)
     first = list(itertools.islice(queue, batch_size))
-    if not first:
-        return iter(())
-    width = max(map(len, first))
-    padding = [width - len(prompt) for prompt in first]
-    lines = zip(padding, first, strict=True)
+    numbers, rows = [number for number, _ in first], [ids for _, ids in first] or [[0]]
+    width = max(map(len, rows))
+    padding = [width - len(prompt) for prompt in rows]
+    lines = zip(padding, rows, strict=True)
     ids = torch.tensor([[0] * missing + prompt for missing, prompt in lines], device=model.device)  # (batch, width)
     mask = torch.tensor([[0] * missing + [1] * (width - missing) for missing in padding], device=model.device)
     plan = kwargs.pop("plan", None)
-    arguments = host_arguments(model, {"input_ids": ids, "attention_mask": mask, **kwargs}, strategy, plan, queue)
+    together = Queue(numbers, queue, longest, shortest)
+    arguments = host_arguments(model, {"input_ids": ids, "attention_mask": mask, **kwargs}, strategy, plan, together)
     if "custom_generate" not in arguments:
         raise UnsupportedCallError(
             "generate_many() needs a strategy, and neither the call nor the checkpoint names one; "
@@ -65,11 +72,44 @@ def generate_many(
         )
     if (effective_value(model, arguments, "num_return_sequences") or 1) > 1:
         raise UnsupportedCallError("generate_many() writes one answer per prompt; repeat the prompt for more")
-    return model.generate(**arguments)
+    answers = model.generate(**arguments) if first else iter(())
+    return _with_failed(answers, failed, arguments["custom_generate"].keywords["call"].strategy)
 
 
-def _ids_of(prompt: Sequence[int] | Tensor, number: int) -> list[int]:
-    ids: Any = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
-    if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
-        raise UnsupportedCallError(f"prompt {number} must hold token ids, at least one, in one dimension")
-    return ids
+def _with_failed(answers: Iterator[Answer], failed: list[tuple[int, str]], strategy: str) -> Iterator[Answer]:
+    """``answers``, and one for every prompt that failed, as soon as it is known."""
+    for answer in itertools.chain([None], answers, [None]):
+        while failed:
+            number, fault = failed.pop(0)
+            yield Answer(number, [], GenerationReport(strategy), fault)
+        if answer is not None:
+            yield answer
+
+
+def _good(
+    model: Any, prompts: Iterable[Any], max_length: int | None, failed: list[tuple[int, str]]
+) -> Iterator[tuple[int, list[int]]]:
+    """Number and ids of every prompt that can be answered; the others go to ``failed`` with the reason."""
+    for number, prompt in enumerate(prompts):
+        ids = _ids_of(prompt)
+        fault = prompt_fault(model, ids, max_length) if ids else "a prompt must hold token ids, at least one, in a row"
+        if fault:
+            failed.append((number, fault))
+        else:
+            yield number, ids
+
+
+def _ids_of(prompt: Any) -> list[int]:
+    """The token ids of a prompt; empty when it holds anything else."""
+    try:
+        ids = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
+        return [] if any(isinstance(token, bool) for token in ids) else [operator.index(token) for token in ids]
+    except TypeError:
+        return []
+
+
+def _of_both(model: Any, arguments: dict[str, Any], bound: str) -> int | None:
+    """``max_length`` or ``min_length``; None when it is unset, or new tokens are counted, which the host prefers."""
+    if effective_value(model, arguments, f"{bound}_new_tokens") is not None:
+        return None
+    return effective_value(model, arguments, f"{bound}_length")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +28,7 @@ from transformers import (
 from hf_hybrid.core.plan import Plan
 from hf_hybrid.models.secure import secure_known
 from hf_hybrid.portable import FOLDER, PortableError, write_custom_generate
-from hf_hybrid.routing import UnsupportedCallError, host_arguments
+from hf_hybrid.routing import UnsupportedCallError, host_arguments, is_routed, routed
 from hf_hybrid.stored import check_file
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ class HybridGenerationMixin(GenerationMixin):
         # A host class with a generate() of its own may not know all of these names: pass what was given.
         arguments = {name: value for name, value in given.items() if value is not None} | kwargs
         host: Any = super()
-        return host.generate(**host_arguments(self, arguments, strategy, plan))
+        arguments = host_arguments(self, arguments, strategy, plan)
+        with routed(self):
+            return host.generate(**arguments)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """The host's ``save_pretrained``, which keeps the strategies.
@@ -180,17 +183,27 @@ class AutoHybridModelForCausalLM:
 _Tokenizer: Any = PreTrainedTokenizerBase
 _installed: tuple[tuple[Any, Any], tuple[Any, Any]] | None = None
 """(the host's, ours) of ``generate`` and of the tokenizers' ``from_pretrained`` while ``install()`` is in force."""
+_changing = threading.RLock()
+"""Held while ``_installed`` and the two methods change, so that they change together."""
 
 
 def install() -> None:
     """Let every model of this process understand ``strategy=``, also those that others load (pipelines by name, serve).
 
     A call without a strategy goes to the host. Tokenizers that know the tags of a plan are loaded secured
-    (``hf_hybrid.secure``). Idempotent; ``uninstall()`` undoes it.
+    (``hf_hybrid.secure``). Idempotent, from any thread; ``uninstall()`` undoes it.
     """
     global _installed
-    if _installed is not None:
-        return
+    with _changing:
+        if _installed is None:
+            installed = (_wrapped_generate(), _wrapped_loading())
+            (_, generate), (_, secured) = installed
+            _Host.generate, _Tokenizer.from_pretrained = generate, secured
+            _installed = installed
+
+
+def _wrapped_generate() -> tuple[Any, Any]:
+    """The host's ``generate``, and ours around it."""
     original = _Host.generate
     names = tuple(inspect.signature(original).parameters)[1:]
 
@@ -198,18 +211,23 @@ def install() -> None:
     def generate(
         self: Any, *args: Any, strategy: str | None = None, plan: Plan | Sequence[Plan] | None = None, **kwargs: Any
     ) -> Any:
+        if strategy is None and plan is None and is_routed(self):
+            return original(self, *args, **kwargs)
         arguments = dict(zip(names, args, strict=False)) | kwargs
         return original(self, **host_arguments(self, arguments, strategy, plan))
 
+    return original, generate
+
+
+def _wrapped_loading() -> tuple[Any, Any]:
+    """The tokenizers' ``from_pretrained``, and ours around it."""
     load = vars(_Tokenizer)["from_pretrained"]
 
     @functools.wraps(load.__func__)
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         return secure_known(load.__func__(cls, *args, **kwargs))
 
-    secured = classmethod(from_pretrained)
-    _installed = ((original, generate), (load, secured))
-    _Host.generate, _Tokenizer.from_pretrained = generate, secured
+    return load, classmethod(from_pretrained)
 
 
 def uninstall() -> None:
@@ -219,14 +237,17 @@ def uninstall() -> None:
         RuntimeError: another library replaced one of the two methods later; undo that first.
     """
     global _installed
-    if _installed is None:
-        return
-    (generate, ours), (load, secured) = _installed
-    for owner, name, wrapper in ((_Host, "generate", ours), (_Tokenizer, "from_pretrained", secured)):
-        if vars(owner)[name] is not wrapper:
-            raise RuntimeError(f"{owner.__name__}.{name} was replaced after install(); undo that before uninstall()")
-    _Host.generate, _Tokenizer.from_pretrained = generate, load
-    _installed = None
+    with _changing:
+        if _installed is None:
+            return
+        (generate, ours), (load, secured) = _installed
+        for owner, name, wrapper in ((_Host, "generate", ours), (_Tokenizer, "from_pretrained", secured)):
+            if vars(owner)[name] is not wrapper:
+                raise RuntimeError(
+                    f"{owner.__name__}.{name} was replaced after install(); undo that before uninstall()"
+                )
+        _Host.generate, _Tokenizer.from_pretrained = generate, load
+        _installed = None
 
 
 def causal_model(model: Any) -> Any:

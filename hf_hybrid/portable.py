@@ -70,13 +70,16 @@ def custom_generate_files(strategy: str | None = None) -> Mapping[str, str]:
 def write_custom_generate(folder: str | os.PathLike[str], strategy: str | None = None) -> Path:
     """Write ``custom_generate/`` into ``folder``, in the place of an older one, and return its path.
 
-    Files that did not come from here stay. Nothing is written through a link to a file, such as those of a Hub cache.
+    Files that did not come from here stay. Nothing is written through a link, such as those of a Hub cache.
 
     Raises:
-        PortableError: there is a ``custom_generate/generate.py`` that is not hf_hybrid's, or a file of that name.
+        PortableError: there is a ``custom_generate/generate.py`` that is not hf_hybrid's, or a file or link of that
+            name.
     """
     target = Path(folder) / FOLDER
     entry = target / ENTRY_FILE
+    if target.is_symlink():
+        raise PortableError(f"{target} is a link to {os.readlink(target)}; remove it, or save into another folder")
     if target.exists() and not target.is_dir():
         raise PortableError(f"{target} is a file; remove it, or save into another folder")
     if entry.is_file() and _MARK not in entry.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -88,8 +91,13 @@ def write_custom_generate(folder: str | os.PathLike[str], strategy: str | None =
             old.unlink()
     for name, text in texts.items():
         fresh = target / f".{name}.{os.getpid()}"
-        fresh.write_text(text, encoding="utf-8", newline="\n")
-        fresh.replace(target / name)
+        fresh.unlink(missing_ok=True)
+        try:
+            with fresh.open("x", encoding="utf-8", newline="\n") as file:  # x: never through a link of that name
+                file.write(text)
+            fresh.replace(target / name)
+        finally:
+            fresh.unlink(missing_ok=True)
     return target
 
 

@@ -11,8 +11,12 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields
 from typing import Any
 
+import torch
 from transformers import (
     GenerationConfig,
     GenerationMixin,
@@ -21,9 +25,10 @@ from transformers import (
 )
 
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stored_strategy
-from hf_hybrid.core.plan import Plan
-from hf_hybrid.decoding import Call, ModelDrafter, decode
-from hf_hybrid.models.vocabulary import control_tokens
+from hf_hybrid.core.plan import ControlTokens, Plan
+from hf_hybrid.decoding import ONE_TEXT, Call, ModelDrafter, Queue, decode
+from hf_hybrid.models.host import CACHE, CACHES
+from hf_hybrid.models.vocabulary import WindowTokens, control_tokens, window_tokens
 from hf_hybrid.stored import check_call
 
 
@@ -44,14 +49,33 @@ class UnsupportedCallError(ValueError):
     """Arguments of ``generate()`` that do not go together with a strategy; the message says what to change."""
 
 
+_routed: ContextVar[Any] = ContextVar("hf_hybrid_routed", default=None)
+
+
+@contextmanager
+def routed(model: Any) -> Iterator[None]:
+    """While the host carries out a call of ``model`` that went through the router, it is not to be routed again: the
+    ``generate()`` of the host may be the one that ``install()`` put in its place."""
+    token = _routed.set(model)
+    try:
+        yield
+    finally:
+        _routed.reset(token)
+
+
+def is_routed(model: Any) -> bool:
+    """True: a call of ``model`` went through the router and is being carried out by the host."""
+    return _routed.get() is model
+
+
 def host_arguments(
     model: Any,
     arguments: Mapping[str, Any],
     strategy: str | None,
     plan: Plan | Sequence[Plan] | None,
-    queue: Iterator[Sequence[int]] | None = None,
+    queue: Queue | None = None,
 ) -> dict[str, Any]:
-    """The arguments of the host's ``generate`` that carry out this call; the prompts of ``queue`` follow it."""
+    """The arguments of the host's ``generate`` that carry out this call (of a queue: its first batch)."""
     arguments = dict(arguments)
     if arguments.get("custom_generate") is not None:
         if strategy is not None or plan is not None:
@@ -64,6 +88,7 @@ def host_arguments(
     arguments.pop("hf_hybrid", None)
     name = strategy if strategy is not None else stored_strategy(stored)
     settings = {key: arguments.pop(key) for key in SETTING_NAMES & arguments.keys()}
+    _check_bare(arguments, name)
     # A name of a drafter is a setting, an object is a partner of this call.
     partner = None if isinstance(settings.get("drafter"), str) else settings.pop("drafter", None)
     if name is None:
@@ -74,6 +99,7 @@ def host_arguments(
                 f"{named}: settings of a strategy, but the call names none; add strategy=, one of {', '.join(SETTINGS)}"
             )
         return arguments
+    cache = _take_cache(arguments)
     settings |= _misspelt(model, arguments)
     checked = settings_for(name, settings, stored)
     check_call(model, arguments)
@@ -81,24 +107,36 @@ def host_arguments(
         raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
     drafter = _take_drafter(arguments, name, partner, "drafter" in settings)
     _refuse(model, arguments, name)
+    check_positions(arguments, cache)
 
     tokenizer = arguments.pop("tokenizer", None)
     _take_stop_strings(model, arguments, tokenizer)
     # The loop keeps its own cache; a static one of the host would be sized by max_new_tokens, and all later ones too.
     _switch_off(model, arguments, "cache_implementation")
-    # The host drops streamer and tokenizer on the way to a callable, so they are bound; it still streams the prompt.
+    # The host drops streamer, tokenizer and synced_gpus on the way to a callable, so they are bound; it streams the
+    # prompt all the same.
     call = Call(
         strategy=name,
         settings=checked,
         streamer=arguments.get("streamer"),
         tokenizer=tokenizer,
         plan=plan,
-        control=control_tokens(model),
+        control=_control(model, name, checked),
         queue=queue,
         drafter=drafter,
+        cache=cache,
+        synced_gpus=arguments.get("synced_gpus"),
     )
     arguments["custom_generate"] = functools.partial(decode, call=call)
     return arguments
+
+
+def _control(model: Any, strategy: str, settings: Any) -> ControlTokens | WindowTokens | None:
+    """What the strategy needs of the vocabulary; None: nothing, or the model does not have it."""
+    if strategy == "planned_diffusion":
+        return control_tokens(model)
+    windows = strategy == "block_diffusion" or getattr(settings, "drafter", None) == "self"
+    return window_tokens(model) if windows else None
 
 
 def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
@@ -110,9 +148,61 @@ def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
 
 
 def _stored(model: Any, arguments: Mapping[str, Any]) -> Any:
-    """``hf_hybrid`` of the call or of its config, on top of what the model's config says."""
-    own = getattr(getattr(model, "generation_config", None), "hf_hybrid", None)
-    return merged(effective_value(model, arguments, "hf_hybrid"), own)
+    """What the call and its config say, on top of what the model's config says: ``hf_hybrid``, and the names of
+    strategy and settings as fields of their own."""
+    own = getattr(model, "generation_config", None)
+    config = arguments.get("generation_config")
+    given = _with_bare(config, arguments.get("hf_hybrid", getattr(config, "hf_hybrid", None)))
+    return merged(given, _with_bare(own, getattr(own, "hf_hybrid", None)))
+
+
+def _with_bare(config: Any, stored: Any) -> Any:
+    """``stored`` with what stands beside it in the config: ``GenerationConfig(strategy=...)`` is an obvious way to say
+    it, and ``generation_kwargs`` of a trainer end up there."""
+    bare = {name: value for name in ("strategy", *SETTING_NAMES) if (value := getattr(config, name, None)) is not None}
+    return merged(bare, stored) if bare else stored
+
+
+def _check_bare(arguments: Mapping[str, Any], strategy: str | None) -> None:
+    """Refuse settings in the call's config that nobody would read."""
+    config = arguments.get("generation_config")
+    bare = sorted(name for name in SETTING_NAMES if getattr(config, name, None) is not None)
+    known = {f.name for f in fields(SETTINGS[strategy])} if strategy in SETTINGS else set()
+    lost = [name for name in bare if name not in known]
+    if lost:
+        which = f"strategy {strategy!r} does not have it" if strategy else "no strategy is named; add strategy="
+        raise UnsupportedCallError(f"generation_config.{lost[0]} is a setting of a strategy, and {which}")
+
+
+def _take_cache(arguments: dict[str, Any]) -> Any:
+    """The caller's cache, under the name that this release of the host gives it; None: there is none."""
+    given = {name: arguments.pop(name) for name in CACHES if name in arguments}
+    caches = [cache for cache in given.values() if cache is not None]
+    if len(caches) > 1:
+        raise UnsupportedCallError(f"{' and '.join(given)} are two names of one argument; leave one out")
+    if caches:
+        arguments[CACHE] = caches[0]
+    return next(iter(caches), None)
+
+
+def check_positions(arguments: dict[str, Any], cache: Any) -> None:
+    """Drop ``position_ids`` that are what the host counts by itself, and refuse others."""
+    given = arguments.pop("position_ids", None)
+    if given is None:
+        return
+    mask = arguments.get("attention_mask")
+    if mask is None:
+        prompts = (arguments.get(name) for name in ("inputs_embeds", "input_ids", "inputs"))
+        length = next(prompt.shape[1] for prompt in prompts if prompt is not None)
+        length += int(cache.get_seq_length()) if cache is not None and length == given.shape[-1] else 0
+        mask = torch.ones((1, length), dtype=torch.int64, device=given.device)
+    counted = (mask.to(given.device).cumsum(dim=-1) - 1)[:, -given.shape[-1] :]
+    real = mask.to(given.device)[:, -given.shape[-1] :] != 0
+    if given.ndim != 2 or bool(((given != counted) & real).any()):
+        raise UnsupportedCallError(
+            "position_ids that do not count the tokens one by one are not available with a strategy; "
+            "leave them out, or leave out strategy="
+        )
 
 
 def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any, named: bool) -> Any:
@@ -166,8 +256,11 @@ def _refuse(model: Any, arguments: Mapping[str, Any], strategy: str) -> None:
         raise UnsupportedCallError(
             f"cache_implementation='paged' excludes strategy={strategy!r}; leave out one of the two"
         )
-    if arguments.get("inputs_embeds") is not None:
-        raise UnsupportedCallError(f"strategy={strategy!r} reads token ids, not inputs_embeds; pass input_ids")
+    if arguments.get("inputs_embeds") is not None and strategy not in ONE_TEXT:
+        raise UnsupportedCallError(
+            f"strategy={strategy!r} reads token ids, not inputs_embeds; pass input_ids, "
+            f"or use strategy={' or '.join(map(repr, ONE_TEXT))}"
+        )
     if model.config.is_encoder_decoder:
         raise UnsupportedCallError(
             f"strategy={strategy!r} needs a decoder-only model, and {type(model).__name__} is an encoder-decoder"

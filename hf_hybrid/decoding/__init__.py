@@ -6,7 +6,7 @@ from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.drafters.tree import TreeDrafter
-from hf_hybrid.decoding.engine import STRATEGIES, decode
+from hf_hybrid.decoding.engine import STRATEGIES, decode, prompt_fault
 from hf_hybrid.decoding.output import (
     Answer,
     DecodingError,
@@ -16,9 +16,10 @@ from hf_hybrid.decoding.output import (
     SpanReport,
 )
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
-from hf_hybrid.decoding.strategy import Call, Context, Strategy
+from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Queue, Strategy
 
 __all__ = [
+    "ONE_TEXT",
     "STRATEGIES",
     "Answer",
     "Call",
@@ -35,6 +36,7 @@ __all__ = [
     "ModelDrafter",
     "PlanLogitsProcessor",
     "Processors",
+    "Queue",
     "Sampler",
     "SpanReport",
     "Strategy",
@@ -43,4 +45,5 @@ __all__ = [
     "Text",
     "TreeDrafter",
     "decode",
+    "prompt_fault",
 ]

@@ -24,10 +24,12 @@ from hf_hybrid.decoding.output import DecodingError
 from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of_text, experience_of
 from hf_hybrid.decoding.sampling import DraftSampler
 from hf_hybrid.decoding.strategy import Context
-from hf_hybrid.models.prices import prices_of
+from hf_hybrid.models.prices import GuessedPrices, prices_of
 from hf_hybrid.models.vocabulary import readable
 
 NO_DRAFT = Draft(())
+_GUESS = 0.25
+"""Of a drafter whose passes may not be measured: what a drafted token takes, in units of a pass of one row."""
 
 
 class Drafting:
@@ -39,6 +41,7 @@ class Drafting:
 
     Attributes:
         drafter: asked before every pass. window: open positions that it wants behind the text; 0: none.
+        timed: True: what passes and drafts take is measured; False: guessed.
         adaptive: True: lengths follow from prices and acceptance. probing: True: the coming pass drafts only to see
             whether it pays. broken: why drafting is switched off for the rest of the call; empty: it is not.
     """
@@ -55,9 +58,12 @@ class Drafting:
         self.sampler = DraftSampler(
             context.processors, context.vocab_size, runner.device, sampling=context.sampling, rejection=rejecting
         )
-        self.prices = prices_of(runner.model, runner.device, runner.dtype, runner.products.kind)
+        kind = runner.products.kind
+        # Processes that share the model must choose alike, and no two measure the same.
+        self.timed = not runner.ranks.shared
+        self.prices = prices_of(runner.model, runner.device, runner.dtype, kind) if self.timed else GuessedPrices(kind)
         self.pace = Pace(self.prices.seconds)
-        self.known = experience_of(self.drafter, runner.model, (str(runner.device), runner.dtype))
+        self.known = experience_of(self.drafter, runner.model, (str(runner.device), runner.dtype, self.timed))
         self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
         self._read: set[int] = set()  # canvases whose prompt the drafter has read, for a first draft
         self.draft_seconds = 0.0  # of the drafts for the coming pass
@@ -123,13 +129,15 @@ class Drafting:
         started, self.sampler.places = time.perf_counter(), 0
         drafts = self.drafter.propose(texts, length, self.sampler)
         self.draft_seconds = time.perf_counter() - started
+        # A place that was drawn and not drafted took its time too.
+        places = max(self.sampler.places, *map(depth, drafts)) if drafts else 0
+        if not self.timed:
+            self.draft_seconds = _GUESS * places if self.drafter.costly else 0.0
         if len(drafts) != len(texts):
             raise DecodingError(f"{self.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
         drafts = [self._written(draft) for draft in drafts]
         asked = {text.row for text in texts}
         if asked <= self._read:  # else a prompt was read for it
-            # A place that was drawn and not drafted took its time too.
-            places = max(self.sampler.places, *map(depth, drafts))
             self.known.note_made(self.draft_seconds, places, sum(bool(d.tokens) for d in drafts) / len(drafts))
         self._read |= asked
         return drafts
@@ -205,6 +213,8 @@ class Drafting:
 
     def measured(self, texts: int, rows: int, written: float, seconds: float) -> None:
         """A pass over ``texts``, of ``rows`` rows in all, took ``seconds`` and wrote ``written`` tokens per text."""
+        if not self.timed:
+            seconds = self.prices.seconds(rows)
         self.prices.note(rows, seconds)
         self.pace.note(self.draft_seconds + seconds, self.probing, self.prices.seconds(texts), written)
 

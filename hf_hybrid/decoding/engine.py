@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.autoregressive import Autoregressive
 from hf_hybrid.decoding.block_diffusion import BlockDiffusion
+from hf_hybrid.decoding.criteria import own_criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, HybridGenerateOutput
 from hf_hybrid.decoding.planned_diffusion import PlannedDiffusion
 from hf_hybrid.decoding.processors import Processors
+from hf_hybrid.decoding.prompts import Prompts, check_inputs, read_prompts
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
-from hf_hybrid.decoding.strategy import Call, Context, Strategy
-from hf_hybrid.models.host import CACHE, ordered_ids, taken_cache, token_ids, trained_positions
+from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
+from hf_hybrid.decoding.transcript import Transcript
+from hf_hybrid.models.host import CACHE, adoptable, fill, ordered_ids, position_table, rope_switch, taken_cache
 from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
@@ -31,7 +34,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 """Strategy name -> class."""
 
-_UNSERVED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_UNSERVED = ("output_attentions", "output_hidden_states")
 
 
 @torch.no_grad()
@@ -77,99 +80,163 @@ def _decode(
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
-    prompts = _prompts(input_ids, model_kwargs.get("attention_mask"))
-    runner = Runner(model, len(prompts), capacity=_capacity(prompts, config))
-    easel = _Easel(call, config, model, input_ids.shape[1], len(prompts))
-    padding = [row[: len(row) - len(prompt)] for row, prompt in zip(input_ids.tolist(), prompts, strict=True)]
-    canvases = [easel.canvas(row, *pair) for row, pair in enumerate(zip(prompts, padding, strict=True))]
-    ends = token_ids(config.eos_token_id)
+    check_inputs(model, input_ids, model_kwargs)
+    if call.cache is not None:
+        adoptable(call.cache)
+    prompts = read_prompts(input_ids, model_kwargs, getattr(config, "_mask_length", None))
+    criteria, bound, ends = own_criteria(stopping_criteria)
+    size, capacity = len(prompts.every), _capacity(prompts.width, config)
+    runner = Runner(model, size, capacity=capacity, synced_gpus=call.synced_gpus)
+    runner.vectors = prompts.vectors
+    easel = _Easel(call, config, runner, bound - input_ids.shape[1], size)
+    rows = range(size) if call.queue is None else call.queue.first
+    canvases = [easel.canvas(row, prompt.tokens, prompt.given) for row, prompt in zip(rows, prompts.every, strict=True)]
     processors = Processors(
         logits_processor,
         verified=_verified(call),
         prompt_length=input_ids.shape[1],
         rows_per_prompt=config.num_return_sequences or 1,
+        batch_size=len(canvases),
+        one_text=call.strategy in ONE_TEXT,
     )
+    transcript = _transcript(call, config)
     context = Context(
-        runner, call, processors, bool(config.do_sample), ends, processors.min_new_tokens, width_of(model)
+        runner,
+        call,
+        processors,
+        bool(config.do_sample),
+        ends,
+        processors.min_new_tokens,
+        width_of(model),
+        transcript,
+        rope_switch(model),
     )
     strategy = STRATEGIES[call.strategy](context)
-    session = Session(strategy, canvases, input_ids, stopping_criteria, call)
-    session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"))
-    check_rows(model, prompts[0], len(prompts), one_by_one=call.strategy == "autoregressive")
+    session = Session(strategy, canvases, prompts.input_ids, criteria, call)
+    session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"), [p.cached for p in prompts.every])
+    known = [token for token in prompts.every[0].tokens if token >= 0] or [0]
+    check_rows(model, known, len(canvases), one_by_one=call.strategy == "autoregressive")
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")
-        more = enumerate(call.queue, len(prompts))
-        return session.answers(easel.canvas(row, list(prompt), []) for row, prompt in more)
+        return session.answers(easel.canvas(row, list(prompt), None) for row, prompt in call.queue.more)
     session.run()
     # Like the host: without a token for padding, the first end token.
     pad = next(iter([*ordered_ids(config.pad_token_id), *ordered_ids(config.eos_token_id)]), 0)
     sequences = session.sequences(pad)
+    cache = None
+    if call.cache is not None or (config.return_dict_in_generate and config.use_cache is not False):
+        cache = _cache(model, session, prompts, sequences, call)
+    runner.wait()
     if not config.return_dict_in_generate:
         return sequences
-    cache = None
-    if call.settings.return_past_key_values:
-        cache = causal_cache(model, sequences, session.attention_mask(sequences, prompts))
-    return HybridGenerateOutput(sequences=sequences, report=session.reports(), **{CACHE: cache})  # type: ignore[arg-type]
+    fields: dict[str, Any] = {CACHE: cache}
+    if transcript is not None:
+        width = context.vocab_size
+        columns = transcript.columns(canvases, call.settings.return_control_tokens, pad, width)
+        fields["logits"], fields["scores"] = columns
+    return HybridGenerateOutput(sequences=sequences, report=session.reports(), **fields)  # type: ignore[arg-type]
 
 
-def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    """The prompts without their padding."""
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0 or input_ids.shape[0] == 0:
-        raise DecodingError(f"input_ids {tuple(input_ids.shape)}: an answer needs a prompt of at least one token")
-    if attention_mask is None:
-        return input_ids.tolist()
-    ids, real = input_ids.tolist(), attention_mask.tolist()
-    prompts: list[list[int]] = []
-    for number, (row, mask) in enumerate(zip(ids, real, strict=True)):
-        kept = [token for token, keep in zip(row, mask[-len(row) :], strict=True) if keep]
-        if not kept:
-            raise DecodingError(f"row {number} of the batch is all padding; give it a prompt of at least one token")
-        if not mask[-1] or 0 in mask[mask.index(1) :]:
-            raise DecodingError(
-                f"row {number} of the batch is not padded on the left; "
-                "set tokenizer.padding_side = 'left' and tokenize again"
-            )
-        prompts.append(kept)
-    return prompts
+def _transcript(call: Call, config: GenerationConfig) -> Transcript | None:
+    """What keeps logits and scores, None: they are not asked for."""
+    logits, scores = (bool(getattr(config, name, None)) for name in ("output_logits", "output_scores"))
+    if not (logits or scores) or not config.return_dict_in_generate:
+        return None
+    if not _verified(call):
+        name = "output_scores" if scores else "output_logits"
+        raise DecodingError(
+            f"{name}=True needs tokens that the model decides one by one, and strategy={call.strategy!r} settles "
+            "several at once here; leave it out, or use verify_spans=True (planned_diffusion) or another strategy"
+        )
+    return Transcript(logits=logits, scores=scores)
+
+
+def _cache(model: Any, session: Session, prompts: Prompts, sequences: Tensor, call: Call) -> Any:
+    """A host cache of prompt and text but for the last token: the Runner's own keys where they are those of one causal
+    text, else made by one more pass, if the caller asked for it. A cache of the caller is filled."""
+    past = call.cache
+    if call.strategy in ONE_TEXT:
+        cache = past if past is not None else DynamicCache()
+        fill(cache, session.layers(prompts))
+        return cache
+    if past is None and not call.settings.return_past_key_values:
+        return None
+    mask = session.attention_mask(sequences, prompts)
+    held = int(past.get_seq_length()) if past is not None else 0
+    known = mask.shape[1] - sequences.shape[1]  # columns whose ids only the cache knows
+    session.runner.ranks.others_go_on(True)
+    return causal_cache(model, sequences[:, held - known :], mask, past)
 
 
 class _Easel:
     """Makes the canvases of a call: what a prompt may hold, how long an answer may be, and its seed."""
 
-    def __init__(self, call: Call, config: GenerationConfig, model: Any, width: int, rows: int):
+    def __init__(self, call: Call, config: GenerationConfig, runner: Runner, budget: int, rows: int):
         seed = call.settings.seed
         if seed is None:
-            seed = int(torch.randint(2**62, ()).item()) if config.do_sample else 0
+            seed = runner.ranks.agreed(int(torch.randint(2**62, ()).item())) if config.do_sample else 0
         if not isinstance(seed, int) and (len(seed) != rows or call.queue is not None):
             raise DecodingError(f"seed has {len(seed)} entries for {rows} rows; give one per row, or one number")
-        self.seed = seed
-        self.budget = int(config.max_length) - width
-        if self.budget < 1:
+        plain = call.settings.continue_final_message
+        if not isinstance(plain, bool) and len(plain) != rows and call.queue is None:
             raise DecodingError(
-                f"max_length={config.max_length} leaves no room behind a prompt of {width}; use max_new_tokens"
+                f"continue_final_message has {len(plain)} entries for {rows} rows; give one per row, or one for all"
             )
-        self.held = trained_positions(model) or 1 << 40
+        self.seed, self.plain = seed, plain
+        self.budget = budget
+        if self.budget < 1:
+            raise DecodingError(f"max_length={config.max_length} leaves no room behind the prompt; use max_new_tokens")
+        self.held = position_table(runner.model) or 1 << 40
+        self.control = call.settings.return_control_tokens
+        self.queue = call.queue
 
-    def canvas(self, row: int, prompt: list[int], padding: list[int]) -> Canvas:
-        """The canvas of one prompt; ``padding`` is what the host put in front of it."""
+    def canvas(self, row: int, prompt: list[int], given: list[int] | None) -> Canvas:
+        """The canvas of one prompt; ``given`` are its ids as the host holds them, None: the same."""
         if not 0 < len(prompt) < self.held:
-            fault = f"a prompt of {len(prompt)} tokens fills the {self.held} positions of the model; shorten it"
-            raise DecodingError(fault if prompt else f"prompt {row} is empty; give it at least one token")
+            raise DecodingError(_full(prompt, self.held) or f"prompt {row} is empty; give it at least one token")
         seed = self.seed + row if isinstance(self.seed, int) else self.seed[row]
-        # The host only warns beyond the trained positions; here an answer ends with them.
-        return Canvas(row, seed, prompt, min(self.budget, self.held - len(prompt)), padding=padding)
+        budget, least = self.budget, None
+        if self.queue is not None and self.queue.max_length is not None:
+            budget = self.queue.max_length - len(prompt)
+        if self.queue is not None and self.queue.min_length is not None:
+            least = self.queue.min_length - len(prompt)
+        plain = self.plain if isinstance(self.plain, bool) else self.plain[row]
+        # Rotary positions go on, as in the host; a table of learned ones ends, and the answer with it.
+        canvas = Canvas(row, seed, prompt, min(budget, self.held - len(prompt)), given=given, least=least)
+        canvas.positions, canvas.control, canvas.plain = self.held, self.control, plain
+        return canvas
 
 
-def _capacity(prompts: list[list[int]], config: GenerationConfig) -> int:
+def prompt_fault(model: Any, prompt: Sequence[int], max_length: int | None = None) -> str:
+    """Why no answer can be written behind ``prompt``, which is not empty; an empty text: one can.
+
+    Args:
+        max_length: tokens of prompt and answer together, None: no bound of that kind.
+    """
+    table = model.get_input_embeddings()
+    size = int(getattr(table, "num_embeddings", None) or len(table.weight))
+    if not all(0 <= token < size for token in prompt):
+        return f"the prompt holds ids outside the vocabulary of {size} tokens; use the tokenizer of this model"
+    if max_length is not None and len(prompt) >= max_length:
+        return f"max_length={max_length} leaves no room behind a prompt of {len(prompt)} tokens; use max_new_tokens"
+    return _full(prompt, position_table(model) or 1 << 40)
+
+
+def _full(prompt: Sequence[int], held: int) -> str:
+    full = f"a prompt of {len(prompt)} tokens fills the {held} positions of the model; shorten it"
+    return full if len(prompt) >= held else ""
+
+
+def _capacity(prompt: int, config: GenerationConfig) -> int:
     """Slots to begin with: the prompt and a usual answer; the cache grows when that is not enough."""
-    longest = max(len(prompt) for prompt in prompts)
-    return longest + min(int(config.max_length) - longest, 256) + 64
+    longest = config.max_length if config.max_length is not None else prompt + 256
+    return prompt + max(0, min(int(longest) - prompt, 256)) + 64
 
 
 def _verified(call: Call) -> bool:
     """True: every token comes from a clean row, so that processors see a true prefix."""
-    if call.strategy in ("autoregressive", "speculative"):
+    if call.strategy in ONE_TEXT:
         return True
     settings = call.settings
     if getattr(settings, "visibility", "") == "dense":

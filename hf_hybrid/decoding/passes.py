@@ -26,7 +26,8 @@ class LaneRows:
         checks: columns of the pass that hold the last settled token and the draft: each predicts the next token. Empty
             when the pass feeds no clean row of the lane. fed: settled tokens that the pass feeds. silent: columns of
             those in front of ``checks``.
-        opens: columns of the noisy window.
+        opens: columns of the noisy window. in_order: scores ``(vocab,)`` of the emitted tokens, where processors read
+        a true prefix.
     """
 
     canvas: Canvas
@@ -36,6 +37,7 @@ class LaneRows:
     silent: range = range(0)
     checks: range = range(0)
     opens: range = range(0)
+    in_order: list[Tensor] = field(default_factory=list[Tensor])
 
 
 @dataclass(eq=False)

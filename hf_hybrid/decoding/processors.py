@@ -12,6 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
 from hf_hybrid.core.plan import Plan, PlanError, PlanGrammar, PlanState
+from hf_hybrid.decoding.copies import name_of, own_copy
 
 
 class ProcessorError(ValueError):
@@ -177,10 +178,9 @@ def _lifts_bans(processor: Any) -> bool:
 class Processors:
     """The host's list of logits processors, for rows of which several are written at once.
 
-    A processor that reads a prefix sees one row at a time. One that is not the host's, which may keep a state per row
-    of the batch, serves the first text itself, and each other one by a copy made before the first call. What it
-    assigns to attributes is then of one text, and so are the lists, dicts and sets in them; whatever else is changed in
-    place (a tensor, a list in a list) is shared.
+    A processor that reads a prefix sees one sequence at a time. One that is not the host's may have parameters or keep
+    a state for each sequence of the batch: it is called at the sequence's own index in a batch of full height (all of
+    it that sequence), and each sequence has a copy of it, the first one the object itself.
 
     Whatever its class, an id that comes in as ``-inf`` is only let in again by a processor that forces a token.
 
@@ -188,7 +188,8 @@ class Processors:
         host: what the host hands to a decoding loop; the order is kept.
         verified: False: positions are settled without a true prefix (unverified diffusion).
         prompt_length: positions of the host's prompt, padding included.
-        rows_per_prompt: the call's ``num_return_sequences``.
+        rows_per_prompt: the call's ``num_return_sequences``. batch_size: sequences of the batch.
+        one_text: True: a sequence is one text, without parts that grow at the same time.
 
     Attributes:
         min_new_tokens: new tokens before ``eos`` may be written. The processors that say so are in neither method
@@ -199,6 +200,7 @@ class Processors:
 
     Raises:
         ProcessorError: a processor that needs a prefix without ``verified``.
+        DecodingError: several texts, and a processor that cannot be copied.
     """
 
     def __init__(
@@ -208,12 +210,14 @@ class Processors:
         verified: bool,
         prompt_length: int,
         rows_per_prompt: int = 1,
+        batch_size: int = 1,
+        one_text: bool = False,
     ):
         every: list[Any] = list(host or ())
         self._all = [p for p in every if not _is(p, *_LENGTH_ONLY)]
         self._free = [p for p in self._all if _prefix_free(p)]
-        self._untouched = [_with_own_state(p) for p in self._all]
-        self._rows_per_prompt = rows_per_prompt
+        self._rows_per_prompt, self._height = rows_per_prompt, batch_size
+        self._copied = batch_size > 1 or not one_text
         self._lists: dict[tuple[int, int], list[Any]] = {}
         self.min_new_tokens: int = max(
             [0, *(_min_new_tokens(p, prompt_length) for p in every if _is(p, *_LENGTH_ONLY))]
@@ -221,11 +225,12 @@ class Processors:
         self.needs_prefix: bool = len(self._free) < len(self._all)
         self.trivial: bool = not self._all and self.min_new_tokens == 0
         if self.needs_prefix and not verified:
-            names = ", ".join(dict.fromkeys(_name(p) for p in self._all if not _prefix_free(p)))
+            names = ", ".join(dict.fromkeys(name_of(p) for p in self._all if not _prefix_free(p)))
             raise ProcessorError(
                 f"{names}: needs the text before every token, which unverified diffusion does not have; use "
                 "verify_spans=True (planned_diffusion) or strategy='autoregressive', or drop the processor"
             )
+        self._untouched = [self._copy(p) for p in self._all]
 
     def batched(self, scores: Tensor) -> Tensor:
         """Scores ``(n, vocab)`` behind the processors that read the scores alone; ``n`` rows of any position."""
@@ -247,9 +252,35 @@ class Processors:
         key = (row, lane)
         if key not in self._lists:
             prompt = row // self._rows_per_prompt
-            own = map(_with_own_state, self._untouched) if self._lists else self._all
-            self._lists[key] = [_for_row(processor, row, prompt) for processor in own]
+            own = map(self._copy, self._untouched) if self._lists else self._all
+            self._lists[key] = [self._narrowed(processor, row, prompt) for processor in own]
         return _apply(self._lists[key], prefix, scores)
+
+    def _copy(self, processor: Any) -> Any:
+        """A processor with a state of its own. Lanes of one sequence have one each too."""
+        return own_copy(processor) if self._copied and not _is_native(processor) else processor
+
+    def _narrowed(self, processor: Any, row: int, prompt: int) -> Any:
+        """A processor for one sequence alone: the host's are cut down to it, others called at its index."""
+        if _is_native(processor):
+            return _for_row(processor, row, prompt)
+        return _AtIndex(processor, row, self._height) if self._height > 1 else processor
+
+
+class _AtIndex:
+    """A processor that is called for one sequence of a batch, at its index in a batch of full height."""
+
+    def __init__(self, processor: Any, index: int, height: int):
+        self._processor, self._index, self._height = processor, index, height
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        wide = scores.repeat(self._height, 1)  # (height, vocab), for it may be written to
+        return self._processor(ids.expand(self._height, -1), wide)[self._index : self._index + 1]
+
+
+def _is_native(processor: object) -> bool:
+    """True: exactly a class of the host."""
+    return _is(processor, type(processor).__name__)
 
 
 def _apply(processors: Sequence[Callable[[Any, Any], Tensor]], ids: Tensor, scores: Tensor) -> Tensor:
@@ -266,11 +297,6 @@ def _min_new_tokens(processor: Any, prompt_length: int) -> int:
     if _is(processor, "MinLengthLogitsProcessor"):
         return processor.min_length - prompt_length
     return processor.prompt_length_to_skip + processor.min_new_tokens - prompt_length
-
-
-def _name(processor: object) -> str:
-    """Class of a processor, or the name of a function that serves as one."""
-    return getattr(processor, "__name__", type(processor).__name__)
 
 
 def _for_row(processor: Any, row: int, prompt: int) -> Any:
@@ -296,20 +322,6 @@ def _for_row(processor: Any, row: int, prompt: int) -> Any:
     if _is(processor, "SynthIDTextWatermarkLogitsProcessor"):
         return _with(processor, state=None)
     return processor
-
-
-def _with_own_state(processor: Any) -> Any:
-    """A copy of a processor that is not the host's; what cannot be copied, and a function, stays the same object."""
-    if _is(processor, type(processor).__name__):
-        return processor
-    try:
-        copied = copy.copy(processor)
-        if copied is not processor and hasattr(copied, "__dict__"):
-            state = {name: copy.copy(v) for name, v in vars(copied).items() if isinstance(v, list | dict | set)}
-            vars(copied).update(state)
-    except Exception:  # a class may do anything here, and those that pass on what they lack recurse
-        return processor
-    return copied
 
 
 def _with(processor: Any, **attributes: Any) -> Any:

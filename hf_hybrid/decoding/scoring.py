@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_hybrid.config import WindowSettings
 from hf_hybrid.core.acceptance import keyed_noise
+from hf_hybrid.core.precision import has_double
 from hf_hybrid.decoding.denoise import Window, propose
 from hf_hybrid.decoding.output import DecodingError
 from hf_hybrid.decoding.passes import LaneRows, Pass
@@ -23,7 +24,8 @@ class Scored:
     Attributes:
         raw: logits ``(active * keep, vocab)``, constrained but not processed. processed: alike, behind the processors
             that need no prefix. noise: alike, None when greedy.
-        tokens: the choice of every row. windows: what the noisy rows propose.
+        tokens: the choice of every row. windows: what the noisy rows propose. unbiased: logits before any constraint,
+        None: nobody asked.
     """
 
     raw: Tensor
@@ -31,6 +33,7 @@ class Scored:
     noise: Tensor | None
     tokens: list[int]
     windows: dict[LaneRows, Window]
+    unbiased: Tensor | None = None
 
 
 class Bans:
@@ -122,10 +125,13 @@ def choose(
 
 
 def to_host(*tensors: Tensor) -> list[Any]:
-    """The tensors as nested lists. From an accelerator they come in one transfer, as doubles."""
-    if tensors[0].device.type == "cpu":
+    """The tensors as nested lists. From an accelerator they come in one transfer, as doubles, or as floats where it has
+    no others: a token id is below 2^24, so that nothing is rounded."""
+    device = tensors[0].device
+    if device.type == "cpu":
         return [tensor.tolist() for tensor in tensors]
-    numbers = torch.cat([tensor.flatten().double() for tensor in tensors]).cpu()
+    wide = torch.float64 if has_double(device) else torch.float32
+    numbers = torch.cat([tensor.flatten().to(wide) for tensor in tensors]).cpu()
     pieces = numbers.split([tensor.numel() for tensor in tensors])
     pairs = zip(pieces, tensors, strict=True)
     return [piece.to(tensor.dtype).view(tensor.shape).tolist() for piece, tensor in pairs]

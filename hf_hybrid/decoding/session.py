@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.decoding.criteria import Criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
-from hf_hybrid.decoding.strategy import Call, Strategy
+from hf_hybrid.decoding.prompts import UNKNOWN, Prompts
+from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Strategy
 
 
 class Session:
@@ -29,17 +29,18 @@ class Session:
         strategy: Strategy,
         canvases: list[Canvas],
         input_ids: Tensor,
-        criteria: StoppingCriteriaList | None,
+        criteria: Sequence[Any],
         call: Call,
     ):
         self.strategy, self.canvases, self.input_ids, self.call = strategy, canvases, input_ids, call
         self.runner, self.streamer = strategy.runner, call.streamer
         self.control = call.settings.return_control_tokens
-        native = (MaxLengthCriteria, EosTokenCriteria)
-        self.criteria = StoppingCriteriaList([c for c in criteria or () if not isinstance(c, native)])
+        self.criteria = Criteria(criteria, None if call.queue is not None else len(canvases))
         self.streamed = 0
         self.checked: dict[int, int] = {}  # canvas -> how much of its text the criteria saw
         self.started: dict[int, float] = {}
+        self.stored: dict[int, int] = {}  # canvas that is finished -> batch row of the Runner that holds its keys
+        self.faults: dict[int, str] = {}  # canvas -> why it has no answer
         self.active: list[Canvas] = []
         if self.streamer is not None and len(canvases) > 1:
             raise DecodingError(
@@ -53,20 +54,55 @@ class Session:
         self.started[canvas.row] = time.perf_counter()
         self.active.append(canvas)
 
-    def adopt(self, cache: Any, attention_mask: Tensor | None) -> None:
-        """Take over the caller's cache of the prompt's beginning, if it holds any."""
-        length = int(cache.get_seq_length()) if cache is not None else 0
-        if cache is not None and length > 0:
-            if length >= self.input_ids.shape[1]:
-                raise DecodingError(
-                    f"past_key_values hold {length} tokens and input_ids {self.input_ids.shape[1]}; "
-                    "pass the whole text so far as input_ids, at least one token longer than the cache"
-                )
+    def adopt(self, cache: Any, attention_mask: Tensor | None, cached: Sequence[int]) -> None:
+        """Begin, with what the caller's cache holds of the prompts: ``cached`` tokens of each."""
+        if cache is not None and cache.get_seq_length() > 0:
             self.runner.adopt(cache, attention_mask)
-        for line, canvas in enumerate(self.canvases):
+        for line, (canvas, held) in enumerate(zip(self.canvases, cached, strict=True)):
+            self._begin(canvas, line)
+            if not canvas.finished:
+                canvas.lanes[0].cached = held
+
+    def _begin(self, canvas: Canvas, line: int) -> None:
+        """Let the strategy begin. In a queue, what it cannot write for this prompt is no reason to lose the others."""
+        try:
+            self._check_rope(canvas)
             self.strategy.begin(canvas, line)
-            padding = self.input_ids.shape[1] - len(canvas.prompt)
-            canvas.lanes[0].cached = max(0, length - padding)
+        except DecodingError as error:
+            if self.call.queue is None:
+                raise
+            self.faults[canvas.row] = str(error)
+            canvas.finished = True
+
+    def _check_rope(self, canvas: Canvas) -> None:
+        """Refuse what would give a pass rotary factors that the host would not give it."""
+        switch, one_text = self.strategy.context.switch, self.call.strategy in ONE_TEXT
+        longest = len(canvas.prompt) + canvas.budget * (1 if one_text else 2)  # parts stand apart from one another
+        if switch is None or longest <= switch.positions or (one_text and self.runner.batch_size == 1):
+            return
+        if one_text and not switch.grows and all(len(c.prompt) > switch.positions for c in self.canvases):
+            return
+        how = "answer one prompt at a time" if one_text else f"use strategy={ONE_TEXT[0]!r}"
+        raise DecodingError(
+            f"this model changes its rotary factors behind {switch.positions} positions, for all rows of a pass at "
+            f"once; {how}, or let prompt and answer stay within them (max_new_tokens)"
+        )
+
+    def _reread(self) -> None:
+        """Where the host reads the text anew, do the same."""
+        switch = self.strategy.context.switch
+        if switch is None or not switch.rereads or self.call.strategy not in ONE_TEXT:
+            return
+        for line, canvas in enumerate(self.active):
+            lane = canvas.lanes[0]
+            if 0 < lane.cached <= switch.positions < len(lane.tokens):
+                if min(lane.tokens) == UNKNOWN:
+                    raise DecodingError(
+                        f"behind {switch.positions} positions this model reads its text anew, and a part of it lies in "
+                        "a cache alone; pass the whole text as input_ids"
+                    )
+                self.runner.rewind(line, 0)
+                lane.cached = 0
 
     def run(self) -> None:
         """Advance until every canvas is finished."""
@@ -79,10 +115,14 @@ class Session:
     def answers(self, queue: Iterator[Canvas]) -> Iterator[Answer]:
         """Answers as they are finished; the batch row of each goes to the next canvas of ``queue``."""
         try:
-            while self.active:
-                yield from self._answers(self._step)
+            yield from self._answers(self._finished)  # those that could not begin
+            while True:
                 while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
                     yield from self._answers(partial(self._enter, canvas))
+                if not self.active:
+                    self.runner.wait()
+                    return
+                yield from self._answers(self._step)
         finally:
             self.strategy.release()
 
@@ -91,14 +131,18 @@ class Session:
         with torch.no_grad():  # not while the caller works with an answer
             finished = work()
         for canvas in finished:
-            answer = Answer(canvas.row, canvas.confirmed(self.control), self._report(canvas))
+            fault = self.faults.pop(canvas.row, None)
+            tokens = [] if fault else canvas.confirmed(self.control)
+            answer = Answer(canvas.row, tokens, self._report(canvas), fault)
             self.strategy.forget(canvas)
+            self.criteria.forget(canvas.row)
             for notes in (self.started, self.checked):
                 notes.pop(canvas.row, None)
             yield answer
 
     def _step(self) -> list[Canvas]:
         """One pass; the canvases that it finished leave the batch."""
+        self._reread()
         self.strategy.advance(self.active)
         for canvas in self.active:
             self._progress(canvas)
@@ -108,9 +152,10 @@ class Session:
         """Read the prompt of one more canvas, in a pass of its own: the others would be padded to its length."""
         line = self.runner.enter()
         self._register(canvas)
-        self.strategy.begin(canvas, line)
-        self.strategy.advance([canvas], first=line)
-        self._progress(canvas)
+        self._begin(canvas, line)
+        if not canvas.finished:
+            self.strategy.advance([canvas], first=line)
+            self._progress(canvas)
         return self._finished()
 
     def _finished(self) -> list[Canvas]:
@@ -124,6 +169,7 @@ class Session:
                 report.num_rows = int(self.runner.num_rows[moved])
                 report.seconds["total"] = time.perf_counter() - self.started[canvas.row]
                 self.active[line] = self.active[moved]
+                self.stored[canvas.row] = moved
                 self.active.pop()
                 done.append(canvas)
         return done
@@ -132,11 +178,13 @@ class Session:
         """Stop where a criterion says so, and stream what was confirmed."""
         report = self.strategy.reports[canvas.row]
         if canvas.clip():
-            report.fallbacks.append(f"the answer was cut at {canvas.budget} tokens")
-        text = canvas.confirmed(self.control)
+            spent = canvas.room <= 0
+            why = f"at {canvas.budget} tokens" if spent else f"for want of positions: the model has {canvas.positions}"
+            report.fallbacks.append(f"the answer was cut {why}")
+        text = canvas.confirmed()  # a plan is no text: what is returned does not change where an answer ends
         if self.criteria and len(text) > self.checked.get(canvas.row, 0):
             self._check_criteria(canvas, text)
-            text = canvas.confirmed(self.control)
+        text = canvas.confirmed(self.control)
         if text and report.seconds_to_first_text is None:
             report.seconds_to_first_text = time.perf_counter() - self.started[canvas.row]
         if self.streamer is None:
@@ -153,24 +201,13 @@ class Session:
                 self.streamer.put_draft(torch.tensor(whole[self.streamed :]))
 
     def _check_criteria(self, canvas: Canvas, text: list[int]) -> None:
-        """The host's criteria on every new confirmed token, in text order."""
-        prompt, device = [*canvas.padding, *canvas.prompt], self.input_ids.device
+        """The caller's criteria on every new confirmed token, in text order."""
+        prompt, device = canvas.prompt if canvas.given is None else canvas.given, self.input_ids.device
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
-            ids = torch.tensor([prompt + text[:count]], device=device)  # (1, length)
-            try:
-                stop = bool(self.criteria(ids, None).any())  # type: ignore[arg-type]
-            except IndexError as error:
-                if len(self.canvases) == 1:
-                    raise
-                raise DecodingError(
-                    "a stopping criterion looks at all rows of a batch at once, and answers end one by one here; "
-                    "call generate() with a batch of one"
-                ) from error
-            if stop:
-                canvas.stop, canvas.finished = count, True
-                for lane in canvas.lanes:
-                    if not lane.done:
-                        lane.finish("stop")
+            stop = self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row)
+            # A criterion may ask the clock: of processes that read the same batch, the first one's counts.
+            if self.runner.ranks.agreed(int(stop)):
+                canvas.stop(count)
                 break
         self.checked[canvas.row] = len(text)
 
@@ -181,13 +218,28 @@ class Session:
         padded = torch.tensor([text + [pad] * (longest - len(text)) for text in texts], dtype=torch.long)
         return torch.cat([self.input_ids, padded.to(self.input_ids.device)], dim=1)
 
-    def attention_mask(self, sequences: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """int64, the shape of ``sequences``, 1: a token of the prompt or the text."""
-        mask = torch.zeros_like(sequences)
-        width = self.input_ids.shape[1]
-        for row, (canvas, prompt) in enumerate(zip(self.canvases, prompts, strict=True)):
-            mask[row, width - len(prompt) : width + len(canvas.confirmed(self.control))] = 1
+    def attention_mask(self, sequences: Tensor, prompts: Prompts) -> Tensor:
+        """int64 ``(batch, width + new)``, 1: a token of the prompt (also one that only a cache knows) or the text."""
+        new = sequences.shape[1] - self.input_ids.shape[1]
+        mask = torch.zeros((len(self.canvases), prompts.width + new), dtype=torch.int64, device=sequences.device)
+        for row, (canvas, prompt) in enumerate(zip(self.canvases, prompts.every, strict=True)):
+            mask[row, prompt.columns] = 1
+            mask[row, prompts.width : prompts.width + len(canvas.confirmed(self.control))] = 1
         return mask
+
+    def layers(self, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of prompts and texts, as ``Runner.layers`` gives them, in the order of the batch."""
+        texts = [canvas.confirmed(self.control) for canvas in self.canvases]
+        length = prompts.width + max(map(len, texts)) - 1
+        reads: list[tuple[int, list[int]]] = []
+        entries: list[tuple[int, list[int]]] = []
+        for canvas, prompt, text in zip(self.canvases, prompts.every, texts, strict=True):
+            columns = [*prompt.columns, *range(prompts.width, prompts.width + len(text))]
+            columns = [column for column in columns if column < length]
+            reads.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)]))
+            entries.append((self.stored[canvas.row], columns))
+        self.runner.catch_up(reads)
+        return self.runner.layers(entries, length)
 
     def reports(self) -> list[GenerationReport]:
         """The reports in the order of the batch."""
@@ -196,4 +248,5 @@ class Session:
     def _report(self, canvas: Canvas) -> GenerationReport:
         report = self.strategy.reports[canvas.row]
         report.num_tokens, report.num_forwards = len(canvas.confirmed()), canvas.num_forwards
+        report.ended = canvas.ended if canvas.num_forwards else ""
         return report

@@ -19,6 +19,7 @@ from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.decoding.branches import first_branch, plant, rank_of
 from hf_hybrid.decoding.drafters.drafter import Draft, Text
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
+from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.drafters.tree import CHAINS
 from hf_hybrid.decoding.drafting import NO_DRAFT, Drafting
 from hf_hybrid.decoding.output import DecodingError, DraftingReport
@@ -59,11 +60,17 @@ class Speculative(Strategy):
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt."""
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
+        trunk.positions = canvas.positions
         trunk.window = self.drafting.window
         canvas.lanes.append(trunk)
         text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
         self.texts[canvas.row] = text
         self.reports[canvas.row].drafting = DraftingReport(self.drafting.name)
+        if min(canvas.prompt) < 0 and not isinstance(self.drafter, SuffixDrafter | SelfDrafter):
+            raise DecodingError(
+                f"{self.drafting.name} reads the ids of the prompt, and some are given as vectors or lie in a cache "
+                "alone; use drafter='suffix', or pass the whole text as input_ids"
+            )
         self.drafting.begin(text)
 
     def settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
@@ -116,6 +123,7 @@ class Speculative(Strategy):
             if self._alone:
                 lane.window = self.drafting.window
             text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
+            text.room = min(text.room, self._behind(lane))
         self._alone = False
         drafts, length = self.drafting.ask(texts, [len(lane.pending) + lane.open_length for lane in lanes])
         for line, (canvas, text, draft) in enumerate(zip(canvases, texts, drafts, strict=True), first):
@@ -136,10 +144,18 @@ class Speculative(Strategy):
             window = self.drafting.window if self.drafting.window_pays(len(lanes)) else 0
             for lane in lanes:
                 lane.window = window
+        for lane in lanes:
+            lane.window = lane.window if len(lane.draft) + lane.window <= self._behind(lane) else 0
         seconds = time.perf_counter() - started
         for canvas in canvases:
             spent = self.reports[canvas.row].seconds
             spent["draft"] = spent.get("draft", 0.0) + seconds
+
+    def _behind(self, lane: Lane) -> int:
+        """Rows that may stand behind the last settled token without changing its rotary factors."""
+        switch = self.context.switch
+        room = switch.room(len(lane.tokens)) if switch is not None else None
+        return 1 << 30 if room is None else room
 
     def _decide_alone(self, canvases: list[Canvas], waiting: set[int]) -> None:
         """A pass without drafts and windows, of the shape that plain decoding has."""
@@ -275,6 +291,7 @@ class Speculative(Strategy):
             history = torch.tensor([ids], device=device)  # (1, length)
             scores = process(history, scored.raw[place : place + 1].clone())  # (1, vocab)
             check_best(float(scores.max()))
+            rows.in_order.append(scores[0])
             target = scores.softmax(dim=-1)  # (1, vocab)
             one = slice(i, i + 1)
             if i == len(given):

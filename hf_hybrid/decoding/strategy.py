@@ -25,8 +25,30 @@ from hf_hybrid.decoding.output import GenerationReport
 from hf_hybrid.decoding.passes import LaneRows, Pass, build_pass
 from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
+from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
+from hf_hybrid.models.host import RopeSwitch
 from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.vocabulary import WindowTokens
+
+ONE_TEXT = ("autoregressive", "speculative")
+"""Strategies whose keys are those of one causal text."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The prompts of ``generate_many``.
+
+    Attributes:
+        first: the number of each prompt of the batch that the host holds. more: number and ids of those that take the
+        batch rows which become free. max_length, min_length: tokens of a prompt and its answer together, None: the
+        call counts new tokens, so that the prompt does not matter.
+    """
+
+    first: Sequence[int]
+    more: Iterator[tuple[int, Sequence[int]]]
+    max_length: int | None = None
+    min_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,9 +57,10 @@ class Call:
 
     Attributes:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
-        plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model
-        has none. queue: prompts that take the batch rows which become free, or None. drafter: a ``Drafter`` or a model
-        for ``speculative``, None: the one that the settings name.
+        plan: plans to carry out, one per round, instead of writing them. control: ids of mask and tags, None when the
+        strategy needs none or the model has none. queue: of a stream of prompts, or None.
+        drafter: a ``Drafter`` or a model for ``speculative``, None: the one that the settings name. cache: the
+        caller's, to be filled, or None. synced_gpus: as in the host's ``generate()``.
     """
 
     strategy: str
@@ -45,9 +68,11 @@ class Call:
     streamer: Any = None
     tokenizer: Any = None
     plan: Plan | Sequence[Plan] | None = None
-    control: ControlTokens | None = None
-    queue: Iterator[Sequence[int]] | None = None
+    control: ControlTokens | WindowTokens | None = None
+    queue: Queue | None = None
     drafter: Any = None
+    cache: Any = None
+    synced_gpus: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,8 @@ class Context:
         runner: runs the passes. call: settings and partners. processors: the host's logits processors. sampling:
         False: greedy.
         ends: ids that end an answer. min_new_tokens: tokens before ``ends`` are allowed. vocab_size: width of the
-        logits.
+        logits. transcript: keeps what the model said of every token, None: nobody asked.
+        switch: where the model changes its rotary factors, None: nowhere.
     """
 
     runner: Runner
@@ -68,6 +94,8 @@ class Context:
     ends: frozenset[int]
     min_new_tokens: int
     vocab_size: int
+    transcript: Transcript | None = None
+    switch: RopeSwitch | None = None
 
 
 class Strategy(ABC):
@@ -110,7 +138,7 @@ class Strategy(ABC):
         should end behind it."""
         ends = self.terminators(lane)
         stop = next((i for i, token in enumerate(proposed) if token in ends), len(proposed))
-        room = max(lane.limit - len(lane.tokens), 0)
+        room = max(lane.most - len(lane.tokens), 0)
         lane.ending = stop < len(proposed) and stop < room
         return proposed[: min(stop, room)]
 
@@ -144,7 +172,7 @@ class Strategy(ABC):
         drawn = None if scored.noise is None else scored.noise[places]
         process = self.process_in_order(rows)
         prefix = prefix_of(rows.canvas, lane)
-        return check_in_order(scored.raw[places], drawn, prefix, lane.draft, process, lane.parents)
+        return check_in_order(scored.raw[places], drawn, prefix, lane.draft, process, lane.parents, rows.in_order)
 
     def process_in_order(self, rows: LaneRows) -> Callable[[Tensor, Tensor], Tensor]:
         """The whole list of processors for this lane, to be called once per emitted token."""
@@ -196,11 +224,13 @@ class Strategy(ABC):
         if self.context.sampling or not self.context.processors.trivial:
             # As for the host's processors: in half precisions their results would tie.
             flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        transcript = self.context.transcript
+        unbiased = flat.clone() if transcript is not None and transcript.logits else None
         self._constrain(flat, batch)
         raw = flat.clone() if self.context.processors.needs_prefix else flat
         flat = self.context.processors.batched(flat)
         noise = noise_of(flat, batch) if self.context.sampling else None
-        scored = Scored(raw, flat, noise, *choose(flat, batch, noise, self.window_settings))
+        scored = Scored(raw, flat, noise, *choose(flat, batch, noise, self.window_settings), unbiased)
         for rows in batch.lanes:
             lane = rows.lane
             if lane.trial and not lane.came_true():
@@ -231,9 +261,8 @@ class Strategy(ABC):
             if lane.done:
                 continue
             ids = self.forbidden(lane)
-            short = (
-                self.context.min_new_tokens - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
-            )
+            least = self.context.min_new_tokens if rows.canvas.least is None else rows.canvas.least
+            short = least - rows.canvas.num_new - sum(len(t) - len(o.tokens) for o, t in lane.trial)
             ban, early = self._bans.line(ids), self._bans.line((*ids, *self.context.ends)) if short > 0 else 0
             depths = lane.depths()[: len(rows.checks)]
             ahead = [*depths, *range(len(depths), len(depths) + len(rows.opens))]
@@ -283,14 +312,26 @@ class Strategy(ABC):
         before = len(lane.tokens)
         lane.settle(new, ends)
         written = lane.tokens[before:]
+        if self.context.transcript is not None:
+            self._transcribe(self.context.transcript, rows, batch, scored, [0, *(1 + node for node in path)], before)
         row = batch.first + rows.line
         self.settled(canvas, lane, written, row)
         if not lane.done:
-            if len(lane.tokens) >= lane.limit:
-                lane.finish("limit")
+            if len(lane.tokens) >= lane.most:
+                lane.finish_full()
                 self.settled(canvas, lane, [], row)
             else:
                 lane.draft = self.draft(canvas, lane, proposed)
+
+    def _transcribe(
+        self, transcript: Transcript, rows: LaneRows, batch: Pass, scored: Scored, wrote: list[int], before: int
+    ) -> None:
+        """Keep what the rows said that wrote ``lane.tokens[before:]``; ``wrote``: of each its number in ``checks``."""
+        for number, check in enumerate(wrote[: len(rows.lane.tokens) - before]):
+            place = batch.flat(rows.line, rows.checks[check])
+            logits = scored.unbiased[place] if scored.unbiased is not None else None
+            scores = rows.in_order[number] if rows.in_order else scored.processed[place]
+            transcript.note(rows.lane, before + number, logits, scores if transcript.scores else None)
 
     def _denoise(self, lane: Lane, new: list[int], window: Window, checked: bool) -> list[int]:
         """Tokens that an unverified window settles behind ``new`` (the autoregressive token, if the pass had one)."""
@@ -352,12 +393,14 @@ def prefix_of(canvas: Canvas, lane: Lane) -> list[int]:
     """The true prefix of ``lane``: the prompt and every token that it sees, in text order."""
     before = canvas.lanes[: canvas.lanes.index(lane)]
     trunks = [other for other in before if other.kind == "trunk"]
-    seen = list(canvas.padding)
+    seen = list(canvas.prompt if canvas.given is None else canvas.given)
+    skip = len(canvas.prompt)  # it stands in the first lane
     for other in before:
         if lane.kind == "trunk" or other in lane.depends:
-            seen += other.tokens
+            seen += other.tokens[skip:]
         elif other.kind == "trunk":
             # A part reads the plan as far as its own entry.
             whole = other is not trunks[-1] or lane.part is None or lane.part >= len(other.breaks)
-            seen += other.tokens if whole else other.tokens[: other.breaks[lane.part or 0]]
-    return seen + lane.tokens
+            seen += other.tokens[skip : None if whole else other.breaks[lane.part or 0]]
+        skip = 0
+    return seen + lane.tokens[skip:]

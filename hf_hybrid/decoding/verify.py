@@ -96,6 +96,7 @@ def check_in_order(
     draft: Sequence[int],
     process: Callable[[Tensor, Tensor], Tensor],
     parents: Sequence[int] = (),
+    kept: list[Tensor] | None = None,
 ) -> list[int]:
     """The checked tokens when logits processors need a true prefix: one call per emitted token, in order.
 
@@ -103,7 +104,7 @@ def check_in_order(
         logits: ``(1 + draft, vocab)``, constrained but not processed. noise: alike, Gumbel noise, None when greedy.
         prefix: ids up to the last settled token. draft: drafted ids behind it.
         process: history ``(1, length)`` and scores ``(1, vocab)`` to processed scores. parents: of a tree (``branch``);
-            empty: a chain.
+            empty: a chain. kept: gets the processed scores ``(vocab,)`` of every emitted token.
 
     Raises:
         DecodingError: the processors make a NaN, or leave no token.
@@ -118,6 +119,8 @@ def check_in_order(
         best, token = (scores if noise is None else scores + noise[row]).max(dim=-1)  # (1,)
         (value,), (chosen,) = to_host(best, token)
         check_best(value)
+        if kept is not None:
+            kept.append(scores[0])
         return chosen
 
     return walk(parents or range(-1, len(draft) - 1), draft, choose)

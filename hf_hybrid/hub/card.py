@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_hybrid.hub.about import RELATIONS, About, read_about
+from hf_hybrid.hub.links import replace_file
 from hf_hybrid.hub.tables import CardError, read_results, render_passes, render_table
 
 FIRST = "What it does"
@@ -88,6 +90,7 @@ def write_card(
     Args:
         checkpoint: folder with config and weights, perhaps ``training.json``.
         results: what ``hf-hybrid bench --json`` wrote. out: the card, default ``README.md`` in the folder.
+            A link of that name is replaced and not followed; so is that of the picture.
         about: a text on the checkpoint (``hf_hybrid.hub.about``). picture: copied beside the card.
         name: of the model or its repository, default: of the recipe, else of the folder.
         licence: an identifier of the Hub such as ``apache-2.0``. base_model: id of the model that it was made from.
@@ -129,9 +132,11 @@ def write_card(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     body = re.sub(r"\n{3,}", "\n\n", body)
-    ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}").save(out)
-    if picture is not None and picture.resolve() != (out.parent / picture.name).resolve():
-        (out.parent / picture.name).write_bytes(picture.read_bytes())
+    card = ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}")
+    replace_file(out, str(card).encode("utf-8"))
+    beside = out.parent / picture.name if picture is not None else None
+    if picture is not None and beside is not None and picture.absolute() != beside.absolute():
+        replace_file(beside, picture.read_bytes())
     return out
 
 
@@ -290,13 +295,16 @@ def _held_out(path: Path) -> int | None:
         return None
     names: set[str] = set()
     for line in path.read_text(encoding="utf-8").splitlines():
-        item = json.loads(line)
-        names.update(item.get("countries") or item.get("groups") or [])
+        try:
+            item = json.loads(line)
+            names.update(item.get("countries") or item.get("groups") or [])
+        except (ValueError, AttributeError, TypeError) as error:
+            raise CardError(f"{path} is no file of held-out prompts: {line[:40]!r}") from error
     return len(names)
 
 
 def _num_parameters(folder: Path) -> int:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     # By a pattern, not by the names in an index: a path is never built from what a file says.
@@ -304,10 +312,10 @@ def _num_parameters(folder: Path) -> int:
     if not shards:
         raise CardError(f"{folder} has no safetensors; save the model there with save_pretrained")
     for shard in shards:
-        with safe_open(shard, framework="pt") as weights:  # type: ignore[no-untyped-call]
-            for name in weights.keys():  # noqa: SIM118
-                size = 1
-                for length in weights.get_slice(name).get_shape():
-                    size *= length
-                total += size
+        try:
+            with safe_open(shard, framework="pt") as weights:  # type: ignore[no-untyped-call]
+                shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise CardError(f"{shard} is broken ({error}); save or fetch it again") from error
+        total += sum(math.prod(shape) for shape in shapes)
     return total

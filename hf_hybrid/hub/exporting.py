@@ -7,7 +7,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hf_hybrid.config import settings_for
+from hf_hybrid.hub.links import check_no_link, check_source, check_target
 from hf_hybrid.hub.push import CARD, write_repository_card
 from hf_hybrid.hub.saving import save_pretrained
 from hf_hybrid.mixin import causal_model
@@ -15,6 +18,10 @@ from hf_hybrid.portable import write_custom_generate
 
 KEPT = ("README.md", "LICENSE", "training.json", "test_set.jsonl")
 """What a checkpoint folder may hold besides what the host saves; names of ours, never read from a repository."""
+
+
+class ExportError(ValueError):
+    """A repository that could not be written to its end; the message says where."""
 
 
 def export_model(
@@ -30,13 +37,21 @@ def export_model(
     Raises:
         hf_hybrid.SettingsError: no such strategy.
         hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
+        ExportError: the weights cannot be written, as on a full disk.
+        LinkError: a link leads out of ``source`` or ``folder``, or ``folder`` is one. Nothing was written.
     """
+    check_no_link(folder)
+    if source is not None:
+        check_source(source)
     config = causal_model(model).generation_config
     if strategy is not None:
         stored = dict(getattr(config, "hf_hybrid", None) or {})
         settings_for(strategy, {}, stored)
         config.hf_hybrid = {**stored, "strategy": strategy}
-    save_pretrained(model, folder, tokenizer=tokenizer)
+    try:
+        save_pretrained(model, folder, tokenizer=tokenizer)
+    except SafetensorError as error:  # such as a full disk
+        raise ExportError(f"{folder}: the weights cannot be written ({error}); what lies there is not whole") from error
     for name in KEPT:
         if source is not None and (source / name).is_file() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)
@@ -49,7 +64,10 @@ def export_speculative(folder: Path) -> None:
 
     Raises:
         hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
+        LinkError: ``folder`` is a link, or a link leads out of it. Nothing was written.
     """
+    check_no_link(folder)
+    check_target(folder)
     write_custom_generate(folder, strategy="speculative")
     if not (folder / CARD).exists():
         card = Template(Path(__file__).with_name("speculative_card.md").read_text(encoding="utf-8"))

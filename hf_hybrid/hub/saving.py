@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from hf_hybrid.hub.links import check_target
 from hf_hybrid.mixin import causal_model, keep_custom_fields
 from hf_hybrid.portable import write_custom_generate
 
@@ -33,8 +34,10 @@ def save_pretrained(
     Raises:
         TypeError: not a decoder-only model with ``generate()``.
         hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
+        LinkError: a file in the folder is a link that leads out of it, as in a Hub cache. Nothing was written.
     """
     host = causal_model(model)
+    check_target(Path(folder))
     keep_custom_fields(host)
     if host is model:
         write_custom_generate(folder)

@@ -121,6 +121,20 @@ class RowCacheLayer(CacheLayerMixin):
                 storage[i, :, :length] = storage[j, :, :length]
                 storage[j, :, :length] = kept
 
+    def gathered(
+        self, rows: Tensor, slots: Tensor, lines: Tensor, columns: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values ``(lines, heads, columns, head_dim)`` of ``size`` (lines, columns): what lies at ``(rows,
+        slots)`` goes to ``(lines, columns)``, all int64 ``(count,)``; the rest is zero."""
+        found: list[Tensor] = []
+        for storage in (self.keys, self.values):
+            assert storage is not None
+            at = [index.to(storage.device) for index in (rows, slots, lines, columns)]
+            gathered = storage.new_zeros((size[0], storage.shape[1], size[1], storage.shape[3]))
+            gathered[at[2], :, at[3]] = storage[at[0], :, at[1]]
+            found.append(gathered)
+        return found[0], found[1]
+
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not supported."""
         _refuse("crop")

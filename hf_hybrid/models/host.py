@@ -7,13 +7,14 @@ A copy travels with every exported ``custom_generate/``, which may meet newer re
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -25,6 +26,9 @@ CACHE = "cache" if "cache" in {f.name for f in fields(GenerateDecoderOnlyOutput)
 
 CACHES = ("cache", "past_key_values")
 """What any release calls it; a caller may use either name."""
+
+
+_Host: Any = GenerationMixin  # its methods type ``self`` by a protocol
 
 
 class Unsupported(ValueError):
@@ -62,7 +66,7 @@ def text_config(model: Any) -> Any:
 def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the forward of the model's class (hooks may hide them on the instance).
 
-    A forward that passes on everything (``*args, **kwargs``) has those of the class that it extends.
+    A forward that passes on what it does not know (``**kwargs``) has those of the class that it extends too.
     """
     found: dict[str, inspect.Parameter] = {}
     for owner in type(unwrapped(model)).__mro__:
@@ -71,7 +75,7 @@ def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
             continue
         own = dict(inspect.signature(inspect.unwrap(forward)).parameters)
         found = own | found
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()) or {"input_ids", *CACHES} & own.keys():
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
             break
     return found
 
@@ -120,6 +124,61 @@ def position_table(model: Any) -> int | None:
     config = text_config(model)
     rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
     return None if rotary else trained_positions(model)
+
+
+@dataclass(frozen=True)
+class RopeSwitch:
+    """Rotary factors that change with the largest position of a pass.
+
+    Attributes:
+        positions: passes whose positions all lie below have the factors of short texts. grows: True: beyond, they go on
+            changing with every position (dynamic NTK); False: they change once (LongRoPE). rereads: True: the host
+            reads the text anew when it first gets there, so that all its keys have the new factors.
+    """
+
+    positions: int
+    grows: bool
+    rereads: bool
+
+    def room(self, length: int) -> int | None:
+        """Rows that a pass may carry behind the last of ``length`` tokens without changing what that one sees; None:
+        any number."""
+        if length <= self.positions:
+            # At their last position the growing ones still have what a text before left behind.
+            return max(0, self.positions - length - self.grows)
+        return 0 if self.grows else None
+
+
+def rope_switch(model: Any) -> RopeSwitch | None:
+    """Where the model's rotary factors change; None: they never do."""
+    config = text_config(model)
+    rope = getattr(config, "rope_parameters", None) or {}
+    every = [rope] if "rope_type" in rope else [own for own in rope.values() if isinstance(own, Mapping)]
+    found = []
+    for own in every:
+        kind = own.get("rope_type") or "default"
+        if kind == "longrope":
+            known = own.get("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", 0))
+            found.append((int(known), False))
+        elif "dynamic" in kind:
+            found.append((int(config.max_position_embeddings), True))
+    if not found:
+        return None
+    positions = min(first for first, _ in found)
+    return RopeSwitch(positions, any(grows for _, grows in found), _rereads(model, positions))
+
+
+def _rereads(model: Any, positions: int) -> bool:
+    """True: the host drops its cache when a text reaches ``positions``: asked with a cache that has no content."""
+    host = unwrapped(model)
+    if getattr(host.prepare_inputs_for_generation, "__func__", None) is _Host.prepare_inputs_for_generation:
+        return False
+    ids = torch.zeros((1, positions + 1), dtype=torch.int64, device=host.device)
+    full = DynamicCache(config=text_config(model))
+    full.get_seq_length = lambda *_, **__: positions  # type: ignore[method-assign]
+    options: dict[str, Any] = {CACHE: full, "next_sequence_length": 1, "use_cache": True, "is_first_iteration": False}
+    handed = host.prepare_inputs_for_generation(ids, **options)
+    return handed.get(CACHE) is not full
 
 
 def end_ids(model: Any) -> frozenset[int]:
@@ -193,6 +252,21 @@ def check_model(model: Any) -> None:
 def taken_cache(arguments: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a call, whatever they call it; None: there is none."""
     return next((arguments[name] for name in CACHES if arguments.get(name) is not None), None)
+
+
+def empty_cache() -> dict[str, Cache]:
+    """An empty cache under its name, as the host would make it."""
+    return {CACHE: DynamicCache()}
+
+
+def fill(cache: Cache, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Let a ``DynamicCache`` of the caller hold these keys and values, each ``(batch, heads, length, head_dim)``."""
+    for number, (keys, values) in enumerate(layers):
+        layer: Any = cache.layers[number] if number < len(cache.layers) else None
+        if layer is None or layer.keys is None:
+            cache.update(keys, values, number)
+        else:
+            layer.keys, layer.values = keys, values
 
 
 def adoptable(cache: Cache) -> list[tuple[Tensor, Tensor]]:

@@ -88,6 +88,24 @@ class MeasuredPrices:
         return (y - slope * x) / n, slope
 
 
+class GuessedPrices:
+    """Prices before anything was measured, in units of a pass of one row: the same in every process.
+
+    Args:
+        kind: of the products of few rows (``FewRows.kind``).
+    """
+
+    def __init__(self, kind: str = "other"):
+        self._guess = MeasuredPrices(kind)
+
+    def seconds(self, rows: int) -> float:
+        """Of a pass of ``rows`` rows, in units of a pass of one row."""
+        return self._guess.seconds(rows)
+
+    def note(self, rows: int, seconds: float) -> None:
+        """What a pass took changes nothing."""
+
+
 _known: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, int], Prices]] = WeakKeyDictionary()
 
 

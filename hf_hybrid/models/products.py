@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from hf_hybrid.models.ranks import processes
+
 _TRIED = (4, 16, 64)
 """Rows that are measured."""
 _SHAPE, _WEIGHTS, _ROUNDS = (2048, 512), 4, 3  # 16 MB of weights: more than the second-level cache
@@ -38,7 +40,9 @@ class FewRows:
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype):
-        layers = self._layers(model) if device.type == "cpu" and dtype == torch.float32 else []
+        # Two processes that share a model, or draft for one, must not differ in what they measured.
+        alone = processes() == 1
+        layers = self._layers(model) if alone and device.type == "cpu" and dtype == torch.float32 else []
         self.most = most_rows(torch.get_num_threads()) if layers else 0
         self.kind = "flipped" if self.most else "packed" if device.type == "cpu" else "other"
         self._forwards = [(layer.__dict__, _forward(layer, self.most)) for layer in layers] if self.most else []

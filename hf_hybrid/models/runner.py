@@ -36,6 +36,7 @@ from hf_hybrid.models.host import (
     without_extras,
 )
 from hf_hybrid.models.products import FewRows
+from hf_hybrid.models.ranks import Ranks
 from hf_hybrid.models.slots import Slots
 
 
@@ -56,16 +57,26 @@ class Runner:
         batch_size: batch rows at the start.
         capacity: slots per batch row to begin with; doubled when more are needed, never allocated ahead.
         num_spans: spans per batch row to begin with; ``relate`` makes more.
+        synced_gpus: as in the host's ``generate()``; see ``Ranks``.
 
     Attributes:
         active: the first ``active`` batch rows are still running.
         num_passes: int64 ``(batch_size,)``, passes that each batch row took part in.
         num_rows: int64 ``(batch_size,)``, rows but padding that each batch row has run.
-        products: how the model multiplies few rows by its weights.
+        products: how the model multiplies few rows by its weights. ranks: the processes that share the model.
+        vectors: table ``(n, hidden)`` of prompts that are given as vectors, which tokens -2, -3, ... stand for.
         forward_seconds: seconds spent in calls of the model (on an accelerator: in starting them).
     """
 
-    def __init__(self, model: Any, batch_size: int, *, capacity: int = 256, num_spans: int = 8) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batch_size: int,
+        *,
+        capacity: int = 256,
+        num_spans: int = 8,
+        synced_gpus: bool | None = None,
+    ) -> None:
         check_model(model)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: a Runner needs at least one batch row")
@@ -76,6 +87,7 @@ class Runner:
         self.cache = RowCache(config.num_hidden_layers, batch_size, capacity)
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.num_rows = np.zeros(batch_size, dtype=np.int64)  # (batch,)
+        self.ranks = Ranks(unwrapped(model), self.device, synced_gpus)
         self.products = FewRows(model, self.device, self.dtype)
         self.forward_seconds = 0.0
         self._cache_argument = cache_argument(model)
@@ -86,6 +98,7 @@ class Runner:
         self._keeps_logits = "logits_to_keep" in forward_parameters(model)
         self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, mask_dtype(model, self.device))
         self._max_positions = position_table(model)
+        self.vectors: Tensor | None = None
         self._pending: _Pass | None = None
 
     def relate(self, row: int, span: int, sees: Sequence[int]) -> None:
@@ -126,10 +139,11 @@ class Runner:
         arguments: dict[str, Any] = {self._cache_argument: self.cache, **self._extras}
         if self._keeps_logits:
             arguments["logits_to_keep"] = max(keep, 1)
+        self.ranks.others_go_on(True)
         start = time.perf_counter()
         with self._mode(), self.products.of(tokens.numel()):
             output = self.model(
-                input_ids=tokens.to(self.device),
+                **self._inputs(tokens),
                 attention_mask=mask,
                 position_ids=rows.position.to(self.device),
                 use_cache=True,
@@ -149,6 +163,15 @@ class Runner:
         subclasses (sharded or quantised weights), which it does not serve everywhere, nor for code of others in the
         model, which may keep what it sees."""
         return torch.inference_mode() if self._closed else nullcontext()
+
+    def _inputs(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Ids ``(active, rows)``, or vectors where some of them stand for vectors."""
+        ids = tokens.to(self.device)
+        if self.vectors is None or not bool((tokens < -1).any()):
+            return {"input_ids": ids}
+        given = ids < -1  # (active, rows), True: a vector of the table
+        vectors = unwrapped(self.model).get_input_embeddings()(ids.clamp(min=0))  # (active, rows, hidden)
+        return {"inputs_embeds": vectors.masked_scatter(given.unsqueeze(-1), self.vectors[-2 - ids[given]])}
 
     def commit(
         self,
@@ -187,6 +210,13 @@ class Runner:
         if not 0 <= row < self.active or position < 0:
             raise ValueError(f"batch row {row}, position {position}: rows are 0 to {self.active - 1}, positions from 0")
         self._slots.forget(row, position)
+
+    def wait(self) -> None:
+        """All answers are finished: go along with the passes that other processes still make (over any token)."""
+        while self.ranks.others_go_on(False):
+            token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+            with torch.no_grad():
+                self.model(input_ids=token, position_ids=token, use_cache=False)
 
     def leave(self, row: int) -> int:
         """Batch row ``row`` is finished: it and the last active one change places (counters and spans too).
@@ -229,6 +259,48 @@ class Runner:
     def slots_of(self, row: int) -> np.ndarray:
         """The slots that hold committed rows of batch row ``row``: int64 ``(count,)``, rising."""
         return np.flatnonzero(self._slots.span[row] != PADDING)
+
+    def catch_up(self, texts: Sequence[tuple[int, list[int]]]) -> None:
+        """Read what no pass has read yet of texts that all stand in span 0, such as the last token of one that ended
+        before the others. Batch rows that left are active again.
+
+        Args:
+            texts: of each batch row the tokens at positions 0, 1, ...
+        """
+        self.active = self.batch_size
+        missing = [range(len(self._at(row)), len(tokens)) for row, tokens in texts]
+        if any(missing):
+            width = max(map(len, missing))
+            tokens = torch.zeros((self.batch_size, width), dtype=torch.int64)
+            position, span = torch.zeros_like(tokens), torch.full_like(tokens, PADDING)
+            for (row, text), wanted in zip(texts, missing, strict=True):
+                for column, index in enumerate(wanted):
+                    tokens[row, column], position[row, column], span[row, column] = text[index], index, 0
+            self.run(tokens, Rows.clean(position, span), 0)
+            self.commit()
+
+    @torch.no_grad()
+    def layers(self, entries: Sequence[tuple[int, list[int]]], length: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values per layer, each ``(entries, heads, length, head_dim)``, of texts that all stand in span 0.
+
+        Args:
+            entries: for each its batch row, and the columns that its positions 0, 1, ... take; other columns are zero.
+        """
+        at = [self._at(row)[: len(columns)] for row, columns in entries]
+        lines = torch.tensor([i for i, slots in enumerate(at) for _ in slots], device=self.device)
+        rows = torch.tensor([e[0] for e, slots in zip(entries, at, strict=True) for _ in slots], device=self.device)
+        slots = torch.from_numpy(np.concatenate(at)).to(self.device)
+        columns = torch.tensor([c for entry in entries for c in entry[1]], device=self.device)
+        index = (rows, slots, lines, columns)
+        return [layer.gathered(*index, size=(len(entries), length)) for layer in self.cache.layers]
+
+    def _at(self, row: int) -> np.ndarray:
+        """The slots of batch row ``row`` that hold positions 0, 1, ... without a gap: int64 ``(count,)``."""
+        slots = self.slots_of(row)
+        position = self._slots.position[row, slots]
+        order = np.argsort(position, kind="stable")
+        whole = position[order] == np.arange(len(order))
+        return slots[order][: len(order) if whole.all() else int(whole.argmin())]
 
     @torch.no_grad()
     def adopt(self, cache: Cache, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> None:
@@ -289,21 +361,22 @@ class Runner:
 
 
 @torch.no_grad()
-def causal_cache(model: Any, sequences: Tensor, attention_mask: Tensor) -> DynamicCache:
-    """A host cache of ``sequences`` at consecutive positions, so that a host call can go on from them.
+def causal_cache(model: Any, ids: Tensor, attention_mask: Tensor, cache: DynamicCache | None = None) -> DynamicCache:
+    """A host cache of a text at consecutive positions, so that a host call can go on from it.
 
     Args:
-        sequences: int64 ``(batch, length)``. attention_mask: int64, alike, 0: padding.
+        ids: int64 ``(batch, length)``, what ``cache`` lacks. attention_mask: int64 ``(batch, all)``, 0: padding.
+        cache: of the beginning, filled in place; None: there is none.
 
     Returns:
-        a ``DynamicCache`` of ``length - 1`` slots: the last token is left for the call that continues.
+        a ``DynamicCache`` of all tokens but the last, which is left for the call that continues.
     """
-    cache = DynamicCache()
-    if sequences.shape[1] > 1:
+    cache = DynamicCache() if cache is None else cache
+    if ids.shape[1] > 1:
         mask = attention_mask[:, :-1]
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, 1 - ids.shape[1] :]
         model(
-            input_ids=sequences[:, :-1],
+            input_ids=ids[:, :-1],
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,

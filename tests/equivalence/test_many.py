@@ -2,7 +2,8 @@
 
 Catches: keys, spans or masks of a finished answer that the next one in its place can see; counters that go on; seeds
 keyed by the place in the batch; answers that are lost, doubled or given the wrong index when several finish in one
-pass, at once with their prompt, or when the queue is shorter than the batch.
+pass, at once with their prompt, or when the queue is shorter than the batch; one bad prompt that takes the others with
+it, or their seeds; lengths that are counted from the longest prompt of the first batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from hf_hybrid import Answer, DecodingError, UnsupportedCallError, disable, generate_many
+from hf_hybrid import (
+    Answer,
+    DecodingError,
+    Plan,
+    SettingsError,
+    Span,
+    UnsupportedCallError,
+    disable,
+    generate_many,
+)
 from tests.equivalence.test_batches import MODES, answers, model
 from tests.models_for_tests import PROMPTS, hybrid
 
@@ -95,8 +105,9 @@ def test_a_model_that_is_not_enabled_answers_too() -> None:
         ([[1]], {"batch_size": 0}, "batch_size=0"),
         ([[1]], {"strategy": "autoregressive", "num_return_sequences": 2, "do_sample": True}, "one answer per prompt"),
         ([[1]], {"strategy": "autoregressive", "streamer": object()}, "no streamer"),
-        ([[]], {"strategy": "autoregressive"}, "prompt 0 must hold"),
-        ([torch.ones(1, 3, dtype=torch.long)], {"strategy": "autoregressive"}, "prompt 0 must hold"),
+        ([[1]], {"strategy": "autoregressive", "custom_generate": print}, "no custom_generate"),
+        ([], {}, "needs a strategy"),
+        ([[]], {}, "needs a strategy"),
     ],
 )
 def test_misuse_is_a_clear_error(prompts: Any, arguments: dict[str, Any], match: str) -> None:
@@ -109,18 +120,94 @@ def test_processors_of_one_batch_are_refused() -> None:
         many(LINE[:2], 2, strategy="autoregressive", repetition_penalty=1.3)
 
 
-def test_a_prompt_that_cannot_be_read_loses_no_finished_answer() -> None:
-    found = []
-    with pytest.raises(UnsupportedCallError, match="prompt 2 must hold"):
-        for answer in generate_many(
-            model(), [[3], [7], []], batch_size=1, strategy="autoregressive", max_new_tokens=3, do_sample=False
-        ):
-            found.append(answer.index)
-    assert found == [0, 1]
+@pytest.mark.parametrize("setting", [{"window_length": 0}, {"temperature": "warm"}, {"max_length": "long"}])
+def test_a_wrong_setting_is_an_error_at_once_whatever_the_prompts_are(setting: dict[str, Any]) -> None:
+    for prompts in ([[1]], [[]], []):
+        with pytest.raises(SettingsError, match=next(iter(setting))):
+            generate_many(model(), prompts, strategy="planned_diffusion", **setting)
 
 
-@pytest.mark.parametrize("made", [torch.tensor, np.array, tuple], ids=["torch", "numpy", "tuple"])
-def test_prompts_of_every_kind(made: Any) -> None:
-    options: dict[str, Any] = {"strategy": "autoregressive", "max_new_tokens": 3, "do_sample": False}
-    found = [list(generate_many(model(), prompts, **options)) for prompts in (LINE, [made(list(p)) for p in LINE])]
-    assert [answer.tokens for answer in found[0]] == [answer.tokens for answer in found[1]]
+BAD = {
+    "empty": ([], "must hold token ids"),
+    "two dimensions": (torch.ones(1, 3, dtype=torch.long), "must hold token ids"),
+    "a text": ("hello", "must hold token ids"),
+    "a number": (5, "must hold token ids"),
+    "numbers": ([1.5, 2.0], "must hold token ids"),
+    "a mask": (torch.ones(3, dtype=torch.bool), "must hold token ids"),
+    "beyond the vocabulary": ([3, 10**6], "outside the vocabulary"),
+    "negative": ([3, -1], "outside the vocabulary"),
+    "as long as the model": ([3] * 4096, "fills the"),
+}
+
+
+@pytest.mark.parametrize("strategy", ["autoregressive", "speculative", "planned_diffusion"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_prompt_that_fails_leaves_the_others_as_they_are(batch_size: int, strategy: str) -> None:
+    """Seeds too: an answer keeps the seed of its own number."""
+    options = {"strategy": strategy, "seed": SEED, "do_sample": True, "max_new_tokens": 12}
+    bad = [prompt for prompt, _ in BAD.values()]
+    prompts: list[Any] = [bad[0], LINE[0], *bad[1:5], LINE[1], bad[5], LINE[2], LINE[3], *bad[6:]]
+    good = [number for number, prompt in enumerate(prompts) if any(prompt is one for one in LINE)]
+    alone = {
+        n: next(generate_many(model(), [LINE[i]], **{**options, "seed": SEED + n})).tokens for i, n in enumerate(good)
+    }
+    found = {answer.index: answer for answer in generate_many(model(), prompts, batch_size=batch_size, **options)}
+    assert sorted(found) == list(range(len(prompts)))
+    assert {n: found[n].tokens for n in good} == alone and all(found[n].error is None for n in good)
+    faults = [found[n] for n in range(len(prompts)) if n not in good]
+    for answer, (_, message) in zip(faults, BAD.values(), strict=True):
+        assert answer.tokens == [] and message in str(answer.error)
+        assert answer.report.strategy == strategy and answer.report.num_tokens == 0
+
+
+def test_a_stream_of_bad_prompts_is_a_stream_of_errors() -> None:
+    found = many([[], [], []], 2, strategy="autoregressive")
+    assert [answer.index for answer in found] == [0, 1, 2] and all(answer.error for answer in found)
+
+
+def test_a_given_plan_that_one_prompt_leaves_no_room_for_is_an_error_of_that_prompt() -> None:
+    plan = Plan((Span((5,), 8),))
+    prompts = [[3] * 40, [3, 4], [3] * 41, [5, 6]]
+    for batch_size in (1, 2, 4):
+        found = {
+            a.index: a
+            for a in generate_many(
+                model(), prompts, batch_size=batch_size, strategy="planned_diffusion", plan=plan, max_length=45
+            )
+        }
+        assert [bool(found[n].error) for n in range(4)] == [True, False, True, False]
+        assert "the given plan needs" in str(found[0].error) and found[0].tokens == []
+        assert found[1].report.plans and found[1].tokens
+
+
+@pytest.mark.parametrize("strategy", ["autoregressive", "block_diffusion"])
+def test_lengths_count_each_prompt_with_its_own_answer(strategy: str) -> None:
+    """Whatever stands beside it: once the first batch decided for all."""
+    prompts = [[3, 4, 5], [7] * 14, [9] * 30, [6] * 6]
+    bounds = {"max_length": 24, "min_length": 20, "do_sample": False, "strategy": strategy}
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        row = model().generate(ids, attention_mask=torch.ones_like(ids), **bounds) if len(prompt) < 24 else ids
+        expected.append(row[0, len(prompt) :].tolist())
+    for batch_size in (1, 2, 4):
+        found = {a.index: a for a in generate_many(model(), prompts, batch_size=batch_size, **bounds)}
+        assert [found[n].tokens for n in range(4)] == expected
+        assert "max_length=24 leaves no room behind a prompt of 30" in str(found[2].error)
+    assert len(expected[0]) > len(expected[1])
+
+
+def test_new_tokens_are_preferred_to_lengths_as_in_the_host() -> None:
+    found = list(
+        generate_many(
+            model(), [[3] * 30, [4]], strategy="autoregressive", max_new_tokens=3, max_length=10, do_sample=False
+        )
+    )
+    assert [len(answer.tokens) for answer in found] == [3, 3] and not any(answer.error for answer in found)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
+def test_ids_of_any_kind_are_prompts(kind: Any) -> None:
+    options = {"strategy": "autoregressive", "max_new_tokens": 3, "do_sample": False}
+    (answer,) = generate_many(model(), [kind([3, 4, 5])], **options)
+    assert answer.error is None and len(answer.tokens) == 3
