@@ -231,10 +231,12 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def _end_token(model: PreTrainedModel) -> object:
+    size = model.config.get_text_config().vocab_size
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
         eos = getattr(config, "eos_token_id", None)
         if isinstance(eos, (list, tuple)):
-            eos = eos[0] if eos else None
+            # One that is negative or beyond the vocabulary stands for none.
+            eos = next((e for e in eos if not isinstance(e, int) or 0 <= e < size), eos[0] if eos else None)
         if eos is not None:
             return eos
     return None

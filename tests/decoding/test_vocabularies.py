@@ -136,3 +136,40 @@ def test_an_end_beyond_the_vocabulary_is_never_written(strategy: str, ends: Any)
         assert found == answer(host, **options)
     else:
         assert len(found[0]) > 0
+
+
+IDS_THAT_ARE_NONE = [-1, [], [-1], VOCAB, 99, [CONTROL.eos, 99], [-1, -2]]
+
+
+@pytest.mark.parametrize("strategy", ["autoregressive", "speculative"])
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "given"])
+@pytest.mark.parametrize("ends", IDS_THAT_ARE_NONE, ids=str)
+@pytest.mark.parametrize("least", [0, 4])
+def test_ends_that_are_no_token(strategy: str, stored: bool, ends: Any, least: int) -> None:
+    host = hf_hybrid.enable(tiny("llama", seed=2))
+    host.generation_config.eos_token_id, host.generation_config.pad_token_id = 27, 0
+    options: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": least or None, "do_sample": False}
+    if stored:
+        host.generation_config.eos_token_id = ends
+    else:
+        options["eos_token_id"] = ends
+    ids = torch.tensor([[3, 7, 9, 2, 11], [5, 5, 5, 5, 5]])
+    assert answer(host, ids, strategy=strategy, **options) == answer(host, ids, **options)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "given"])
+@pytest.mark.parametrize(("pad", "shown"), [(-1, 27), (VOCAB, VOCAB), (99, 99)])
+def test_paddings_that_are_no_token(stored: bool, pad: int, shown: int) -> None:
+    """The host reads them behind an answer that ended, and breaks where the model has no row for them."""
+    host = hf_hybrid.enable(tiny("llama", seed=2))
+    host.generation_config.eos_token_id, host.generation_config.pad_token_id = 27, pad if stored else 0
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, **({} if stored else {"pad_token_id": pad})}
+    ids = torch.tensor([[3, 7, 9, 2, 11], [5, 5, 5, 5, 5]])
+    first, second = answer(host, ids, strategy="autoregressive", **options)
+    assert first == answer(host, ids[:1], **options)[0] and second == [27, *[shown] * 5]
+
+
+def test_a_hybrid_model_passes_over_ends_that_are_none() -> None:
+    host = hybrid(seed=13)
+    host.generation_config.eos_token_id = [99, -1, CONTROL.eos]
+    assert hf_hybrid.control_tokens(host) == CONTROL
