@@ -309,6 +309,7 @@ def _unknown(name: object, choices: frozenset[str] | set[str]) -> str:
 def _coerce(cls: type, name: str, value: Any) -> Any:
     """``value`` checked against the type and the range of the field; the field's annotation is the one source of its
     type."""
+    value = _plain(value)
     hint = get_type_hints(cls)[name]
     meta = next(f for f in fields(cls) if f.name == name).metadata
     options = get_args(hint) or (hint,)
@@ -325,8 +326,13 @@ def _coerce(cls: type, name: str, value: Any) -> Any:
     kinds = tuple(o for o in options if o in (int, float, bool))
     inner = next((get_args(option)[0] for option in options if get_origin(option) is list), None)
     if isinstance(value, (list, tuple)) and inner is not None:
-        return [_number(name, v, (inner,), meta) for v in value]
+        return [_number(name, _plain(v), (inner,), meta) for v in value]
     return _number(name, value, kinds, meta)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or torch as one of Python, and an array of them as a list; the rest as it is."""
+    return value.tolist() if hasattr(value, "ndim") and hasattr(value, "tolist") else value
 
 
 def _number(name: str, value: Any, kinds: tuple[type, ...], meta: Mapping[str, Any]) -> Any:

@@ -113,7 +113,8 @@ def host_arguments(
     _take_stop_strings(model, arguments, tokenizer)
     # The loop keeps its own cache; a static one of the host would be sized by max_new_tokens, and all later ones too.
     _switch_off(model, arguments, "cache_implementation")
-    # The host drops streamer and tokenizer on the way to a callable, so they are bound; it still streams the prompt.
+    # The host drops streamer, tokenizer and synced_gpus on the way to a callable, so they are bound; it streams the
+    # prompt all the same.
     call = Call(
         strategy=name,
         settings=checked,
@@ -124,6 +125,7 @@ def host_arguments(
         queue=queue,
         drafter=drafter,
         cache=cache,
+        synced_gpus=arguments.get("synced_gpus"),
     )
     arguments["custom_generate"] = functools.partial(decode, call=call)
     return arguments

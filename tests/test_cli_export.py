@@ -1,18 +1,20 @@
 """``hf-hybrid export``: whole repositories and clear errors.
 
 Bugs these tests catch: an export that changes weights or their type, forgets the card or a strategy, or overwrites its
-own source.
+own source; broken files and full disks that end in a traceback.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_for_tests import write_checkpoint
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -75,3 +77,21 @@ def test_wrong_usage(checkpoint: Path, tmp_path: Path) -> None:
     (foreign / "generate.py").write_text("")
     assert "not hf_hybrid's" in call("export", checkpoint, tmp_path / "foreign", code=1)
     assert not (tmp_path / "x").exists() and [p.name for p in (tmp_path / "foreign").iterdir()] == ["custom_generate"]
+
+
+def test_a_full_disk_and_broken_files_are_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.modeling_utils.safe_save_file", full)
+        told = call("export", checkpoint, tmp_path / "out", code=1)
+    assert "the weights cannot be written" in told and "No space left" in told and len(told.splitlines()) == 1
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    (broken / "test_set.jsonl").write_text("[1]\n")
+    assert "no file of held-out prompts" in call("card", broken, "--licence", "mit", code=1)
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-9])
+    told = call("card", broken, "--licence", "mit", code=1)
+    assert "model.safetensors is broken" in told and len(told.splitlines()) == 1

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from hf_hybrid.checkpoints import bundled
 from hf_hybrid.cli import app
 from hf_hybrid.cli.command import UsageError
+from hf_hybrid.cli.folder import LoadingError
 from hf_hybrid.cli.serve import model_and_type
 from hf_hybrid.cli.served import Answering, Streamed, check_body, prepare
 from tests.models_for_tests import CONTROL, FAVOURS, hybrid, words
@@ -71,10 +72,14 @@ def test_the_model_and_what_would_bypass_a_strategy(tmp_path: Path) -> None:
     assert options == {"force_model": POCKET, "dtype": "float32"}
     options = {"force_model": "hybrid-pocket", "dtype": "bfloat16"}
     assert model_and_type(options, typed=True) == "hybrid-pocket" and options["dtype"] == "bfloat16"
+    (tmp_path / "model.safetensors").touch()
     options = {"force_model": str(tmp_path), "dtype": "auto"}
     assert model_and_type(options, typed=False) == tmp_path.name and options["dtype"] == "auto"
     options = {"force_model": "owner/name"}
     assert model_and_type(options, typed=False) == "owner/name" == options["force_model"]
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(LoadingError, match="is a pickle"):
+        model_and_type({"force_model": str(tmp_path)}, typed=False)
     with pytest.raises(UsageError, match="continuous-batching"):
         model_and_type({"continuous_batching": True}, typed=False)
     with pytest.raises(UsageError, match="save it into a folder"):

@@ -28,12 +28,15 @@ def train(
 
     Ctrl-C is safe: the same command goes on from the last whole checkpoint.
     """
-    if not recipe.is_file():
+    if recipe.is_dir():
+        raise UsageError(f"{recipe} is a folder; name the YAML file of a recipe")
+    if not recipe.exists():
         raise UsageError(f"there is no recipe {recipe}; the source repository has recipes/pocket.yaml")
     from hf_hybrid.training.recipe import read_recipe, read_task, read_teacher, run_recipe
-    from hf_hybrid.training.trainer import last_whole_checkpoint
+    from hf_hybrid.training.resume import last_whole_checkpoint
 
     read = read_recipe(recipe)
+    earlier = last_whole_checkpoint(read.output_dir)
     if check:
         task = read_task(read, read_teacher(read))
         _report(task)
@@ -43,7 +46,7 @@ def train(
         folder = run_recipe(read, resume=resume, max_steps=max_steps, tell=_report)
     except KeyboardInterrupt:
         last = last_whole_checkpoint(read.output_dir)
-        if last is None:
+        if last is None or (not resume and last == earlier):
             typer.echo("interrupted before the first checkpoint; the same command starts anew", err=True)
         else:
             steps = [] if max_steps is None else ["--max-steps", str(max_steps)]

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_hybrid.core.precision import double_device
+
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, close to 2^64 / golden ratio: the step of SplitMix64
 
@@ -31,21 +33,22 @@ def keyed_noise(
         seed: any whole number, taken modulo 2^64; or one for each position.
         positions: places in the answer, one per row.
         vocab: number of token ids.
-        device: where the noise is made.
+        device: where the noise is wanted; it is made there, or on the CPU where the device has no float64.
 
     Returns:
         float32 ``(positions, vocab)``, ``-log(-log(u))`` with u uniform on (0, 1) in float64, hence finite, from -3.7
         to 36.8.
     """
     seeds = [seed] if isinstance(seed, int) else seed
-    base = _mix(torch.tensor([_signed(s + _GOLDEN) for s in seeds], dtype=torch.long, device=device))  # (1,) or alike
-    place = torch.tensor([_signed(p) for p in positions], dtype=torch.long, device=device)  # (positions,)
+    made = double_device(device)
+    base = _mix(torch.tensor([_signed(s + _GOLDEN) for s in seeds], dtype=torch.long, device=made))  # (1,) or alike
+    place = torch.tensor([_signed(p) for p in positions], dtype=torch.long, device=made)  # (positions,)
     state = _mix(base + place * _signed(_GOLDEN))  # (positions,)
-    step = torch.arange(1, vocab + 1, dtype=torch.long, device=device) * _signed(_GOLDEN)  # (vocab,)
+    step = torch.arange(1, vocab + 1, dtype=torch.long, device=made) * _signed(_GOLDEN)  # (vocab,)
     bits = _shifted(_mix(state.unsqueeze(-1) + step), 12)  # (positions, vocab), 52 uniform bits
     # Half a unit above the grid of 52 bits: neither 0 nor, after rounding, 1.
     uniform = (bits.double() + 0.5) * 2.0**-52
-    return -(-uniform.log()).log().float()
+    return (-(-uniform.log()).log().float()).to(device)
 
 
 def sample(logits: Tensor, noise: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_hybrid.core.precision import double_device
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -26,8 +28,8 @@ class Schedule:
     def loss_weight(self, t: Tensor) -> Tensor:
         """``-alpha'(t) / (1 - alpha(t))`` for t in (0, 1]; t is clamped away from 0, where the weight is infinite."""
         # float64: near t = 0 the cosine and polynomial 1 - alpha cancel to a few digits in float32.
-        precise = t.double().clamp(min=1e-3)
-        return (-self.derivative(precise) / (1.0 - self.alpha(precise))).to(t.dtype)
+        precise = t.to(double_device(t.device)).double().clamp(min=1e-3)
+        return (-self.derivative(precise) / (1.0 - self.alpha(precise))).to(t.dtype).to(t.device)
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -58,8 +60,9 @@ def unmask_counts(num_open: Tensor, num_steps: Tensor | int, schedule: str = "li
         raise ValueError(f"num_steps={steps}: at least one denoising step is needed")
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
-    time = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=num_open.device)  # (steps + 1,)
+    made = double_device(num_open.device)
+    time = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=made)  # (steps + 1,)
     settled = SCHEDULES[schedule].alpha(time)  # share settled after each step
     settled[0], settled[-1] = 0.0, 1.0
-    total = torch.round(settled * num_open.unsqueeze(-1).double()).long()  # (lanes, steps + 1)
-    return total.diff(dim=-1)
+    total = torch.round(settled * num_open.to(made).unsqueeze(-1).double()).long()  # (lanes, steps + 1)
+    return total.diff(dim=-1).to(num_open.device)

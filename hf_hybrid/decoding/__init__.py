@@ -6,7 +6,7 @@ from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.drafters.tree import TreeDrafter
-from hf_hybrid.decoding.engine import ONE_TEXT, STRATEGIES, decode, prompt_fault
+from hf_hybrid.decoding.engine import STRATEGIES, decode, prompt_fault
 from hf_hybrid.decoding.output import (
     Answer,
     DecodingError,
@@ -16,7 +16,7 @@ from hf_hybrid.decoding.output import (
     SpanReport,
 )
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
-from hf_hybrid.decoding.strategy import Call, Context, Queue, Strategy
+from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Queue, Strategy
 
 __all__ = [
     "ONE_TEXT",

@@ -19,9 +19,10 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.prompts import Prompts, check_inputs, read_prompts
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
-from hf_hybrid.decoding.strategy import Call, Context, Strategy
+from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
 from hf_hybrid.decoding.transcript import Transcript
-from hf_hybrid.models.host import CACHE, adoptable, fill, ordered_ids, position_table, taken_cache
+from hf_hybrid.models.host import CACHE, adoptable, fill, ordered_ids, position_table, rope_switch, taken_cache
+from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
 
@@ -32,9 +33,6 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "speculative": Speculative,
 }
 """Strategy name -> class."""
-
-ONE_TEXT = ("autoregressive", "speculative")
-"""Strategies whose keys are those of one causal text."""
 
 _UNSERVED = ("output_attentions", "output_hidden_states")
 
@@ -87,10 +85,11 @@ def _decode(
         adoptable(call.cache)
     prompts = read_prompts(input_ids, model_kwargs, getattr(config, "_mask_length", None))
     criteria, bound, ends = own_criteria(stopping_criteria)
-    runner = Runner(model, len(prompts.every), capacity=_capacity(prompts.width, config))
+    size, capacity = len(prompts.every), _capacity(prompts.width, config)
+    runner = Runner(model, size, capacity=capacity, synced_gpus=call.synced_gpus)
     runner.vectors = prompts.vectors
-    easel = _Easel(call, config, model, bound - input_ids.shape[1], len(prompts.every))
-    rows = range(len(prompts.every)) if call.queue is None else call.queue.first
+    easel = _Easel(call, config, runner, bound - input_ids.shape[1], size)
+    rows = range(size) if call.queue is None else call.queue.first
     canvases = [easel.canvas(row, prompt.tokens, prompt.given) for row, prompt in zip(rows, prompts.every, strict=True)]
     processors = Processors(
         logits_processor,
@@ -102,11 +101,21 @@ def _decode(
     )
     transcript = _transcript(call, config)
     context = Context(
-        runner, call, processors, bool(config.do_sample), ends, processors.min_new_tokens, width_of(model), transcript
+        runner,
+        call,
+        processors,
+        bool(config.do_sample),
+        ends,
+        processors.min_new_tokens,
+        width_of(model),
+        transcript,
+        rope_switch(model),
     )
     strategy = STRATEGIES[call.strategy](context)
     session = Session(strategy, canvases, prompts.input_ids, criteria, call)
     session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"), [p.cached for p in prompts.every])
+    known = [token for token in prompts.every[0].tokens if token >= 0] or [0]
+    check_rows(model, known, len(canvases), one_by_one=call.strategy == "autoregressive")
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")
@@ -118,6 +127,7 @@ def _decode(
     cache = None
     if call.cache is not None or (config.return_dict_in_generate and config.use_cache is not False):
         cache = _cache(model, session, prompts, sequences, call)
+    runner.wait()
     if not config.return_dict_in_generate:
         return sequences
     fields: dict[str, Any] = {CACHE: cache}
@@ -155,16 +165,17 @@ def _cache(model: Any, session: Session, prompts: Prompts, sequences: Tensor, ca
     mask = session.attention_mask(sequences, prompts)
     held = int(past.get_seq_length()) if past is not None else 0
     known = mask.shape[1] - sequences.shape[1]  # columns whose ids only the cache knows
+    session.runner.ranks.others_go_on(True)
     return causal_cache(model, sequences[:, held - known :], mask, past)
 
 
 class _Easel:
     """Makes the canvases of a call: what a prompt may hold, how long an answer may be, and its seed."""
 
-    def __init__(self, call: Call, config: GenerationConfig, model: Any, budget: int, rows: int):
+    def __init__(self, call: Call, config: GenerationConfig, runner: Runner, budget: int, rows: int):
         seed = call.settings.seed
         if seed is None:
-            seed = int(torch.randint(2**62, ()).item()) if config.do_sample else 0
+            seed = runner.ranks.agreed(int(torch.randint(2**62, ()).item())) if config.do_sample else 0
         if not isinstance(seed, int) and (len(seed) != rows or call.queue is not None):
             raise DecodingError(f"seed has {len(seed)} entries for {rows} rows; give one per row, or one number")
         plain = call.settings.continue_final_message
@@ -176,7 +187,7 @@ class _Easel:
         self.budget = budget
         if self.budget < 1:
             raise DecodingError(f"max_length={config.max_length} leaves no room behind the prompt; use max_new_tokens")
-        self.held = position_table(model) or 1 << 40
+        self.held = position_table(runner.model) or 1 << 40
         self.control = call.settings.return_control_tokens
         self.queue = call.queue
 

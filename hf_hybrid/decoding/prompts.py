@@ -188,7 +188,7 @@ def _difference(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) -> 
             own = model.prepare_inputs_for_generation(ids.clone(), **options)
         except Exception as error:  # anybody may have written it
             return f"fails ({type(error).__name__}: {error})"
-        for name in own.keys() | usual.keys():
+        for name in sorted(own.keys() | usual.keys()):
             one, other = own.get(name), usual.get(name)
             if isinstance(one, Tensor) and isinstance(other, Tensor):
                 if one.shape != other.shape or not torch.equal(one, other):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_hybrid.config import WindowSettings
 from hf_hybrid.core.acceptance import keyed_noise
+from hf_hybrid.core.precision import has_double
 from hf_hybrid.decoding.denoise import Window, propose
 from hf_hybrid.decoding.output import DecodingError
 from hf_hybrid.decoding.passes import LaneRows, Pass
@@ -62,7 +63,7 @@ class Bans:
         if self._table is None or len(self._table) < len(self._lines):
             banned = torch.zeros(len(self._lines), flat.shape[1], dtype=torch.bool)
             for ids, line in self._lines.items():
-                banned[line, list(ids)] = True
+                banned[line, [i for i in ids if 0 <= i < flat.shape[1]]] = True  # the rest cannot be written at all
             self._table = banned.to(flat.device)
         return self._table
 
@@ -124,10 +125,13 @@ def choose(
 
 
 def to_host(*tensors: Tensor) -> list[Any]:
-    """The tensors as nested lists. From an accelerator they come in one transfer, as doubles."""
-    if tensors[0].device.type == "cpu":
+    """The tensors as nested lists. From an accelerator they come in one transfer, as doubles, or as floats where it has
+    no others: a token id is below 2^24, so that nothing is rounded."""
+    device = tensors[0].device
+    if device.type == "cpu":
         return [tensor.tolist() for tensor in tensors]
-    numbers = torch.cat([tensor.flatten().double() for tensor in tensors]).cpu()
+    wide = torch.float64 if has_double(device) else torch.float32
+    numbers = torch.cat([tensor.flatten().to(wide) for tensor in tensors]).cpu()
     pieces = numbers.split([tensor.numel() for tensor in tensors])
     pairs = zip(pieces, tensors, strict=True)
     return [piece.to(tensor.dtype).view(tensor.shape).tolist() for piece, tensor in pairs]

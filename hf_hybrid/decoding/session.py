@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch import Tensor
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.criteria import Criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
-from hf_hybrid.decoding.prompts import Prompts
-from hf_hybrid.decoding.strategy import Call, Strategy
+from hf_hybrid.decoding.prompts import UNKNOWN, Prompts
+from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Strategy
 
 
 class Session:
@@ -43,8 +42,6 @@ class Session:
         self.stored: dict[int, int] = {}  # canvas that is finished -> batch row of the Runner that holds its keys
         self.faults: dict[int, str] = {}  # canvas -> why it has no answer
         self.active: list[Canvas] = []
-        parameters = self.runner.model.parameters()
-        self.plain_weights = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in parameters)
         if self.streamer is not None and len(canvases) > 1:
             raise DecodingError(
                 "a streamer shows one answer; call generate() with a batch of one, or without a streamer"
@@ -69,6 +66,7 @@ class Session:
     def _begin(self, canvas: Canvas, line: int) -> None:
         """Let the strategy begin. In a queue, what it cannot write for this prompt is no reason to lose the others."""
         try:
+            self._check_rope(canvas)
             self.strategy.begin(canvas, line)
         except DecodingError as error:
             if self.call.queue is None:
@@ -76,25 +74,61 @@ class Session:
             self.faults[canvas.row] = str(error)
             canvas.finished = True
 
+    def _check_rope(self, canvas: Canvas) -> None:
+        """Refuse what would give a pass rotary factors that the host would not give it."""
+        switch, one_text = self.strategy.context.switch, self.call.strategy in ONE_TEXT
+        longest = len(canvas.prompt) + canvas.budget * (1 if one_text else 2)  # parts stand apart from one another
+        if switch is None or longest <= switch.positions or (one_text and self.runner.batch_size == 1):
+            return
+        if one_text and not switch.grows and all(len(c.prompt) > switch.positions for c in self.canvases):
+            return
+        how = "answer one prompt at a time" if one_text else f"use strategy={ONE_TEXT[0]!r}"
+        raise DecodingError(
+            f"this model changes its rotary factors behind {switch.positions} positions, for all rows of a pass at "
+            f"once; {how}, or let prompt and answer stay within them (max_new_tokens)"
+        )
+
+    def _reread(self) -> None:
+        """Where the host reads the text anew, do the same."""
+        switch = self.strategy.context.switch
+        if switch is None or not switch.rereads or self.call.strategy not in ONE_TEXT:
+            return
+        for line, canvas in enumerate(self.active):
+            lane = canvas.lanes[0]
+            if 0 < lane.cached <= switch.positions < len(lane.tokens):
+                if min(lane.tokens) == UNKNOWN:
+                    raise DecodingError(
+                        f"behind {switch.positions} positions this model reads its text anew, and a part of it lies in "
+                        "a cache alone; pass the whole text as input_ids"
+                    )
+                self.runner.rewind(line, 0)
+                lane.cached = 0
+
     def run(self) -> None:
         """Advance until every canvas is finished."""
-        with self._inference():
+        try:
             while self.active:
                 self._step()
+        finally:
+            self.strategy.release()
 
     def answers(self, queue: Iterator[Canvas]) -> Iterator[Answer]:
         """Answers as they are finished; the batch row of each goes to the next canvas of ``queue``."""
-        yield from self._answers(self._finished)  # those that could not begin
-        while True:
-            while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
-                yield from self._answers(partial(self._enter, canvas))
-            if not self.active:
-                return
-            yield from self._answers(self._step)
+        try:
+            yield from self._answers(self._finished)  # those that could not begin
+            while True:
+                while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
+                    yield from self._answers(partial(self._enter, canvas))
+                if not self.active:
+                    self.runner.wait()
+                    return
+                yield from self._answers(self._step)
+        finally:
+            self.strategy.release()
 
     def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
         """What ``work`` finishes, before anything else is done that may fail."""
-        with torch.no_grad(), self._inference():  # not while the caller works with an answer
+        with torch.no_grad():  # not while the caller works with an answer
             finished = work()
         for canvas in finished:
             fault = self.faults.pop(canvas.row, None)
@@ -108,6 +142,7 @@ class Session:
 
     def _step(self) -> list[Canvas]:
         """One pass; the canvases that it finished leave the batch."""
+        self._reread()
         self.strategy.advance(self.active)
         for canvas in self.active:
             self._progress(canvas)
@@ -139,11 +174,6 @@ class Session:
                 done.append(canvas)
         return done
 
-    def _inference(self) -> AbstractContextManager[Any]:
-        """``inference_mode``: a pass costs a twentieth less than under ``no_grad``, in which the host calls us. Not for
-        tensor subclasses (sharded or quantised weights), which it does not serve everywhere."""
-        return torch.inference_mode() if self.plain_weights else nullcontext()
-
     def _progress(self, canvas: Canvas) -> None:
         """Stop where a criterion says so, and stream what was confirmed."""
         report = self.strategy.reports[canvas.row]
@@ -161,7 +191,8 @@ class Session:
         if self.streamer is None:
             return
         if len(text) > self.streamed:
-            self.streamer.put(torch.tensor(text[self.streamed :]))
+            for token in text[self.streamed :]:  # one by one, as from the host: a streamer may know no other way
+                self.streamer.put(torch.tensor([token]))
             self.streamed = len(text)
         if hasattr(self.streamer, "put_canvas"):  # for views: every lane, not only the text order
             self.streamer.put_canvas(canvas, self.strategy.mask_token)
@@ -174,7 +205,9 @@ class Session:
         """The caller's criteria on every new confirmed token, in text order."""
         prompt, device = canvas.prompt if canvas.given is None else canvas.given, self.input_ids.device
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
-            if self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row):
+            stop = self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row)
+            # A criterion may ask the clock: of processes that read the same batch, the first one's counts.
+            if self.runner.ranks.agreed(int(stop)):
                 canvas.stop(count)
                 break
         self.checked[canvas.row] = len(text)
@@ -199,11 +232,14 @@ class Session:
         """Keys and values of prompts and texts, as ``Runner.layers`` gives them, in the order of the batch."""
         texts = [canvas.confirmed(self.control) for canvas in self.canvases]
         length = prompts.width + max(map(len, texts)) - 1
-        entries: list[tuple[int, list[int], list[int]]] = []
+        reads: list[tuple[int, list[int]]] = []
+        entries: list[tuple[int, list[int]]] = []
         for canvas, prompt, text in zip(self.canvases, prompts.every, texts, strict=True):
             columns = [*prompt.columns, *range(prompts.width, prompts.width + len(text))]
             columns = [column for column in columns if column < length]
-            entries.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)], columns))
+            reads.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)]))
+            entries.append((self.stored[canvas.row], columns))
+        self.runner.catch_up(reads)
         return self.runner.layers(entries, length)
 
     def reports(self) -> list[GenerationReport]:

@@ -89,6 +89,10 @@ class Speculative(Strategy):
         if self.drafting.broken:
             self.reports[canvas.row].fallbacks.append(f"drafting was switched off: {self.drafting.broken}")
 
+    def release(self) -> None:
+        """Another call may have the drafter."""
+        self.drafting.close()
+
     def forget(self, canvas: Canvas) -> None:
         """What was accepted of its drafts too."""
         super().forget(canvas)
@@ -119,6 +123,7 @@ class Speculative(Strategy):
             if self._alone:
                 lane.window = self.drafting.window
             text.room = max(0, lane.limit - len(lane.tokens) - 1)  # the pass itself writes one more
+            text.room = min(text.room, self._behind(lane))
         self._alone = False
         drafts, length = self.drafting.ask(texts, [len(lane.pending) + lane.open_length for lane in lanes])
         for line, (canvas, text, draft) in enumerate(zip(canvases, texts, drafts, strict=True), first):
@@ -139,10 +144,18 @@ class Speculative(Strategy):
             window = self.drafting.window if self.drafting.window_pays(len(lanes)) else 0
             for lane in lanes:
                 lane.window = window
+        for lane in lanes:
+            lane.window = lane.window if len(lane.draft) + lane.window <= self._behind(lane) else 0
         seconds = time.perf_counter() - started
         for canvas in canvases:
             spent = self.reports[canvas.row].seconds
             spent["draft"] = spent.get("draft", 0.0) + seconds
+
+    def _behind(self, lane: Lane) -> int:
+        """Rows that may stand behind the last settled token without changing its rotary factors."""
+        switch = self.context.switch
+        room = switch.room(len(lane.tokens)) if switch is not None else None
+        return 1 << 30 if room is None else room
 
     def _decide_alone(self, canvases: list[Canvas], waiting: set[int]) -> None:
         """A pass without drafts and windows, of the shape that plain decoding has."""
@@ -161,17 +174,11 @@ class Speculative(Strategy):
         """``draft`` as far as it can be of use, checked."""
         if draft.parents is not None:
             self._chained = self.rejecting
-            draft = first_branch(draft) if self.rejecting else self.drafting.pruned(draft, length, text.room)
-        tree = draft.parents is not None
-        most = min(length, self.settings.draft_length, text.room)
-        tokens = list(draft.tokens if tree else draft.tokens[:most])
-        if any(type(token) is not int or not 0 <= token < self.context.vocab_size for token in tokens):
-            raise DecodingError(
-                f"{self.drafting.name} drafted {tokens}; a draft holds token ids (int) "
-                f"from 0 to {self.context.vocab_size - 1}"
-            )
-        if tree:
+            width = self.context.vocab_size
+            draft = first_branch(draft, width) if self.rejecting else self.drafting.pruned(draft, length, text.room)
+        if draft.parents is not None:
             return draft
+        tokens = list(draft.tokens[: min(length, self.settings.draft_length, text.room)])
         sampled = self.rejecting and draft.probabilities is not None
         if not sampled:  # a draft that was drawn by chance must not be cut by what was drawn
             tokens = super().draft(canvas, canvas.lanes[0], tokens)

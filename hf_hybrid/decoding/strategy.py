@@ -27,8 +27,12 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
+from hf_hybrid.models.host import RopeSwitch
 from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.vocabulary import WindowTokens
+
+ONE_TEXT = ("autoregressive", "speculative")
+"""Strategies whose keys are those of one causal text."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Call:
         plan: plans to carry out, one per round, instead of writing them. control: ids of mask and tags, None when the
         strategy needs none or the model has none. queue: of a stream of prompts, or None.
         drafter: a ``Drafter`` or a model for ``speculative``, None: the one that the settings name. cache: the
-        caller's, to be filled, or None.
+        caller's, to be filled, or None. synced_gpus: as in the host's ``generate()``.
     """
 
     strategy: str
@@ -68,6 +72,7 @@ class Call:
     queue: Queue | None = None
     drafter: Any = None
     cache: Any = None
+    synced_gpus: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Context:
         False: greedy.
         ends: ids that end an answer. min_new_tokens: tokens before ``ends`` are allowed. vocab_size: width of the
         logits. transcript: keeps what the model said of every token, None: nobody asked.
+        switch: where the model changes its rotary factors, None: nowhere.
     """
 
     runner: Runner
@@ -89,6 +95,7 @@ class Context:
     min_new_tokens: int
     vocab_size: int
     transcript: Transcript | None = None
+    switch: RopeSwitch | None = None
 
 
 class Strategy(ABC):
@@ -181,6 +188,10 @@ class Strategy(ABC):
 
     def finished(self, canvas: Canvas) -> None:
         """``canvas`` leaves the batch: complete its report."""
+        return
+
+    def release(self) -> None:
+        """The call is over, or was broken off: give back what other calls may be waiting for."""
         return
 
     def forget(self, canvas: Canvas) -> None:

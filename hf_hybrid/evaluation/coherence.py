@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from hf_hybrid.core.precision import double_device
+
 SEAM = 8
 """Tokens behind a heading that count as seam."""
 
@@ -49,7 +51,9 @@ def coherence(model: Any, prompt: Sequence[int], text: Sequence[int], labels: Co
         return Coherence(0.0, 0, 0.0, 0)
     ids = torch.tensor([[*prompt, *text]], device=model.device)  # (1, prompt + text)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]  # (text, vocab)
-    nll = torch.nn.functional.cross_entropy(logits.double(), ids[0, len(prompt) :], reduction="none").tolist()
+    made = double_device(logits.device)
+    written = ids[0, len(prompt) :].to(made)  # (text,)
+    nll = torch.nn.functional.cross_entropy(logits.to(made).double(), written, reduction="none").tolist()
     marked = seams(text, labels)
     at_seams = [value for value, seam in zip(nll, marked, strict=True) if seam]
     between = [value for value, seam in zip(nll, marked, strict=True) if not seam]

@@ -171,6 +171,7 @@ def answer(
     elif clock is not None:
         options["streamer"] = clock
     options["do_sample"] = temperature > 0
+    options["tokenizer"] = tokenizer  # of stop strings that the checkpoint names
     if temperature:
         options["temperature"] = temperature
         torch.manual_seed(0)  # of the host

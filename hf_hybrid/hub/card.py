@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -294,13 +295,16 @@ def _held_out(path: Path) -> int | None:
         return None
     names: set[str] = set()
     for line in path.read_text(encoding="utf-8").splitlines():
-        item = json.loads(line)
-        names.update(item.get("countries") or item.get("groups") or [])
+        try:
+            item = json.loads(line)
+            names.update(item.get("countries") or item.get("groups") or [])
+        except (ValueError, AttributeError, TypeError) as error:
+            raise CardError(f"{path} is no file of held-out prompts: {line[:40]!r}") from error
     return len(names)
 
 
 def _num_parameters(folder: Path) -> int:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     # By a pattern, not by the names in an index: a path is never built from what a file says.
@@ -308,10 +312,10 @@ def _num_parameters(folder: Path) -> int:
     if not shards:
         raise CardError(f"{folder} has no safetensors; save the model there with save_pretrained")
     for shard in shards:
-        with safe_open(shard, framework="pt") as weights:  # type: ignore[no-untyped-call]
-            for name in weights.keys():  # noqa: SIM118
-                size = 1
-                for length in weights.get_slice(name).get_shape():
-                    size *= length
-                total += size
+        try:
+            with safe_open(shard, framework="pt") as weights:  # type: ignore[no-untyped-call]
+                shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise CardError(f"{shard} is broken ({error}); save or fetch it again") from error
+        total += sum(math.prod(shape) for shape in shapes)
     return total

@@ -7,6 +7,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hf_hybrid.config import settings_for
 from hf_hybrid.hub.links import check_no_link, check_source, check_target
 from hf_hybrid.hub.push import CARD, write_repository_card
@@ -16,6 +18,10 @@ from hf_hybrid.portable import write_custom_generate
 
 KEPT = ("README.md", "LICENSE", "training.json", "test_set.jsonl")
 """What a checkpoint folder may hold besides what the host saves; names of ours, never read from a repository."""
+
+
+class ExportError(ValueError):
+    """A repository that could not be written to its end; the message says where."""
 
 
 def export_model(
@@ -31,6 +37,7 @@ def export_model(
     Raises:
         hf_hybrid.SettingsError: no such strategy.
         hf_hybrid.PortableError: the folder has a ``custom_generate/`` that is not hf_hybrid's. Nothing was written.
+        ExportError: the weights cannot be written, as on a full disk.
         LinkError: a link leads out of ``source`` or ``folder``, or ``folder`` is one. Nothing was written.
     """
     check_no_link(folder)
@@ -41,7 +48,10 @@ def export_model(
         stored = dict(getattr(config, "hf_hybrid", None) or {})
         settings_for(strategy, {}, stored)
         config.hf_hybrid = {**stored, "strategy": strategy}
-    save_pretrained(model, folder, tokenizer=tokenizer)
+    try:
+        save_pretrained(model, folder, tokenizer=tokenizer)
+    except SafetensorError as error:  # such as a full disk
+        raise ExportError(f"{folder}: the weights cannot be written ({error}); what lies there is not whole") from error
     for name in KEPT:
         if source is not None and (source / name).is_file() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)

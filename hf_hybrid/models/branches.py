@@ -28,9 +28,9 @@ def honours_branches(model: Any) -> bool:
             together.relate(0, span, [0])
         beside = Rows.clean(torch.tensor([[0, 1, 2, 1, 2]]), torch.tensor([[0, 1, 1, 2, 2]]))
         ids = torch.tensor([[first, left, left, right, first]])
-        wide = together.run(ids, beside, 2)[0].double()  # (2, vocab)
+        wide = together.run(ids, beside, 2)[0].float()  # (2, vocab)
         alone = Rows.clean(torch.arange(3)[None], torch.zeros((1, 3), dtype=torch.int64))
         ids = torch.tensor([[first, right, first]])
-        narrow = Runner(model, 1, capacity=8).run(ids, alone, 2, plain=True)[0].double()  # (2, vocab)
+        narrow = Runner(model, 1, capacity=8).run(ids, alone, 2, plain=True)[0].float()  # (2, vocab)
         _KNOWN[model] = bool((wide - narrow).abs().amax() <= _TOLERANCE * narrow.std())
     return _KNOWN[model]

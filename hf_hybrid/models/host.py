@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -25,6 +26,9 @@ CACHE = "cache" if "cache" in {f.name for f in fields(GenerateDecoderOnlyOutput)
 
 CACHES = ("cache", "past_key_values")
 """What any release calls it; a caller may use either name."""
+
+
+_Host: Any = GenerationMixin  # its methods type ``self`` by a protocol
 
 
 class Unsupported(ValueError):
@@ -62,7 +66,7 @@ def text_config(model: Any) -> Any:
 def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the forward of the model's class (hooks may hide them on the instance).
 
-    A forward that passes on everything (``*args, **kwargs``) has those of the class that it extends.
+    A forward that passes on what it does not know (``**kwargs``) has those of the class that it extends too.
     """
     found: dict[str, inspect.Parameter] = {}
     for owner in type(unwrapped(model)).__mro__:
@@ -71,7 +75,7 @@ def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
             continue
         own = dict(inspect.signature(inspect.unwrap(forward)).parameters)
         found = own | found
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()) or {"input_ids", *CACHES} & own.keys():
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
             break
     return found
 
@@ -80,6 +84,19 @@ def cache_argument(model: Any) -> str:
     """What the model's forward calls its cache: the name of its own time, not always that of this release."""
     known = forward_parameters(model)
     return next((name for name in CACHES if name in known), CACHE)
+
+
+_EXTRAS = ("output_router_logits", "output_attentions", "output_hidden_states")
+
+
+def without_extras(model: Any) -> dict[str, bool]:
+    """Arguments of the model's forward that ask for logits and cache alone, whatever its config asks for.
+
+    With router logits a mixture of experts also computes its auxiliary loss, from a mask of the host's own shape.
+    """
+    known, config = forward_parameters(model), text_config(model)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    return {name: False for name in _EXTRAS if name in known or (open_ended and getattr(config, name, False))}
 
 
 def start_device(model: Any) -> torch.device:
@@ -109,6 +126,61 @@ def position_table(model: Any) -> int | None:
     return None if rotary else trained_positions(model)
 
 
+@dataclass(frozen=True)
+class RopeSwitch:
+    """Rotary factors that change with the largest position of a pass.
+
+    Attributes:
+        positions: passes whose positions all lie below have the factors of short texts. grows: True: beyond, they go on
+            changing with every position (dynamic NTK); False: they change once (LongRoPE). rereads: True: the host
+            reads the text anew when it first gets there, so that all its keys have the new factors.
+    """
+
+    positions: int
+    grows: bool
+    rereads: bool
+
+    def room(self, length: int) -> int | None:
+        """Rows that a pass may carry behind the last of ``length`` tokens without changing what that one sees; None:
+        any number."""
+        if length <= self.positions:
+            # At their last position the growing ones still have what a text before left behind.
+            return max(0, self.positions - length - self.grows)
+        return 0 if self.grows else None
+
+
+def rope_switch(model: Any) -> RopeSwitch | None:
+    """Where the model's rotary factors change; None: they never do."""
+    config = text_config(model)
+    rope = getattr(config, "rope_parameters", None) or {}
+    every = [rope] if "rope_type" in rope else [own for own in rope.values() if isinstance(own, Mapping)]
+    found = []
+    for own in every:
+        kind = own.get("rope_type") or "default"
+        if kind == "longrope":
+            known = own.get("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", 0))
+            found.append((int(known), False))
+        elif "dynamic" in kind:
+            found.append((int(config.max_position_embeddings), True))
+    if not found:
+        return None
+    positions = min(first for first, _ in found)
+    return RopeSwitch(positions, any(grows for _, grows in found), _rereads(model, positions))
+
+
+def _rereads(model: Any, positions: int) -> bool:
+    """True: the host drops its cache when a text reaches ``positions``: asked with a cache that has no content."""
+    host = unwrapped(model)
+    if getattr(host.prepare_inputs_for_generation, "__func__", None) is _Host.prepare_inputs_for_generation:
+        return False
+    ids = torch.zeros((1, positions + 1), dtype=torch.int64, device=host.device)
+    full = DynamicCache(config=text_config(model))
+    full.get_seq_length = lambda *_, **__: positions  # type: ignore[method-assign]
+    options: dict[str, Any] = {CACHE: full, "next_sequence_length": 1, "use_cache": True, "is_first_iteration": False}
+    handed = host.prepare_inputs_for_generation(ids, **options)
+    return handed.get(CACHE) is not full
+
+
 def end_ids(model: Any) -> frozenset[int]:
     """Token ids that end an answer, of the model's generation config."""
     return token_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
@@ -136,7 +208,8 @@ def check_model(model: Any) -> None:
 
     Raises:
         Unsupported: encoder-decoder, recurrent or state-space layers, sliding or chunked attention, ALiBi, no
-            ``position_ids``, or an attention implementation that ignores a 4-D mask.
+            ``position_ids``, an attention implementation that ignores a 4-D mask, or gradient checkpointing in
+            training mode.
     """
     host = unwrapped(model)
     name, config = type(host).__name__, text_config(model)
@@ -151,9 +224,11 @@ def check_model(model: Any) -> None:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if kinds or window is not None or getattr(config, "attention_chunk_size", None) is not None:
         found = f"sliding_window={window}" if window is not None else "sliding, chunked or local attention layers"
+        # Classes that mix kinds of layers do not run without their window, or write another text.
+        advice = "" if kinds else "; if prompt and answer stay shorter than it, load the model with sliding_window=None"
         raise Unsupported(
-            f"{name} has {found}, and rows behind the window would still be seen. If prompt and answer stay shorter "
-            "than it, load the model with sliding_window=None (and all layer_types 'full_attention'); else use another"
+            f"{name} has {found}, and rows behind the window would still be seen; use a model with full attention in "
+            f"every layer{advice}"
         )
     if getattr(config, "alibi", False):
         raise Unsupported(f"{name} counts keys as positions (ALiBi); use a model with rotary or learned positions")
@@ -165,6 +240,12 @@ def check_model(model: Any) -> None:
     attention = getattr(config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         raise Unsupported(f'attention {attention!r} takes no mask per row; call model.set_attn_implementation("sdpa")')
+    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in host.modules()):
+        disable = "activation_checkpointing_disable" if hasattr(host, "activation_checkpointing_disable") else ""
+        raise Unsupported(
+            f"{name} is in training mode with gradient checkpointing, and its layers then drop the cache; call "
+            f"model.eval() before generate() (or model.{disable or 'gradient_checkpointing_disable'}())"
+        )
 
 
 # Caches.

@@ -88,6 +88,24 @@ class MeasuredPrices:
         return (y - slope * x) / n, slope
 
 
+class GuessedPrices:
+    """Prices before anything was measured, in units of a pass of one row: the same in every process.
+
+    Args:
+        kind: of the products of few rows (``FewRows.kind``).
+    """
+
+    def __init__(self, kind: str = "other"):
+        self._guess = MeasuredPrices(kind)
+
+    def seconds(self, rows: int) -> float:
+        """Of a pass of ``rows`` rows, in units of a pass of one row."""
+        return self._guess.seconds(rows)
+
+    def note(self, rows: int, seconds: float) -> None:
+        """What a pass took changes nothing."""
+
+
 _known: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, int], Prices]] = WeakKeyDictionary()
 
 
@@ -95,6 +113,4 @@ def prices_of(model: Any, device: torch.device, dtype: torch.dtype, kind: str = 
     """The prices of ``model`` as it stands now: another device, dtype or number of threads has its own."""
     key = (str(device), dtype, torch.get_num_threads())
     known = _known.setdefault(model, {})
-    if key not in known:
-        known[key] = MeasuredPrices(kind)
-    return known[key]
+    return known.get(key) or known.setdefault(key, MeasuredPrices(kind))

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from hf_hybrid.models.ranks import processes
+
 _TRIED = (4, 16, 64)
 """Rows that are measured."""
 _SHAPE, _WEIGHTS, _ROUNDS = (2048, 512), 4, 3  # 16 MB of weights: more than the second-level cache
@@ -38,7 +40,9 @@ class FewRows:
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype):
-        layers = self._layers(model) if device.type == "cpu" and dtype == torch.float32 else []
+        # Two processes that share a model, or draft for one, must not differ in what they measured.
+        alone = processes() == 1
+        layers = self._layers(model) if alone and device.type == "cpu" and dtype == torch.float32 else []
         self.most = most_rows(torch.get_num_threads()) if layers else 0
         self.kind = "flipped" if self.most else "packed" if device.type == "cpu" else "other"
         self._forwards = [(layer.__dict__, _forward(layer, self.most)) for layer in layers] if self.most else []
@@ -71,7 +75,7 @@ class FewRows:
             layer
             for layer in model.modules()
             if type(layer) is nn.Linear
-            and "forward" not in layer.__dict__
+            and _free(layer.__dict__.get("forward"))
             and type(layer.weight) is nn.Parameter
             and layer.weight.dtype == torch.float32
             and layer.weight.device.type == "cpu"
@@ -92,7 +96,13 @@ def _forward(layer: nn.Linear, most: int) -> Callable[[Tensor], Tensor]:
         product = flipped(x.reshape(rows, shape[-1]), weight).view(*shape[:-1], -1)
         return product if bias is None else product.add_(bias)
 
+    forward.row_by_row = True  # pyright: ignore[reportFunctionMemberAccess]
     return forward
+
+
+def _free(forward: Any) -> bool:
+    """True: what a layer has as its own forward is nothing, or ours, of a pass that another thread makes meanwhile."""
+    return forward is None or getattr(forward, "row_by_row", False) is True
 
 
 def flipped(x: Tensor, weight: Tensor) -> Tensor:

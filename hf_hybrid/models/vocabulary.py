@@ -170,6 +170,15 @@ def width_of(model: Any) -> int:
     return int(getattr(head, "out_features", None) or weight.shape[0])  # type: ignore[union-attr]
 
 
+def readable(model: Any) -> int:
+    """Token ids that the model can read: rows of its embeddings. They may be more than it can write (``width_of``):
+    with placeholders of images, for example."""
+    embeddings = model.get_input_embeddings()
+    weight = getattr(embeddings, "weight", None)
+    rows = getattr(embeddings, "num_embeddings", None) or (weight.shape[0] if weight is not None else 0)
+    return int(rows) or width_of(model)
+
+
 def knows_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
     """True: every tag of a plan is a token of its own; lengths and dependencies differ between checkpoints."""
     unknown = tokenizer.unk_token_id if tokenizer.unk_token is not None else None
@@ -222,10 +231,12 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def _end_token(model: PreTrainedModel) -> object:
+    size = model.config.get_text_config().vocab_size
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
         eos = getattr(config, "eos_token_id", None)
         if isinstance(eos, (list, tuple)):
-            eos = eos[0] if eos else None
+            # One that is negative or beyond the vocabulary stands for none.
+            eos = next((e for e in eos if not isinstance(e, int) or 0 <= e < size), eos[0] if eos else None)
         if eos is not None:
             return eos
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,23 @@ from typing import Any
 import torch
 import yaml
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_hybrid.config import SettingsError, checked
 from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.locks import exclusive
 from hf_hybrid.models.vocabulary import prepare_vocabulary
 from hf_hybrid.training.arguments import HybridTrainingArguments
 from hf_hybrid.training.collators import CollatorSettings, HybridCollator
 from hf_hybrid.training.initialisation import start_with_copy_heads
+from hf_hybrid.training.inputs import check_inputs, inputs_of
+from hf_hybrid.training.resume import check_readable, last_whole_checkpoint, replacing, saving, set_aside
 from hf_hybrid.training.tasks import DATA, TASKS, Source, Task
 from hf_hybrid.training.teacher import Teacher, TeacherSettings, begin_as_teacher, load_teacher
-from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples, last_whole_checkpoint
+from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples
+from hf_hybrid.training.values import check_batches, check_generation, check_model, check_names, check_training
+
+_logger = logging.get_logger(__name__)
 
 _SET_HERE = {
     "model": {"vocab_size", "rope_parameters", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"},
@@ -38,6 +46,15 @@ MODEL_FIELDS: frozenset[str] = frozenset(
     {f.name for f in fields(LlamaConfig)} - _SET_HERE["model"] | {"copy_heads", "rope_theta"}
 )
 """Fields of a ``LlamaConfig`` that a recipe may set, ``rope_theta``, and ``copy_heads`` (True: start with them)."""
+
+
+_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "model": check_model,
+    "batches": check_batches,
+    "training": check_training,
+    "generation": check_generation,
+}
+"""Section of a recipe -> what checks its values."""
 
 
 class RecipeError(ValueError):
@@ -74,7 +91,7 @@ def read_recipe(path: Path) -> Recipe:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(f.name for f in fields(Recipe))}")
@@ -89,10 +106,14 @@ def read_recipe(path: Path) -> Recipe:
     _check_keys(data["generation"], generation, f"{path}: generation")
     if "max_steps" not in data["training"]:
         raise RecipeError(f"{path}: training: missing field 'max_steps'")
-    if not isinstance(data["seed"], int):
-        raise RecipeError(f"{path}: seed: {data['seed']!r} must be a whole number")
+    try:
+        check_names(data)
+        for name, check in _CHECKS.items():
+            check(data[name])
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
     return Recipe(
-        name=str(data["name"]),
+        name=data["name"],
         task=data["task"],
         output_dir=Path(data["output_dir"]),
         seed=data["seed"],
@@ -195,20 +216,48 @@ def run_recipe(
 
     ``tell`` is told the task before the training begins.
 
-    A run that was interrupted goes on from its last whole checkpoint when ``resume`` is True. The result lies in
+    A run that was interrupted goes on from its last whole checkpoint when ``resume`` is True, and the recipe and its
+    data are as they were; when it is False, checkpoints that are there are set aside. The result lies in
     ``output_dir / name``: bfloat16 safetensors, tokenizer, generation config, held-out prompts, and ``training.json``.
+
+    Raises:
+        RecipeError: ``output_dir`` cannot be written. TaskError, TeacherError: of the data and the teacher.
+        ResumeError: the last whole checkpoint is broken, or was trained from something else.
+        TrainingError: the loss is not finite, or a checkpoint or the result cannot be written.
+        InUseError: another run is at work in ``output_dir``.
     """
+    folder = recipe.output_dir / recipe.name
+    try:
+        recipe.output_dir.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise RecipeError(f"output_dir: {folder} is a file, and the result would be a folder of that name")
+        lock = ExitStack()
+        lock.enter_context(exclusive(recipe.output_dir, "training run"))
+    except OSError as error:
+        raise RecipeError(f"output_dir: {recipe.output_dir} cannot be written ({error.strerror})") from error
+    with lock:
+        return _run(recipe, folder, resume, max_steps, tell)
+
+
+def _run(
+    recipe: Recipe, folder: Path, resume: bool, max_steps: int | None, tell: Callable[[Task], None] | None
+) -> Path:
+    """``run_recipe``, alone in its folder."""
     output = recipe.output_dir
-    output.mkdir(parents=True, exist_ok=True)
     teacher = read_teacher(recipe)
     taught: Any = teacher.model if teacher is not None else None
     task = read_task(recipe, teacher)
     if tell is not None:
         tell(task)
-    model, control = build_model(recipe, task.tokenizer, taught)
     options = dict(recipe.training)
     if max_steps is not None:
         options["max_steps"] = max_steps
+    made_from = inputs_of(recipe, task, teacher, options["max_steps"])
+    last = last_whole_checkpoint(output) if resume else None
+    if last is not None:
+        check_readable(last)
+        check_inputs(last, made_from)
+    model, control = build_model(recipe, task.tokenizer, taught)
     arguments = HybridTrainingArguments(output_dir=str(output), seed=recipe.seed, **options)
     per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps
     trainer = HybridTrainer(
@@ -219,15 +268,17 @@ def run_recipe(
         processing_class=task.tokenizer,
         teacher=taught,
         teacher_share=recipe.teacher.share if recipe.teacher is not None else 0.0,
+        made_from=made_from,
     )
-    last = last_whole_checkpoint(output) if resume else None
+    if last is None and (earlier := set_aside(output)) is not None:
+        _logger.warning(f"the checkpoints of an earlier run were moved to {earlier}")
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
-    folder = output / recipe.name
-    save_checkpoint(model, task.tokenizer, folder)
-    task.write_test_set(folder / TEST_SET)
     history = [entry for entry in trainer.state.log_history if "clean_loss" in entry]
     summary = {"recipe": recipe.name, "steps": result.global_step, "metrics": result.metrics, "history": history}
-    (folder / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    with saving(output, f"the result {folder}"), replacing(folder) as fresh:
+        save_checkpoint(model, task.tokenizer, fresh)
+        task.write_test_set(fresh / TEST_SET)
+        (fresh / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return folder
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_hybrid.training.collators import CollatorSettings
 from hf_hybrid.training.examples import Example
+from hf_hybrid.training.inputs import digest
 from hf_hybrid.training.recipes import factbook, json_lines, wordnet
 from hf_hybrid.training.recipes.json_lines import JsonLinesData, ShuffledEpochs
 from hf_hybrid.training.recipes.sheets import Sheet, write_items
@@ -35,6 +36,8 @@ class Task:
         tokenizer: of the model. draw: the example of an index, a function of the index alone.
         write_test_set: writes the held-out prompts to a path; their number.
         report: what the data holds, in lines for a person. sample: one annotated sheet to look at.
+        content: a digest of the data (``hf_hybrid.training.inputs``); a run that has checkpoints goes on with the same
+            alone.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,6 +45,7 @@ class Task:
     write_test_set: Callable[[Path], int]
     report: tuple[str, ...] = ()
     sample: Sheet | None = None
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def factbook_task(source: Source) -> Task:
         lambda path: factbook.write_test_set(path, records, count),
         (f"{len(training)} countries, {len(records) - len(training)} held out",),
         sampler.draw(0, augment=False),
+        digest(records.items()),
     )
 
 
@@ -119,6 +124,7 @@ def jsonl_task(source: Source) -> Task:
         lambda target: write_items(target, items),
         (*found.report(), f"{len(training)} to train on, {len(held_out)} held out; {len(tokenizer)} tokens"),
         next((sample.sheet for sample in training if sample.sheet.parts), None),
+        digest((sample.sheet.prompt, sample.sheet.pieces) for sample in fitting),
     )
 
 
@@ -152,6 +158,7 @@ def wordnet_task(source: Source) -> Task:
         lambda path: write_items(path, wordnet.held_out_items(lexicon, sampler.fits)),
         (f"{len(training)} words with {senses} senses, {sum(wordnet.HELD_OUT.values())} words held out",),
         sampler.draw(0),
+        digest(lexicon.items()),
     )
 
 

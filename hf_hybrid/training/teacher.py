@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_hybrid.checkpoints import BUNDLED, bundled
@@ -59,7 +60,7 @@ def load_teacher(name: str) -> Teacher:
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TeacherError(
             f"teacher: cannot load {name!r}: give a bundled checkpoint ({', '.join(BUNDLED)}), a folder with "

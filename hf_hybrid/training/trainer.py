@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,11 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 
 from hf_hybrid.training.arguments import HybridTrainingArguments
 from hf_hybrid.training.examples import Example
-from hf_hybrid.training.objectives import JointObjective
+from hf_hybrid.training.inputs import INPUTS
+from hf_hybrid.training.objectives import JointLoss, JointObjective
 from hf_hybrid.training.optimizer import MuonAdamW
+from hf_hybrid.training.resume import COMPLETE, TrainingError, kept, saving
 
-COMPLETE = "complete"
-"""Name of the empty file that marks a checkpoint folder as wholly written."""
 TERMS = ("clean_loss", "noisy_loss", "clean_accuracy", "noisy_accuracy", "teacher_loss")
 """Of a ``JointLoss``, in the log."""
 
@@ -44,7 +47,11 @@ class HybridTrainer(Trainer):
     Every loss term is logged (nats per token) and shown in the progress bar; a checkpoint is written every
     ``save_minutes`` and at the end, and ``train(resume_from_checkpoint=last_whole_checkpoint(dir))`` goes on from it as
     if nothing had happened. With a ``teacher`` (a model of the same vocabulary, without gradients), ``teacher_share``
-    of the loss on clean rows is the divergence from it.
+    of the loss on clean rows is the divergence from it. ``made_from`` is written into every checkpoint
+    (``hf_hybrid.training.inputs``).
+
+    Raises:
+        TrainingError: while it trains: the loss is not finite, or a checkpoint cannot be written.
     """
 
     args: HybridTrainingArguments
@@ -56,6 +63,7 @@ class HybridTrainer(Trainer):
         *,
         teacher: Any = None,
         teacher_share: float = 0.0,
+        made_from: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         optimizer = MuonAdamW(
@@ -71,6 +79,7 @@ class HybridTrainer(Trainer):
         teacher = teacher.to(args.device) if teacher is not None else None
         objective: nn.Module = JointObjective(model, args.noisy_weight, teacher, teacher_share)
         self.objective = torch.compile(objective, dynamic=False) if args.compile_objective else objective
+        self.made_from = made_from
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
         self.remove_callback(ProgressCallback)
         if not args.disable_tqdm:
@@ -81,6 +90,15 @@ class HybridTrainer(Trainer):
         data: Any = train_dataset if train_dataset is not None else self.train_dataset
         return SequentialSampler(data)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's; a run that breaks off ends the line of its progress bar."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, TermsProgress) and callback.training_bar is not None:
+                    callback.training_bar.close()
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -90,7 +108,41 @@ class HybridTrainer(Trainer):
         for name in TERMS:
             if (term := getattr(terms, name)) is not None:
                 self._terms[name].append(term.detach())
+        if not bool(torch.isfinite(terms.loss)):
+            raise self._diverged(self.state.global_step + 1, _told(terms))
         return (terms.loss, terms) if return_outputs else terms.loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The host's checkpoint, with what the run was made from, and marked when it is whole.
+
+        Weights that are no numbers are not saved, and what could not be written to its end does not stay.
+        """
+        model: Any = self.model
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+            raise self._diverged(self.state.global_step, "weights are not finite any more")
+        if not self.args.should_save:  # another process writes
+            return super()._save_checkpoint(*args, **kwargs)
+        output = Path(str(self.args.output_dir))
+        folder = output / f"checkpoint-{self.state.global_step}"
+        try:
+            with saving(output, str(folder)):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / COMPLETE).unlink(missing_ok=True)
+                if self.made_from is not None:
+                    (folder / INPUTS).write_text(json.dumps(self.made_from, indent=1) + "\n", encoding="utf-8")
+                super()._save_checkpoint(*args, **kwargs)
+                (folder / COMPLETE).touch()
+        except TrainingError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _diverged(self, step: int, what: str) -> TrainingError:
+        """The error of a run whose loss or weights are no numbers."""
+        return TrainingError(
+            f"step {step}: {what}; training stops here, and {kept(Path(str(self.args.output_dir)))}. Try smaller "
+            "matrix_learning_rate and other_learning_rate, a longer warmup, a smaller max_grad_norm, or "
+            "autocast_bfloat16: false, and begin anew with --no-resume"
+        )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The host's log with the mean of every loss term since the last one."""
@@ -98,6 +150,16 @@ class HybridTrainer(Trainer):
             logs |= {name: round(float(torch.stack(values).mean()), 4) for name, values in self._terms.items()}
             self._terms.clear()
         super().log(logs, *args, **kwargs)
+
+
+def _told(terms: JointLoss) -> str:
+    """The terms of a loss that is not finite."""
+    found = {name: getattr(terms, name) for name in TERMS if name.endswith("loss")}
+    values = {name: value.item() for name, value in found.items() if value is not None}
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    own = all(math.isfinite(value) for name, value in values.items() if name != "teacher_loss")
+    whose = "; the weights of the teacher may be broken" if "teacher_loss" in values and own else ""
+    return f"the loss is {terms.loss.item():.4g} ({shown}{whose})"
 
 
 def rate_factor(step: int, max_steps: int, warmup: int, decay_from: float) -> float:
@@ -108,14 +170,8 @@ def rate_factor(step: int, max_steps: int, warmup: int, decay_from: float) -> fl
     return 1.0 if step < start else max((max_steps - step) / max(max_steps - start, 1.0), 1e-3)
 
 
-def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint folder that was written to its end, or None."""
-    found = [p for p in output_dir.glob("checkpoint-*") if (p / COMPLETE).exists() and p.name[11:].isdigit()]
-    return max(found, key=lambda p: int(p.name[11:]), default=None)
-
-
 class CheckpointClock(TrainerCallback):
-    """Asks for a checkpoint every ``minutes`` and at the end, and marks each one when it is whole."""
+    """Asks for a checkpoint every ``minutes`` and at the end."""
 
     def __init__(self, minutes: float):
         self.minutes, self.last = minutes, time.monotonic()
@@ -125,10 +181,6 @@ class CheckpointClock(TrainerCallback):
         if time.monotonic() - self.last > 60 * self.minutes or state.global_step >= state.max_steps:
             control.should_save = True
             self.last = time.monotonic()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The folder is complete: say so inside it."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
 class TermsProgress(ProgressCallback):

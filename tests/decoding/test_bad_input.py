@@ -76,7 +76,8 @@ def refused(message: str, ids: Tensor = PROMPT, host: Any = None, **settings: An
         ({**PLANNED, "verify_spans": False, "repetition_penalty": 1.3}, "RepetitionPenalty.*verify_spans=True"),
         ({**PLANNED, "visibility": "dense", "no_repeat_ngram_size": 2}, "NoRepeatNGram.*drop the processor"),
         ({**BLOCKS, "repetition_penalty": 1.3}, "RepetitionPenalty.*strategy='autoregressive'"),
-        ({**PLANNED, "output_scores": True, "return_dict_in_generate": True}, "output_scores=True is not available"),
+        ({**BLOCKS, "output_scores": True, "return_dict_in_generate": True}, "output_scores=True needs tokens"),
+        ({**PLANNED, "output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True is not"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -202,21 +203,24 @@ def test_prompts_and_masks(strategy: dict[str, Any]) -> None:
     refused("prompt of at least one token", torch.zeros((1, 0), dtype=torch.long), **strategy)
     ids, mask = torch.tensor([[3, 7, 9], [0, 0, 0]]), torch.tensor([[1, 1, 1], [0, 0, 0]])
     refused("row 1 of the batch is all padding", ids, attention_mask=mask, **strategy)
-    ids, mask = torch.tensor([[3, 7, 9], [5, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    refused("padding_side = 'left'", ids, attention_mask=mask, **strategy)
-    ids, mask = torch.tensor([[3, 0, 9]]), torch.tensor([[1, 0, 1]])
-    refused("padding_side = 'left'", ids, attention_mask=mask, **strategy)
+    refused("covers 4 tokens, and the prompt has 3", ids[:1], attention_mask=torch.ones((1, 4)).long(), **strategy)
 
 
 @pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
 def test_caches_of_the_caller(strategy: dict[str, Any]) -> None:
     cache = DynamicCache()
     model()(torch.tensor([[3, 7, 9, 2, 11]]), **{CACHE: cache})
-    refused("hold 5 tokens and input_ids 5; pass the whole text", past_key_values=cache, **strategy)
-    refused("hold 5 tokens and input_ids 2", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
+    refused("holds 5 tokens and input_ids 5; pass the whole text", past_key_values=cache, **strategy)
+    refused("holds 5 tokens and input_ids 2", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
+    wide = torch.ones((1, 9), dtype=torch.long)
+    strategy = {**strategy, "attention_mask": wide}
+    refused("covers 9 tokens, the cache 5", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
+    del strategy["attention_mask"]
     static = StaticCache(config=model().config, max_cache_len=64)
     model()(torch.tensor([[3, 7, 9]]), **{CACHE: static})
     refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=static, **strategy)
+    empty = StaticCache(config=model().config, max_cache_len=64)  # it would never be filled
+    refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=empty, **strategy)
 
 
 def test_a_streamer_for_two_rows() -> None:

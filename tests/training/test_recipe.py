@@ -13,41 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import hf_hybrid
 from hf_hybrid.models.vocabulary import control_tokens
 from hf_hybrid.training import recipe as recipes
-from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.recipe import RecipeError, build_model, read_recipe, read_task, run_recipe
-from hf_hybrid.training.tasks import Source, Task
-from tests.training_examples import TWO_STEPS
+from tests.recipes_for_tests import counting_task, fields_of, written
 
 ROOT = Path(__file__).parents[2]
-
-
-def counting_task(drawn: list[int]) -> Any:
-    """Made-up data: a number in the prompt, two parts in the answer."""
-
-    def draw(index: int) -> Example:
-        drawn.append(index)
-        n = 3 + index % 20
-        return Example((n, n + 1), ((Part((30,), (n,)), Part((31,), (n + 1, n), depends=(0,))), (n,)))
-
-    def write_test_set(path: Path) -> int:
-        path.write_text("{}\n", encoding="utf-8")
-        return 1
-
-    def task(source: Source) -> Task:
-        vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, 40)}
-        raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-        raw.pre_tokenizer = pre_tokenizers.Whitespace()
-        special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-        return Task(PreTrainedTokenizerFast(tokenizer_object=raw, **special), draw, write_test_set)
-
-    return task
 
 
 @pytest.fixture
@@ -56,33 +30,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     indices: list[int] = []
     monkeypatch.setitem(recipes.TASKS, "counting", counting_task(indices))
     return indices
-
-
-def fields_of(folder: Path) -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "task": "counting",
-        "output_dir": str(folder / "runs"),
-        "seed": 3,
-        "model": {
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 128,
-            "rope_theta": 5e4,
-        },
-        "batches": {"num_rows": 64, "max_spans": 6, "forms": {"plain": 1, "dag": 1}, "block_lengths": {4: 1}},
-        "training": dict(TWO_STEPS),
-        "generation": {"do_sample": False, "max_new_tokens": 20, "hf_hybrid": {"strategy": "planned_diffusion"}},
-    }
-
-
-def written(folder: Path, data: Any) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), encoding="utf-8")
-    return path
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -106,6 +53,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "generation": ({"generation": {"do_sampl": True}}, r"unknown field 'do_sampl'; did you mean 'do_sample'\?"),
     "empty section": ({"batches": "none"}, r"batches: must be a mapping of fields to values .* got 'none'"),
     "seed": ({"seed": "x"}, "seed: 'x' must be a whole number"),
+    "seed below": ({"seed": -1}, "seed: -1 must be a whole number from 0"),
+    "seed is a switch": ({"seed": True}, "seed: True must be a whole number"),
+    "output_dir": ({"output_dir": 5}, "output_dir: 5 must be the path of a folder"),
+    "name leads out": ({"name": "../x"}, "name: '../x' must be the name of a folder in output_dir"),
+    "name of a checkpoint": ({"name": "checkpoint-3"}, "name: 'checkpoint-3' must be the name"),
+    "name is a number": ({"name": 7}, "name: 7 must be the name"),
+    "size is a text": (
+        {"model": {"hidden_size": "big"}},
+        "model: hidden_size='big' must be a whole number of at least",
+    ),
+    "size 0": ({"model": {"num_hidden_layers": 0}}, "model: num_hidden_layers=0 must be a whole number of at least 1"),
+    "heads": ({"model": {"hidden_size": 32, "num_attention_heads": 5}}, "model: .*not a multiple"),
+    "theta": ({"model": {"rope_theta": "x"}}, "model: could not convert"),
+    "activation": ({"model": {"rms_norm_eps": "x"}}, "model: .*rms_norm_eps"),
+    "rows": ({"batches": {"num_rows": "many"}}, "batches: num_rows='many' must be a whole number"),
+    "form": ({"batches": {"forms": {"plian": 1}}}, "batches: forms=.* must map some of plain, sparse, dag, dense"),
+    "no weight": ({"batches": {"forms": {"plain": 0}}}, "batches: forms=.*one greater than 0"),
+    "forms are a list": ({"batches": {"forms": ["plain"]}}, "batches: forms=.* must map"),
+    "empty window": ({"batches": {"block_lengths": {0: 1}}}, "batches: block_lengths=.*lengths in tokens"),
+    "steps 0": ({"training": {"max_steps": 0}}, "training: max_steps=0 must be a whole number of at least 1"),
+    "steps": ({"training": {"max_steps": "many"}}, "training: max_steps='many' must be a whole number"),
+    "half a step": ({"training": {"max_steps": 2.5}}, "training: max_steps=2.5 must be a whole number"),
+    "rate": ({"training": {"max_steps": 2, "other_learning_rate": "1e-3"}}, "'1e-3' must be a number .*write 1.0e-3"),
+    "switch": ({"training": {"max_steps": 2, "compile_objective": "no"}}, "compile_objective='no' must be true or"),
+    "new tokens": ({"generation": {"max_new_tokens": -3}}, "generation: .*max_new_tokens"),
+    "strategy": ({"generation": {"hf_hybrid": {"strategy": "fast"}}}, "generation: .*fast"),
 }
 
 
@@ -128,6 +101,13 @@ def test_wrong_recipes_are_refused(drawn: list[int], tmp_path: Path, case: str) 
 def test_files_that_are_no_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read_recipe(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 5000])
+def test_bytes_that_are_no_recipe_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: not valid YAML"):
+        read_recipe(tmp_path / "recipe.yaml")
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from hf_hybrid.training.collators import CollatorSettings, HybridCollator
 from hf_hybrid.training.examples import Example
 from hf_hybrid.training.objectives import JointObjective
 from hf_hybrid.training.optimizer import MuonAdamW
-from hf_hybrid.training.trainer import COMPLETE, HybridTrainer, IndexedExamples, last_whole_checkpoint, rate_factor
+from hf_hybrid.training.resume import COMPLETE, last_whole_checkpoint
+from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples, rate_factor
 
 EXAMPLES = (TWO_ROUNDS, BARE, OVERRUN)
 COLLATOR = HybridCollator(CONTROL, PAD, CollatorSettings(num_rows=90, max_spans=12, block_lengths={4: 1.0}))

@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
-from hf_hybrid.models.vocabulary import width_of, window_tokens
+from hf_hybrid.models.vocabulary import readable, window_tokens
 
 
 class DiffusionDrafter(Drafter):
@@ -55,7 +55,7 @@ class DiffusionDrafter(Drafter):
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
         """Compare the models, and make a Runner for the call."""
         check_family(self.model, model, vocab_size)
-        self._known, self._held = width_of(self.model), positions_of(self.model)
+        self._known, self._held = readable(self.model), positions_of(self.model)
         self._rows, self._read = BatchRows(self.model, batch_size), {}
 
     def begin(self, text: Text) -> None:

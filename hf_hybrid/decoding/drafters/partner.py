@@ -47,7 +47,7 @@ class BatchRows:
         line: text -> its batch row.
 
     Raises:
-        Unsupported: the Runner does not serve the model.
+        Unsupported: the Runner does not serve the model. DrafterError: its passes need all processes.
     """
 
     def __init__(self, model: Any, batch_size: int):
@@ -59,6 +59,11 @@ class BatchRows:
 
     def _empty_runner(self) -> Runner:
         runner = Runner(self._model, self._batch_size)
+        if runner.ranks.synced:
+            raise DrafterError(
+                "the drafting model is spread over processes (FSDP or ZeRO-3), each of which drafts when it needs to; "
+                "load it whole in every process"
+            )
         while runner.active:
             runner.leave(runner.active - 1)
         return runner

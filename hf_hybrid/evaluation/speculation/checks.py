@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from hf_hybrid.core.precision import double_device
+
 GRAM = 8
 MAX_REPEATS = 3
 
@@ -67,10 +69,11 @@ def difference(model: Any, prompt: Sequence[int], answer: Sequence[int], referen
     shorter = min(len(answer), len(reference))
     position = next((i for i in range(shorter) if answer[i] != reference[i]), shorter)
     ids = torch.tensor([[*prompt, *answer]], device=model.device)  # (1, prompt + answer)
-    logits = model(input_ids=ids, logits_to_keep=len(answer) + 1, use_cache=False).logits[0].double()
+    logits = model(input_ids=ids, logits_to_keep=len(answer) + 1, use_cache=False).logits[0]
+    logits = logits.to(double_device(logits.device)).double()
     # Row i, of answer + 1, decides token i of the answer: (answer + 1, vocab).
     best = logits.amax(-1)  # (answer + 1,)
-    written = torch.tensor(list(answer), device=model.device, dtype=torch.long)  # (answer,)
+    written = torch.tensor(list(answer), device=logits.device, dtype=torch.long)  # (answer,)
     deficits = best[:-1] - logits[:-1].gather(-1, written[:, None])[:, 0]  # (answer,)
     largest = float(deficits.max()) if len(answer) else 0.0
     other = float(best[position] - logits[position, reference[position]]) if position < len(reference) else None

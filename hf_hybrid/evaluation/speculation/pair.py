@@ -140,10 +140,10 @@ def random_pair(
     best = (wanted @ head.T).argmax(-1)  # (tokens,)
 
     def agreed(scale: float) -> float:
-        return float(((found @ (head + scale * noise).T).argmax(-1) == best).double().mean())
+        return float(((found @ (head + scale * noise).T).argmax(-1) == best).cpu().double().mean())
 
     def sharpness(scale: float) -> float:
-        return float((scale * (wanted @ head.T)).softmax(-1).amax(-1).double().mean())
+        return float((scale * (wanted @ head.T)).softmax(-1).amax(-1).cpu().double().mean())
 
     spread = _bisected(lambda scale: -agreed(scale), -agreement, 0.0, 4.0)
     sharp = _bisected(sharpness, agreement, 0.01, 100.0)
