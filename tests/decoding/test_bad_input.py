@@ -139,7 +139,7 @@ def test_given_rounds_that_a_table_of_positions_cannot_hold() -> None:
     host.model = host.transformer  # where ``refused`` counts
     rounds = [Plan((Span((5,), 12), Span((6,), 12, text=(7,) * 9)))] * 2
     refused(
-        "the given plan needs 89 positions and the model has 64; shorten",
+        "the given plan needs 69 positions and the model has 64; shorten",
         host=host,
         plan=rounds,
         max_new_tokens=59,
