@@ -21,7 +21,16 @@ from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
 from hf_hybrid.decoding.transcript import Transcript
-from hf_hybrid.models.host import CACHE, adoptable, fill, ordered_ids, position_table, rope_switch, taken_cache
+from hf_hybrid.models.host import (
+    CACHE,
+    adoptable,
+    check_model,
+    fill,
+    ordered_ids,
+    position_table,
+    rope_switch,
+    taken_cache,
+)
 from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
@@ -80,6 +89,7 @@ def _decode(
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
+    check_model(model)
     check_inputs(model, input_ids, model_kwargs)
     if call.cache is not None:
         adoptable(call.cache)
