@@ -28,7 +28,7 @@ from tests.equivalence.test_batches import MODES, answers, model
 from tests.models_for_tests import PROMPTS, hybrid
 
 LINE = [(*PROMPTS[i % len(PROMPTS)], 13 + i) for i in range(9)]
-SEED = 11  # answers of very different lengths
+SEED = 11  # answers of very different numbers of passes
 QUEUED = {name: mode for name, mode in MODES.items() if "repetition_penalty" not in mode}
 SETTINGS = {"max_new_tokens": 90, "suppress_tokens": [0], "return_control_tokens": True}
 
@@ -53,8 +53,8 @@ def test_an_answer_equals_its_own_call(mode: str, sampled: bool) -> None:
 
 
 def test_the_cases_overlap() -> None:
-    lengths = [len(answers(True, MODES["verified"], (list(p),), [SEED + i])[0][0]) for i, p in enumerate(LINE)]
-    assert len(set(lengths)) > 4
+    passes = [answers(True, MODES["verified"], (list(p),), [SEED + i])[0][1][3] for i, p in enumerate(LINE)]
+    assert len(set(passes)) > 4
     order = [a.index for a in many(LINE, 3, seed=SEED, do_sample=True, temperature=1.2, top_k=20, **MODES["verified"])]
     assert order != sorted(order), "some overtake others"
 
@@ -166,7 +166,7 @@ def test_a_stream_of_bad_prompts_is_a_stream_of_errors() -> None:
 
 
 def test_a_given_plan_that_one_prompt_leaves_no_room_for_is_an_error_of_that_prompt() -> None:
-    plan = Plan((Span((5,), 8),))
+    plan = Plan((Span((5,), 8, text=(6,) * 5),))
     prompts = [[3] * 40, [3, 4], [3] * 41, [5, 6]]
     for batch_size in (1, 2, 4):
         found = {
@@ -176,7 +176,7 @@ def test_a_given_plan_that_one_prompt_leaves_no_room_for_is_an_error_of_that_pro
             )
         }
         assert [bool(found[n].error) for n in range(4)] == [True, False, True, False]
-        assert "the given plan needs" in str(found[0].error) and found[0].tokens == []
+        assert "the given plan alone holds 6 tokens" in str(found[0].error) and found[0].tokens == []
         assert found[1].report.plans and found[1].tokens
 
 
