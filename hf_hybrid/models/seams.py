@@ -90,18 +90,12 @@ def _drift() -> float:
     """The largest difference between logits of a tiny model with a RowCache and without a cache, in float64."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=16,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.5,
-        attn_implementation="sdpa",
-    )
+    sizes: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.5}
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        model: Any = LlamaForCausalLM(config).to(torch.float64).eval()
+        model: Any = LlamaForCausalLM(LlamaConfig(**sizes, attn_implementation="sdpa"))  # pyright: ignore[reportCallIssue]
+        model = model.to(torch.float64).eval()
         ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
         wanted = model(input_ids=ids, use_cache=False).logits[0]  # (8, vocab)
         runner = Runner(model, 1, capacity=4)
