@@ -186,7 +186,7 @@ def test_refusals_of_objects_and_of_configs(seen: Seen) -> None:
     with pytest.raises(UnsupportedCallError, match="assistant_model"):
         model.generate(PROMPT, strategy="autoregressive", assistant_model=llama())
     with pytest.raises(UnsupportedCallError, match="input_ids"):
-        model.generate(inputs_embeds=torch.zeros(1, 2, 32), strategy="autoregressive")
+        model.generate(inputs_embeds=torch.zeros(1, 2, 32), strategy="block_diffusion")
     with pytest.raises(UnsupportedCallError, match="num_beams=3"):
         model.generate(PROMPT, GenerationConfig(num_beams=3), strategy="autoregressive")
     model.generation_config.num_beams = 3

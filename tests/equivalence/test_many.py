@@ -136,7 +136,6 @@ BAD = {
     "a mask": (torch.ones(3, dtype=torch.bool), "must hold token ids"),
     "beyond the vocabulary": ([3, 10**6], "outside the vocabulary"),
     "negative": ([3, -1], "outside the vocabulary"),
-    "as long as the model": ([3] * 4096, "fills the"),
 }
 
 
@@ -158,6 +157,18 @@ def test_a_prompt_that_fails_leaves_the_others_as_they_are(batch_size: int, stra
     for answer, (_, message) in zip(faults, BAD.values(), strict=True):
         assert answer.tokens == [] and message in str(answer.error)
         assert answer.report.strategy == strategy and answer.report.num_tokens == 0
+
+
+def test_a_prompt_that_fills_a_table_of_positions_is_an_error_of_its_own() -> None:
+    """Learned positions end; rotary ones go on, as in the host."""
+    table = hybrid("gpt2")
+    held = table.config.max_position_embeddings
+    options = {"strategy": "autoregressive", "max_new_tokens": 3, "do_sample": False}
+    found = {a.index: a for a in generate_many(table, [[3] * held, [3, 4], [3] * (held + 5)], batch_size=2, **options)}
+    assert [found[n].error is None for n in range(3)] == [False, True, False]
+    assert f"a prompt of {held} tokens fills the {held} positions" in str(found[0].error) and found[1].tokens
+    turning = {a.index: a for a in generate_many(model(), [[3] * 200, [3, 4]], batch_size=2, **options)}
+    assert len(turning[0].tokens) == 3 and turning[1].tokens
 
 
 def test_a_stream_of_bad_prompts_is_a_stream_of_errors() -> None:
