@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.autoregressive import Autoregressive
 from hf_hybrid.decoding.block_diffusion import BlockDiffusion
+from hf_hybrid.decoding.call import ONE_TEXT, Call, Context
 from hf_hybrid.decoding.criteria import own_criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, HybridGenerateOutput
 from hf_hybrid.decoding.planned_diffusion import PlannedDiffusion
@@ -19,7 +20,7 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.prompts import Prompts, check_inputs, outside_vocabulary, read_prompts
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
-from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
+from hf_hybrid.decoding.strategy import Strategy
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.models.host import (
     CACHE,
