@@ -27,10 +27,13 @@ from transformers import (
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stored_strategy
 from hf_hybrid.core.plan import ControlTokens, Plan
 from hf_hybrid.decoding import ONE_TEXT, Call, ModelDrafter, Queue, decode
-from hf_hybrid.models.host import CACHE, CACHES
+from hf_hybrid.decoding.prompts import check_keywords
+from hf_hybrid.models.host import CACHE, CACHES, forward_parameters
 from hf_hybrid.models.seams import check_seams
 from hf_hybrid.models.vocabulary import WindowTokens, control_tokens, window_tokens
 from hf_hybrid.stored import check_call
+
+_Host: Any = GenerationMixin  # its generate() types ``self`` by a protocol that it does not meet itself
 
 
 def _is_set(value: object) -> bool:
@@ -273,12 +276,19 @@ def _refuse(model: Any, arguments: Mapping[str, Any], strategy: str) -> None:
         raise UnsupportedCallError(
             f"strategy={strategy!r} needs a decoder-only model, and {type(model).__name__} is an encoder-decoder"
         )
+    # Here under the names of the caller: the host reads images before it calls the loop.
+    own = forward_parameters(model).keys() - _known_to_generate() - {"input_ids"}
+    check_keywords(model, {name: value for name, value in arguments.items() if name in own})
+
+
+def _known_to_generate() -> set[str]:
+    """Names that the host's ``generate()`` takes itself."""
+    return {*inspect.signature(_Host.generate).parameters, *vars(GenerationConfig()), "trust_remote_code"}
 
 
 def _misspelt(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that the host does not know and that look like a setting, for ``settings_for`` to list the choices."""
-    host: Any = GenerationMixin  # its generate() types ``self`` by a protocol that it does not meet itself
-    known = {*inspect.signature(host.generate).parameters, *vars(GenerationConfig()), "trust_remote_code"}
+    known = _known_to_generate()
     for method in (model.prepare_inputs_for_generation, model.forward):
         known.update(inspect.signature(method).parameters)
     return {

@@ -120,6 +120,16 @@ def test_lengths_are_bounded_by_the_positions_of_the_model() -> None:
         prepared(GenerationConfig(), length=128)
 
 
+def test_a_request_may_name_a_strategy_as_a_field_of_its_own() -> None:
+    from hf_hybrid.routing import named_strategy
+
+    config = GenerationConfig(strategy="speculative", draft_length=3, max_new_tokens=4, do_sample=False)
+    model = hybrid()
+    for default in (None, "block_diffusion"):
+        prepare(model, words(), {"input_ids": torch.full((1, 5), 3)}, config, default)
+        assert named_strategy(model, {"generation_config": config}) == "speculative"
+
+
 def test_a_default_strategy_stands_behind_request_and_checkpoint() -> None:
     named = {"strategy": "speculative"}
     for given, stored, expected in (
@@ -143,6 +153,8 @@ def test_a_default_strategy_stands_behind_request_and_checkpoint() -> None:
         {"num_beams": 10**9},
         {"num_beams": 2, "hf_hybrid": {"strategy": "block_diffusion"}},
         {"hf_hybrid": {"strategy": "telepathy"}},
+        {"strategy": "telepathy"},
+        {"strategy": "block_diffusion", "window_length": 0},
         {"hf_hybrid": ["planned_diffusion"]},
         {"hf_hybrid": {"strategy": "block_diffusion", "window_length": 0}},
     ],

@@ -170,6 +170,20 @@ def end_ids(model: Any) -> frozenset[int]:
     return token_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
 
 
+def first_end(model: Any) -> object:
+    """The end token of the generation config, else of the config, the first of several; None: there is none. What
+    stands there may be no token id: anybody may have written it."""
+    size = model.config.get_text_config().vocab_size
+    for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
+        eos = getattr(config, "eos_token_id", None)
+        if isinstance(eos, (list, tuple)):
+            # One that is negative or beyond the vocabulary stands for none.
+            eos = next((e for e in eos if not isinstance(e, int) or 0 <= e < size), eos[0] if eos else None)
+        if eos is not None:
+            return eos
+    return None
+
+
 def token_ids(value: Any) -> frozenset[int]:
     """A token id, a list of them or a tensor, as a set; empty for None. Negative ones stand for none in old configs."""
     return frozenset(ordered_ids(value))

@@ -18,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.models.host import first_end
 
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Lengths in tokens that a plan can name: steps of at most a third, so that rounding up wastes little."""
@@ -113,7 +114,7 @@ def window_tokens(model: PreTrainedModel) -> WindowTokens | None:
         return None
     size = model.config.get_text_config().vocab_size
     mask = _token("mask_token_id", record["mask_token_id"], size)
-    if mask == _end_token(model):
+    if mask == first_end(model):
         raise VocabularyError(f"config.hf_hybrid gives token {mask} two meanings (mask and eos); {_REPAIR}")
     lengths, depends = ([*v] if isinstance(v := record.get(n), list | tuple) else [] for n in ("lengths", "depends"))
     tags = [record.get(n) for n in _TAGS] + [p[1] for p in lengths if isinstance(p, list | tuple) and len(p) == 2]
@@ -141,7 +142,7 @@ def control_tokens(model: PreTrainedModel) -> ControlTokens | None:
     lengths, depends = _pairs(record["lengths"], size), record["depends"]
     if not isinstance(depends, (list, tuple)):
         raise VocabularyError(f"config.hf_hybrid['depends'] must be a list of token ids, got {depends!r}; {_REPAIR}")
-    eos = _end_token(model)
+    eos = first_end(model)
     if eos is None:
         raise VocabularyError("the model has no end-of-sequence token; set model.generation_config.eos_token_id")
     tokens = ControlTokens(
@@ -230,21 +231,9 @@ def _rows(model: PreTrainedModel) -> int:
     return min(end.weight.shape[0] for end in ends if end is not None)
 
 
-def _end_token(model: PreTrainedModel) -> object:
-    size = model.config.get_text_config().vocab_size
-    for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
-        eos = getattr(config, "eos_token_id", None)
-        if isinstance(eos, (list, tuple)):
-            # One that is negative or beyond the vocabulary stands for none.
-            eos = next((e for e in eos if not isinstance(e, int) or 0 <= e < size), eos[0] if eos else None)
-        if eos is not None:
-            return eos
-    return None
-
-
 def _settle_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Take the tokenizer's end token when the model names none."""
-    if _end_token(model) is not None:
+    if first_end(model) is not None:
         return
     if tokenizer.eos_token_id is None:
         raise VocabularyError(
