@@ -142,7 +142,13 @@ _HOME = {
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    try:
+        value = getattr(import_module(_HOME[name]), name)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "transformers":
+            raise
+        note = import_module("hf_hybrid.models.release").release_note()
+        raise ImportError(f"{error}{note}", name=error.name) from error
     globals()[name] = value
     return value
 

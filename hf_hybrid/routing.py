@@ -28,6 +28,7 @@ from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stor
 from hf_hybrid.core.plan import ControlTokens, Plan
 from hf_hybrid.decoding import ONE_TEXT, Call, ModelDrafter, Queue, decode
 from hf_hybrid.models.host import CACHE, CACHES
+from hf_hybrid.models.seams import check_seams
 from hf_hybrid.models.vocabulary import WindowTokens, control_tokens, window_tokens
 from hf_hybrid.stored import check_call
 
@@ -100,6 +101,7 @@ def host_arguments(
             )
         return arguments
     cache = _take_cache(arguments)
+    check_seams()
     settings |= _misspelt(model, arguments)
     checked = settings_for(name, settings, stored)
     check_call(model, arguments)

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from hf_hybrid.cli.serve import ServingError
 from hf_hybrid.config import merged
 from hf_hybrid.models.host import trained_positions
+from hf_hybrid.models.release import release_note
 from hf_hybrid.routing import host_arguments, named_strategy
 
 USUAL_LENGTH = 1024
@@ -46,8 +48,11 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
         *((handler, "handle_request", partial(_handling, name, loaded)) for handler in handlers),
         (GenerateManager, "generate_streaming", partial(_streaming, strategy)),
         (GenerateManager, "generate_non_streaming", partial(_whole, strategy)),
-        (ModelManager, "get_gen_models", models),
+        # Of another name before transformers 5.24.
+        (ModelManager, "list_models" if hasattr(ModelManager, "list_models") else "get_gen_models", models),
     ]
+    if missing := [f"{cls.__name__}.{attribute}" for cls, attribute, _ in replaced if attribute not in vars(cls)]:
+        raise ServingError(f"the server of this transformers has no {', '.join(missing)}{release_note()}")
     before = [(cls, attribute, vars(cls)[attribute]) for cls, attribute, _ in replaced]
     for (cls, attribute, original), (*_, wrap) in zip(before, replaced, strict=True):
         setattr(cls, attribute, wrap(original))

@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.autoregressive import Autoregressive
 from hf_hybrid.decoding.block_diffusion import BlockDiffusion
+from hf_hybrid.decoding.call import ONE_TEXT, Call, Context
 from hf_hybrid.decoding.criteria import own_criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, HybridGenerateOutput
 from hf_hybrid.decoding.planned_diffusion import PlannedDiffusion
@@ -19,7 +20,7 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.prompts import Prompts, check_inputs, outside_vocabulary, read_prompts
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
-from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
+from hf_hybrid.decoding.strategy import Strategy
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.models.host import (
     CACHE,
@@ -32,6 +33,7 @@ from hf_hybrid.models.host import (
     taken_cache,
 )
 from hf_hybrid.models.probe import check_rows
+from hf_hybrid.models.release import release_note
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import readable, width_of
 
@@ -71,6 +73,10 @@ def decode(
     """
     try:
         return _decode(model, input_ids, logits_processor, stopping_criteria, generation_config, call, model_kwargs)
+    except Exception as error:
+        if note := release_note():  # whatever went wrong, that may be why
+            error.add_note(note.strip())
+        raise
     finally:  # a thread may be reading; the host has put the prompt by now
         if call.streamer is not None:
             call.streamer.end()
@@ -85,7 +91,12 @@ def _decode(
     call: Call,
     model_kwargs: dict[str, Any],
 ) -> Tensor | HybridGenerateOutput | Iterator[Answer]:
-    config = generation_config if generation_config is not None else model.generation_config
+    config = generation_config
+    if logits_processor is None or stopping_criteria is None or config is None:
+        raise DecodingError(
+            "generate() handed over no logits_processor, stopping_criteria or generation_config; "
+            f"an answer without them would be another one{release_note()}"
+        )
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")

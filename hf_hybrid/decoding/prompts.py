@@ -16,7 +16,8 @@ from transformers import GenerationMixin
 from transformers.utils import logging
 
 from hf_hybrid.decoding.output import DecodingError
-from hf_hybrid.models.host import CACHES, empty_cache, release_note, taken_cache
+from hf_hybrid.models.host import CACHES, empty_cache, taken_cache
+from hf_hybrid.models.release import release_note
 from hf_hybrid.models.vocabulary import readable
 
 UNKNOWN = -1

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.decoding.call import ONE_TEXT, Call
 from hf_hybrid.decoding.criteria import Criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
 from hf_hybrid.decoding.prompts import UNKNOWN, Prompts
-from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Strategy
+from hf_hybrid.decoding.strategy import Strategy
 
 
 class Session:

@@ -82,6 +82,10 @@ def _host_arguments() -> Callable[..., dict[str, Any]]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "hf_hybrid":  # installed, and something that it needs is missing
             raise
-    from hf_hybrid.routing import host_arguments
+    from hf_hybrid.models.release import release_note
 
+    try:
+        from hf_hybrid.routing import host_arguments
+    except ImportError as error:  # a name that a newer transformers has no longer
+        raise ImportError(f"{error}{release_note()}", name=error.name) from error
     return host_arguments

@@ -12,14 +12,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-OLDEST, NEWEST = (5, 15), (5, 24)
-"""The releases of transformers (major, minor) between which everything was tested."""
+from hf_hybrid.models.release import release_note
 
 CACHE = "cache" if "cache" in {f.name for f in fields(GenerateDecoderOnlyOutput)} else "past_key_values"
 """What this release calls a cache in outputs and in what it hands to a decoding loop: renamed in 5.24."""
@@ -33,20 +31,6 @@ _Host: Any = GenerationMixin  # its methods type ``self`` by a protocol
 
 class Unsupported(ValueError):
     """A model or a cache that the Runner cannot serve; the message says what to do."""
-
-
-def release_note() -> str:
-    """A clause for messages when this release is newer than those that were tested, else empty."""
-    installed = transformers.__version__
-    if _release(installed) <= NEWEST:
-        return ""
-    tested = ".".join(map(str, NEWEST))
-    return f" (transformers {installed} is installed, and hf_hybrid was tested up to {tested}: update hf-hybrid)"
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Major and minor number of a version."""
-    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:2])
 
 
 # Models.

@@ -53,7 +53,11 @@ def check_rows(model: Any, prompt: Sequence[int], sequences: int, *, one_by_one:
     """
     host = unwrapped(model)
     hooks = list(foreign_hooks(host))
-    _check_adapters([hook for _, hook in hooks], sequences, one_by_one)
+    try:
+        _check_adapters([hook for _, hook in hooks], sequences, one_by_one)
+    except Unsupported:
+        _drop_adapters(host)
+        raise
     reasons = [] if one_by_one or not hooks else [f"forward hooks or replaced forwards ({names_of(hooks)})"]
     if (foreign := foreign_class(host)) is not None:
         reasons.append(f"a class from outside of transformers ({foreign.__module__}.{foreign.__qualname__})")
@@ -94,6 +98,15 @@ def _check_adapters(hooks: Sequence[Any], sequences: int, one_by_one: bool) -> N
                 "aLoRA counts the tokens of a pass from its end; take strategy='autoregressive' with one sequence, or "
                 "leave out strategy="
             )
+
+
+def _drop_adapters(host: nn.Module) -> None:
+    """Take the hooks of PEFT off: it does so only behind a call that ends well, and later calls would have them."""
+    for layer in host.modules():
+        for number, hook in list(layer._forward_pre_hooks.items()):
+            if isinstance(hook, functools.partial) and {"adapter_names", "alora_offsets"} & hook.keywords.keys():
+                del layer._forward_pre_hooks[number]
+                layer._forward_pre_hooks_with_kwargs.pop(number, None)
 
 
 def _reads_both_ways(host: nn.Module) -> bool:

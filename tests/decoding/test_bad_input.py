@@ -147,7 +147,7 @@ def test_given_rounds_that_a_table_of_positions_cannot_hold() -> None:
         **PLANNED,
     )
     dense = {"visibility": "dense", "max_new_tokens": 60}
-    refused("needs 66 positions", host=host, plan=Plan((Span((5,), 12),) * 4), **dense, **PLANNED)
+    refused("needs 74 positions", host=host, plan=Plan((Span((5,), 12),) * 4), **dense, **PLANNED)
     assert generate(host, plan=rounds[:1], **PLANNED).shape[1] > 5
 
 
