@@ -165,8 +165,10 @@ def _transcript(call: Call, config: GenerationConfig) -> Transcript | None:
     logits, scores = (bool(getattr(config, name, None)) for name in ("output_logits", "output_scores"))
     if not (logits or scores) or not config.return_dict_in_generate:
         return None
+    name = "output_scores" if scores else "output_logits"
+    if call.queue is not None:
+        raise DecodingError(f"{name}=True: an answer of generate_many() holds none; call generate() batch by batch")
     if not _verified(call):
-        name = "output_scores" if scores else "output_logits"
         raise DecodingError(
             f"{name}=True needs tokens that the model decides one by one, and strategy={call.strategy!r} settles "
             "several at once here; leave it out, or use verify_spans=True (planned_diffusion) or another strategy"

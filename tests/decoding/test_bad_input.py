@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
+import hf_hybrid
 from hf_hybrid import Plan, Span
 from hf_hybrid.decoding import DecodingError
 from hf_hybrid.models.host import CACHE
@@ -323,3 +324,10 @@ def test_control_tags_in_a_prompt_are_inert() -> None:
     blocks = generate(writer(False), torch.tensor([prompt]), **BLOCKS)
     assert blocks[0, : len(prompt)].tolist() == prompt
     assert not set(CONTROL.banned) & set(blocks[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("asked", ["output_scores", "output_logits"])
+def test_an_answer_of_many_holds_no_scores(asked: str) -> None:
+    options = {"max_new_tokens": 4, "return_dict_in_generate": True, asked: True}
+    with pytest.raises(ValueError, match=f"{asked}=True: an answer of generate_many.*call generate"):
+        list(hf_hybrid.generate_many(model(), [[3, 7], [9]], strategy="autoregressive", **options))

@@ -6,6 +6,7 @@ another sequence; a least length that bans the ids that end the answer in place 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -94,3 +95,48 @@ def test_a_least_length_bans_the_ids_that_it_was_given(how: dict[str, Any]) -> N
         expected = generate(model, **options)
         assert expected[0, 5] != first
         assert torch.equal(generate(model, **options, **how), expected)
+
+
+def counting(start: list[int]) -> Any:
+    """A function that counts its calls in what it closes over."""
+    calls, step = start, len(ROWS)
+
+    def shift(input_ids: Tensor, scores: Tensor, every: list[int] = []) -> Tensor:  # noqa: B006  the fault in question
+        calls[0] += step
+        every.append(1)
+        return scores + (torch.arange(61) * (calls[0] + 5 * len(every)) % 11).to(scores.dtype)
+
+    return shift
+
+
+class Wraps:
+    """Holds a function with a state, and a model that is not copied."""
+
+    def __init__(self, model: Any):
+        self.model, self.inner = model, counting([0])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        assert self.model is KEPT[0]
+        return self.inner(input_ids, scores)
+
+
+KEPT: list[Any] = []
+
+
+@every_exact
+def test_functions_with_a_state_are_copied_for_each_sequence(how: dict[str, Any]) -> None:
+    model = hf_hybrid.enable(tiny("llama"))
+    KEPT[:] = [model]
+    makers = (lambda: counting([0]), lambda: functools.partial(counting([5])), lambda: Wraps(model))
+    for make in makers:
+        expected = generate(model, logits_processor=[make()])
+        assert not torch.equal(expected, generate(model))
+        assert torch.equal(generate(model, logits_processor=[make()], **how), expected)
+
+    def stopping(ids: Tensor, scores: Any, *, calls: list[int], **kwargs: Any) -> Tensor:
+        calls[0] += 1
+        return torch.full((len(ids),), calls[0] >= 6)
+
+    expected = generate(model, stopping_criteria=[functools.partial(stopping, calls=[0])])
+    assert expected.shape[1] == 11
+    assert torch.equal(generate(model, stopping_criteria=[functools.partial(stopping, calls=[0])], **how), expected)
