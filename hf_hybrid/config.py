@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,7 +45,14 @@ class Settings:
         2**62,
     )
     return_control_tokens: bool = setting(
-        False, "keep plan and control tokens in the returned sequences (default: prompt and text alone)"
+        False,
+        "keep plan and control tokens in the returned sequences (default: prompt and text alone); max_new_tokens then "
+        "counts them too",
+    )
+    continue_final_message: bool | list[bool] = setting(
+        False,
+        "the prompt ends inside of an answer (a prefilled assistant turn), which goes on plainly: planned_diffusion "
+        "writes no plan then; one value per row, or one for all",
     )
     return_past_key_values: bool = setting(
         False, "with return_dict_in_generate: also return a cache of the sequences, so that a host call can continue"
@@ -302,6 +309,7 @@ def _unknown(name: object, choices: frozenset[str] | set[str]) -> str:
 def _coerce(cls: type, name: str, value: Any) -> Any:
     """``value`` checked against the type and the range of the field; the field's annotation is the one source of its
     type."""
+    value = _plain(value)
     hint = get_type_hints(cls)[name]
     meta = next(f for f in fields(cls) if f.name == name).metadata
     options = get_args(hint) or (hint,)
@@ -316,9 +324,15 @@ def _coerce(cls: type, name: str, value: Any) -> Any:
             raise SettingsError(f"{name}={shown(value)}: must be a text")
         return value
     kinds = tuple(o for o in options if o in (int, float, bool))
-    if isinstance(value, (list, tuple)) and list[int] in options:
-        return [_number(name, v, (int,), meta) for v in value]
+    inner = next((get_args(option)[0] for option in options if get_origin(option) is list), None)
+    if isinstance(value, (list, tuple)) and inner is not None:
+        return [_number(name, _plain(v), (inner,), meta) for v in value]
     return _number(name, value, kinds, meta)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or torch as one of Python, and an array of them as a list; the rest as it is."""
+    return value.tolist() if hasattr(value, "ndim") and hasattr(value, "tolist") else value
 
 
 def _number(name: str, value: Any, kinds: tuple[type, ...], meta: Mapping[str, Any]) -> Any:

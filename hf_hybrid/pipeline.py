@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, TextGenerationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_hybrid.decoding.output import GenerationReport, plans_as_data
 from hf_hybrid.mixin import enable
+from hf_hybrid.routing import named_strategy
 
 TASK = "hybrid-text-generation"
 
@@ -24,17 +26,28 @@ class HybridTextGenerationPipeline(TextGenerationPipeline):
     ``{"generated_text": ..., "plan": {"rounds": [...]} or None, "spans": [...], "report": {...} or None}``, all of it
     plain data for JSON: the plan as ``hf-hybrid plan`` prints it, a span per part in text order (``SpanReport`` with
     its text), the numbers of a ``GenerationReport`` (seconds, passes, tokens). Without a strategy the host decodes, and
-    there is no plan, span or report. The model is enabled in place; ``stop_strings`` need no ``tokenizer=``.
+    there is no plan, span or report. The model is enabled in place; ``stop_strings`` need no ``tokenizer=``. Behind a
+    chat whose last turn is the assistant's the answer goes on plainly, without a plan.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         enable(self.model)
 
+    def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:
+        """The host's inputs, and whether the prompt ends inside of an answer: ids alone do not say so."""
+        inputs: Any = super().preprocess(prompt_text, *args, **kwargs)
+        messages = getattr(prompt_text, "messages", None)  # of a chat
+        asked = kwargs.get("continue_final_message")
+        goes_on = messages is not None and (messages[-1]["role"] == "assistant" if asked is None else asked)
+        inputs["continues"] = torch.tensor([[goes_on]])  # (1, 1); the host pads and joins tensors alone
+        return inputs
+
     def _forward(self, model_inputs: Any, **generate_kwargs: Any) -> dict[str, Any]:
         # The host keeps only tensors of what generate() returns, which it reaches through ``self.model``. So a copy of
         # this object with a witness in that place does the work; other threads may be using this one.
-        witness = _Witness(self.model, self.tokenizer)
+        continues = [bool(goes_on) for goes_on in model_inputs.pop("continues").flatten().tolist()]
+        witness = _Witness(self.model, self.tokenizer, continues)
         double = copy.copy(self)
         double.model = witness  # type: ignore[assignment]
         outputs: Any = super(HybridTextGenerationPipeline, double)._forward(model_inputs, **generate_kwargs)
@@ -82,8 +95,8 @@ def register_pipeline() -> None:
 class _Witness:
     """Stands for a model in one call of ``generate()`` and keeps the reports of what was written."""
 
-    def __init__(self, model: Any, tokenizer: Any):
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, continues: list[bool]):
+        self._model, self._tokenizer, self._continues = model, tokenizer, continues
         self.reports: Any = None  # a GenerationReport per row, None when the host wrote
 
     def __getattr__(self, name: str) -> Any:
@@ -97,6 +110,9 @@ class _Witness:
         else:  # the host warns when a config comes together with other arguments
             kwargs["generation_config"] = config = copy.deepcopy(config)
             config.return_dict_in_generate = True
+        if any(self._continues) and named_strategy(self._model, kwargs) is not None:
+            each = kwargs.get("num_return_sequences", getattr(config, "num_return_sequences", None)) or 1
+            kwargs.setdefault("continue_final_message", [goes_on for goes_on in self._continues for _ in range(each)])
         output = self._model.generate(**{"tokenizer": self._tokenizer, **kwargs})
         self.reports = getattr(output, "report", None)
         return output if asked and self.reports is None else output.sequences

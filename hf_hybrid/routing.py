@@ -25,11 +25,11 @@ from transformers import (
 )
 
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stored_strategy
-from hf_hybrid.core.plan import Plan
+from hf_hybrid.core.plan import ControlTokens, Plan
 from hf_hybrid.decoding import ONE_TEXT, Call, ModelDrafter, Queue, decode
 from hf_hybrid.models.host import CACHE, CACHES
 from hf_hybrid.models.seams import check_seams
-from hf_hybrid.models.vocabulary import control_tokens
+from hf_hybrid.models.vocabulary import WindowTokens, control_tokens, window_tokens
 from hf_hybrid.stored import check_call
 
 
@@ -123,7 +123,7 @@ def host_arguments(
         streamer=arguments.get("streamer"),
         tokenizer=tokenizer,
         plan=plan,
-        control=control_tokens(model),
+        control=_control(model, name, checked),
         queue=queue,
         drafter=drafter,
         cache=cache,
@@ -131,6 +131,20 @@ def host_arguments(
     )
     arguments["custom_generate"] = functools.partial(decode, call=call)
     return arguments
+
+
+def named_strategy(model: Any, arguments: Mapping[str, Any]) -> str | None:
+    """The strategy of a call of ``generate()``; None: the host decodes."""
+    named = arguments.get("strategy")
+    return named if named is not None else stored_strategy(_stored(model, arguments))
+
+
+def _control(model: Any, strategy: str, settings: Any) -> ControlTokens | WindowTokens | None:
+    """What the strategy needs of the vocabulary; None: nothing, or the model does not have it."""
+    if strategy == "planned_diffusion":
+        return control_tokens(model)
+    windows = strategy == "block_diffusion" or getattr(settings, "drafter", None) == "self"
+    return window_tokens(model) if windows else None
 
 
 def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:

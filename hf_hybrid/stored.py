@@ -46,6 +46,8 @@ _SWITCHES = (
 )
 _TEXTS = ("cache_implementation", "num_assistant_tokens_schedule", "transformers_version", "speculation_type")
 _TOKENS = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+_ANY_ID = frozenset({"pad_token_id", "bos_token_id", "eos_token_id"})
+"""Negative or beyond the vocabulary they stand for no token, as in the host: nobody reads or writes one."""
 _TOKEN_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -137,12 +139,10 @@ def _fault(name: str, value: Any, vocab_size: int | None) -> str:
     if name in _TEXTS:
         return "" if isinstance(value, str) else "must be a text"
     if name in _TOKENS:
-        return _token_fault(value, vocab_size)
+        return _token_fault(value, vocab_size, name in _ANY_ID)
     if name in _TOKEN_LISTS:
         items = value if isinstance(value, (list, tuple)) else [value]
-        if not items and name == "eos_token_id" and vocab_size is not None:
-            return "names no token; give a token id or leave the field out"
-        return next((fault for item in items if (fault := _token_fault(item, vocab_size))), "")
+        return next((fault for item in items if (fault := _token_fault(item, vocab_size, name in _ANY_ID))), "")
     if name == "bad_words_ids":
         lists = isinstance(value, (list, tuple)) and all(isinstance(word, (list, tuple)) and word for word in value)
         if not lists or not value:
@@ -167,9 +167,11 @@ def _number_fault(value: Any, whole: bool, low: float, high: float) -> str:
     return "" if low <= value <= high else f"is out of range: {low} to {high}"  # NaN is in no range
 
 
-def _token_fault(value: Any, vocab_size: int | None) -> str:
+def _token_fault(value: Any, vocab_size: int | None, any_id: bool = False) -> str:
     if isinstance(value, bool) or not isinstance(value, int):
         return f"{shown(value)} is no token id"
+    if any_id and -_HUGE < value < _HUGE:
+        return ""
     if vocab_size is None and value == -1:  # an old way to say that there is none
         return ""
     if value < 0 or (vocab_size is not None and value >= vocab_size) or value >= _HUGE:

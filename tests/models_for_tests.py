@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import cache
 from typing import Any
 
@@ -152,6 +153,17 @@ def left_padded(prompts: tuple[tuple[int, ...], ...] = PROMPTS) -> dict[str, Ten
 def writer(planned: bool) -> Any:
     """A model that writes rounds of parts, or one that writes more than 60 tokens of plain text."""
     return hybrid(seed=26) if planned else hybrid(seed=13, favours={CONTROL.eos: 1.0})
+
+
+def watching(hook: Any) -> Any:
+    """A forward hook that is known to change nothing, so that the model is not probed for it."""
+
+    @functools.wraps(hook)
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs)
+
+    watch.row_by_row = True  # type: ignore[attr-defined]
+    return watch
 
 
 def words() -> PreTrainedTokenizerFast:

@@ -256,7 +256,7 @@ class SlowPlanned:
     how: Denoising | None = None
 
     def write(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
-        """The answer to ``prompt`` in at most ``max_new_tokens`` tokens, control tokens included."""
+        """The answer to ``prompt``, cut behind ``max_new_tokens`` tokens, control tokens included."""
         self.grammar = PlanGrammar(self.control, self.model.config.vocab_size, PlanLimits(max_parts=self.max_parts))
         self.rows, self.reads = clean([*prompt, self.control.par]), {0: set[int]()}
         self.answer, self.budget = Answer([], [], []), len(prompt) + max_new_tokens
@@ -285,7 +285,7 @@ class SlowPlanned:
             return plan
         state, lead = PlanState(), list[int]()
         while len(self.rows) < self.budget:
-            allowed = self.grammar.allowed(state, not self.plans and number < 8, self.budget - len(self.rows))
+            allowed = self.grammar.allowed(state, not self.plans and number < 8)
             scores = causal(self.model, self.rows, self.reads)
             scores = self.pick.scores(scores, allowed, [row.token for row in self.rows])
             position = self.rows[-1].position + 1
@@ -326,7 +326,6 @@ class SlowPlanned:
         trunk_start, moved = self.rows[self.begin].position, 0
         parts: list[list[int]] = []
         for number, part in enumerate(plan.spans):
-            room = self.budget - used[number]
             span, named = trunk + 1 + 2 * number, {trunk + 1 + 2 * i for i in part.depends if self.visibility == "dag"}
             known = {trunk, *(trunk + 2 * entry for entry in range(1, number + 1))}
             self.reads[span] = self.reads[trunk].union(known, named, *(self.reads[s] for s in named))
@@ -334,7 +333,7 @@ class SlowPlanned:
             own = clean([self.control.async_, *part.label], start, span)
             moved += len(own) + part.length  # however long the part becomes
             context = [row for row in self.rows if row.span in self.reads[span]]
-            limit = min(math.ceil(part.length * self.extension), room - len(own))
+            limit = math.ceil(part.length * self.extension)
             place = (self.model, context, own, self.reads, allowed, ends, limit, self.pick)
             if part.text is not None:
                 written = clean([row.token for row in own] + list(part.text), own[0].position, span)

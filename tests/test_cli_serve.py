@@ -1,8 +1,8 @@
 """``hf-hybrid serve`` up to the point where a server starts (``tests/integration`` asks one).
 
 Bugs these tests catch: a command that fails with a traceback without its extra; a mode of the server that bypasses
-``generate()``; options that do not reach the host's command, or whose values are taken for the model; an error of a
-stream that looks like its end.
+``generate()``; a plan that is cut and told as a normal end; options that do not reach the host's command, or whose
+values are taken for the model; an error of a stream that looks like its end.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 from hf_hybrid.checkpoints import bundled
 from hf_hybrid.cli import app
 from hf_hybrid.cli.command import UsageError
+from hf_hybrid.cli.folder import LoadingError
 from hf_hybrid.cli.serve import model_and_type
-from hf_hybrid.cli.served import Streamed, check_body, prepare
-from tests.models_for_tests import hybrid, words
+from hf_hybrid.cli.served import Answering, Streamed, check_body, prepare
+from tests.models_for_tests import CONTROL, FAVOURS, hybrid, words
 
 POCKET = str(bundled("hybrid-pocket"))
 
@@ -71,10 +72,14 @@ def test_the_model_and_what_would_bypass_a_strategy(tmp_path: Path) -> None:
     assert options == {"force_model": POCKET, "dtype": "float32"}
     options = {"force_model": "hybrid-pocket", "dtype": "bfloat16"}
     assert model_and_type(options, typed=True) == "hybrid-pocket" and options["dtype"] == "bfloat16"
+    (tmp_path / "model.safetensors").touch()
     options = {"force_model": str(tmp_path), "dtype": "auto"}
     assert model_and_type(options, typed=False) == tmp_path.name and options["dtype"] == "auto"
     options = {"force_model": "owner/name"}
     assert model_and_type(options, typed=False) == "owner/name" == options["force_model"]
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(LoadingError, match="is a pickle"):
+        model_and_type({"force_model": str(tmp_path)}, typed=False)
     with pytest.raises(UsageError, match="continuous-batching"):
         model_and_type({"continuous_batching": True}, typed=False)
     with pytest.raises(UsageError, match="save it into a folder"):
@@ -172,7 +177,7 @@ def test_only_a_whole_answer_ends_its_stream() -> None:
 
     for text, message in ((None, None), ("plain", "plain"), ('a "b"\nc', 'a \\"b\\"\\nc')):
         recorder = Recorder()
-        model = Streamed(SimpleNamespace(generate=write, config="its own"))
+        model = Streamed(SimpleNamespace(generate=write, config="its own"), GenerationConfig())
         assert model.config == "its own"
         if text is None:
             model.generate(streamer=recorder, text=text)
@@ -181,6 +186,33 @@ def test_only_a_whole_answer_ends_its_stream() -> None:
                 model.generate(streamer=recorder, text=text)
             assert str(caught.value) == message
         assert recorder.seen == ["prompt", "end"] if text is None else ["prompt"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_server_is_told_how_a_planned_answer_ended(stream: bool) -> None:
+    """The host compares the number of tokens with ``max_new_tokens``."""
+    host = hybrid(seed=26, favours={**FAVOURS, CONTROL.eos: 9.0})
+    ids = torch.tensor([[3, 7, 9, 2, 11]])
+
+    def finish_reason(model: Any, most: int) -> tuple[str, int]:
+        config = GenerationConfig(max_new_tokens=most, do_sample=False)
+        prepare(model, words(), {"input_ids": ids}, config, "planned_diffusion")
+        recorder = Recorder()
+        if stream:
+            Streamed(model, config).generate(input_ids=ids, generation_config=config, streamer=recorder)
+            new = sum(len(put) for put in recorder.seen[1:-1])
+        else:
+            new = Answering(model, config).generate(input_ids=ids, generation_config=config).shape[1] - ids.shape[1]
+        return ("length" if new >= config.max_new_tokens else "stop"), new  # type: ignore[operator]
+
+    reason, whole = finish_reason(host, 100)
+    assert (reason, whole < 100) == ("stop", True)
+    assert finish_reason(host, whole) == ("stop", whole), "an end token in the last place ends it"
+    for most in range(1, whole):
+        assert finish_reason(host, most) == ("length", most)
+    table = hybrid("gpt2", seed=26, favours={**FAVOURS, CONTROL.spad: -99.0}, n_positions=64)
+    reason, new = finish_reason(table, 59)
+    assert reason == "length" and new < 59, "the plan took positions, and no text needs to fill the rest"
 
 
 def test_the_host_has_what_is_called() -> None:

@@ -12,7 +12,9 @@ import math
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from hf_hybrid.config import (
     SETTING_NAMES,
@@ -208,3 +210,37 @@ def test_settings_are_frozen_and_limits_follow_them() -> None:
     assert settings.limits == PlanLimits(3, 40, 90, 5)
     with pytest.raises(FrozenInstanceError):
         settings.max_parts = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "five",
+    [np.int64(5), np.uint8(5), np.float32(5), np.array(5), torch.tensor(5), torch.tensor(5.0), 5.0],
+    ids=lambda value: type(value).__name__ + str(getattr(value, "dtype", "")),
+)
+def test_numbers_of_numpy_and_torch(five: Any) -> None:
+    made = settings_for("speculative", {"seed": five, "draft_length": five, "recheck_margin": five})
+    assert (made.seed, made.draft_length, made.recheck_margin) == (5, 5, 5.0)  # type: ignore[attr-defined]
+    assert type(made.seed) is int and type(made.recheck_margin) is float  # type: ignore[attr-defined]
+    stored = settings_for("planned_diffusion", {}, {"window_length": five, "planned_diffusion": {"max_parts": five}})
+    assert (stored.window_length, stored.max_parts) == (5, 5)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "seeds", [[np.int64(1), torch.tensor(2)], np.array([1, 2]), torch.tensor([1, 2]), (np.uint8(1), 2)], ids=str
+)
+def test_seeds_of_numpy_and_torch(seeds: Any) -> None:
+    assert settings_for("autoregressive", {"seed": seeds}).seed == [1, 2]
+
+
+def test_switches_of_numpy_and_torch() -> None:
+    for yes in (np.True_, torch.tensor(True)):
+        assert settings_for("speculative", {"adaptive": yes}).adaptive is True  # type: ignore[attr-defined]
+    for wrong in (np.int64(1), np.float64(0.5), torch.tensor([1, 2])):
+        with pytest.raises(SettingsError, match=r"adaptive=.*must be True or False"):
+            settings_for("speculative", {"adaptive": wrong})
+
+
+@pytest.mark.parametrize("wrong", [np.float64(1.5), np.nan, np.array([[1]]), np.int64(-1), np.bool_(True)])
+def test_what_is_no_seed_all_the_same(wrong: Any) -> None:
+    with pytest.raises(SettingsError, match="seed="):
+        settings_for("autoregressive", {"seed": wrong})

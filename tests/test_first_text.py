@@ -17,6 +17,7 @@ from hf_hybrid import AutoHybridModelForCausalLM
 from hf_hybrid.checkpoints import bundled
 from hf_hybrid.training.recipe import TEST_SET
 from hf_hybrid.training.recipes.sheets import read_test_set
+from tests.models_for_tests import watching
 
 SHARE = 0.4
 """Of the passes of an answer, those before its first text."""
@@ -27,7 +28,7 @@ class FirstText(BaseStreamer):
 
     def __init__(self, model: Any) -> None:
         self.passes, self.first, self.puts = 0, 0, 0
-        self.hook = model.model.register_forward_pre_hook(self.note)
+        self.hook = model.model.register_forward_pre_hook(watching(self.note))
 
     def note(self, *_: Any) -> None:
         self.passes += 1

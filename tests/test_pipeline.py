@@ -80,15 +80,16 @@ def test_strings_and_chats(pocket: Any, strategy: str) -> None:
 
 
 def test_a_strategy_of_the_pipeline_and_one_of_the_call(pocket: Any) -> None:
-    write = pipe(pocket, strategy="planned_diffusion", return_full_text=False, **LENGTH)
-    planned, plain = (direct(pocket, strategy=name) for name in ("planned_diffusion", "autoregressive"))
+    shown = {"return_control_tokens": True}  # the plan's labels: the texts are alike here
+    write = pipe(pocket, strategy="planned_diffusion", return_full_text=False, **shown, **LENGTH)
+    planned, plain = (direct(pocket, strategy=name, **shown) for name in ("planned_diffusion", "autoregressive"))
     assert planned != plain
     assert write(RECORD) == write(RECORD, window_length=4) == [{"generated_text": planned}]
     assert write(RECORD, strategy="autoregressive") == [{"generated_text": plain}]
     # A config of the call takes the place of the host's arguments of the pipeline, not of the strategy.
     config = GenerationConfig(max_new_tokens=12, do_sample=False)
     assert write(RECORD, generation_config=config) == [
-        {"generated_text": direct(pocket, strategy="planned_diffusion", max_new_tokens=12)}
+        {"generated_text": direct(pocket, strategy="planned_diffusion", max_new_tokens=12, **shown)}
     ]
     named = GenerationConfig(hf_hybrid={"strategy": "autoregressive"}, **LENGTH)
     assert pipe(pocket, return_full_text=False)(RECORD, generation_config=named) == [{"generated_text": plain}]
@@ -170,6 +171,7 @@ def check_record(record: dict[str, Any], tokenizer: Any, text: str) -> None:
     )
     assert from_json(record["plan"], tokenizer)[0].spans[0].length == parts[0]["length"]
     assert record["report"]["strategy"] == "planned_diffusion" and record["report"]["num_forwards"] > 1
+    assert record["report"]["ended"] in ("eos", "length")
     assert record["report"]["seconds"]["total"] > 0 and "plans" not in record["report"]
 
 
@@ -180,12 +182,36 @@ def test_the_task_tells_plan_parts_and_report(pocket: Any, registered: None) -> 
     assert list(record) == ["generated_text", "plan", "spans", "report"]
     text = direct(pocket, strategy="planned_diffusion", max_new_tokens=120)
     check_record(record, pocket[1], text)
-    assert len(record["spans"]) > 1
+    assert len(record["spans"]) > 1 and record["report"]["ended"] == "eos"
+    assert write(RECORD, max_new_tokens=20)[0]["report"]["ended"] == "length"
     (chat,) = write(CHAT, return_full_text=True)
     answer = chat["generated_text"][-1]["content"]
     check_record({**chat, "generated_text": answer}, pocket[1], answer)
     shown = write(RECORD, stop_strings=["\n"])[0]  # the pipeline has the tokenizer
     assert shown["generated_text"] == text[: text.index("\n") + 1]
+
+
+def test_a_prefilled_turn_goes_on_without_a_plan(pocket: Any, registered: None) -> None:
+    model, tokenizer = pocket
+    options = {"strategy": "planned_diffusion", **LENGTH}
+    write = pipe(pocket, "hybrid-text-generation", **options)
+    chat = [*CHAT, {"role": "assistant", "content": "## People\n"}]
+    inputs = tokenizer.apply_chat_template(chat, continue_final_message=True, return_tensors="pt", return_dict=True)
+    plain = model.generate(**inputs, strategy="autoregressive", **LENGTH)
+    text = tokenizer.decode(plain[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    (record,) = write(chat)
+    assert record["generated_text"][-1]["content"] == "## People\n" + text and record["plan"] is None
+    assert any("continue_final_message" in note for note in record["report"]["fallbacks"])
+    told = model.generate(**inputs, continue_final_message=True, **options)
+    assert torch.equal(told, plain) and not torch.equal(model.generate(**inputs, **options), plain)
+    # Beside a chat that begins an answer, with several sequences each, and for the other strategies.
+    together = write([chat, CHAT], batch_size=2, do_sample=True, temperature=1.0, top_k=1, num_return_sequences=2)
+    assert [[r["plan"] is None for r in records] for records in together] == [[True, True], [False, False]]
+    assert together[0][0]["generated_text"] == record["generated_text"]
+    assert write(chat, strategy="autoregressive")[0]["generated_text"] == record["generated_text"]
+    assert write(CHAT, continue_final_message=True)[0]["plan"] is None
+    with pytest.raises(ValueError, match="exclude each other"):
+        write(chat, plan=Plan((Span(tuple(tokenizer("## People", add_special_tokens=False).input_ids), 16),)))
 
 
 def test_reports_stand_beside_their_prompts(pocket: Any) -> None:

@@ -132,8 +132,9 @@ def test_what_no_file_can_hold_passes() -> None:
     check_fields({"eos_token_id": torch.tensor([1]), "temperature": torch.tensor(0.5), "anything": object()}, "here")
     model = tiny("llama")
     check_call(model, {"generation_config": GenerationConfig(eos_token_id=[1, 60]), "pad_token_id": -1})
+    check_call(model, {"generation_config": GenerationConfig(eos_token_id=[61, -1], pad_token_id=61)})
     with pytest.raises(SettingsError, match="61 is outside the vocabulary of 61 tokens"):
-        check_call(model, {"generation_config": GenerationConfig(eos_token_id=[1, 61])})
+        check_call(model, {"generation_config": GenerationConfig(suppress_tokens=[1, 61])})
 
 
 def test_a_folder_without_the_file_is_none_of_its_business(tmp_path: Path) -> None:

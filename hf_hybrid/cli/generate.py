@@ -5,17 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-from hf_hybrid.cli.command import DEFAULT_MODEL, InputError, Model, Threads, UsageError, console, load, quiet
-from hf_hybrid.cli.lines import Job, plan_job, read_prompts, write_answers
+from hf_hybrid.cli.command import DEFAULT_MODEL, Model, Threads, UsageError, console, load, quiet
+from hf_hybrid.cli.jobs import answer_file, answer_json
 from hf_hybrid.cli.options import given_settings, setting_parameters
-from hf_hybrid.cli.plan import as_json as plan_json
 from hf_hybrid.cli.plan import plans_to_write, read_plan_file
 from hf_hybrid.cli.prompts import encode, read_prompt
 from hf_hybrid.cli.race import RIVAL, Race, run_race
@@ -78,8 +75,10 @@ def generate(
     confirmed. What no option names comes from the checkpoint.
 
     With --output, --input holds JSON lines: {"prompt": "..."} or {"messages": [...]}; other fields are kept, but for
-    text, plan and report, which are of the answer. Answers are appended in the same order, one by one; a run that was
-    interrupted goes on where it stopped. Lines that are no prompts are named and left out, and the exit code is 1.
+    hf_hybrid (the settings), text, plan, report and error, which are of the answer. Answers are appended in the same
+    order, one by one; a run that was interrupted goes on where it stopped, with the same settings. Lines that are no
+    prompts are named and left out; a prompt that cannot be answered, being too long for example, gets its error and no
+    text; in both cases the exit code is 1.
     """
     if plan is not None and strategy != "planned_diffusion":
         raise UsageError(f"--plan needs --strategy planned_diffusion, not {strategy}")
@@ -91,8 +90,9 @@ def generate(
         raise UsageError("--picture is of one answer of --strategy speculative: leave out --output")
     if picture is not None and (picture.suffix != ".svg" or not picture.resolve().parent.is_dir()):
         raise UsageError(f"--picture {picture}: give an .svg file in a folder that exists")
-    job, faults = _job(prompt, source, target, strategy, as_json, plan is not None)
-    text = "" if job else read_prompt(prompt, source)
+    if target is not None:
+        _check_job(prompt, source, strategy, as_json or plan is not None)
+    text = "" if target is not None else read_prompt(prompt, source)
     if temperature is not None and not do_sample:
         raise UsageError("--temperature needs --do-sample")
     if temperature is not None and not temperature > 0:
@@ -101,18 +101,19 @@ def generate(
     settings = given_settings(options)
     if strategy != "host":
         settings_for(strategy, settings)  # a wrong one is an error before the model is loaded
+    call: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
+    if temperature is not None:
+        call["temperature"] = temperature
+    machine: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "threads": threads}
     with quiet():
-        network, tokenizer, _ = load(model, dtype, device, threads)
-        call: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
-        if temperature is not None:
-            call["temperature"] = temperature
-        if job is not None:
+        if target is not None and source is not None:
             call |= {"strategy": strategy, **settings}
-            write_answers(job, _answers(network, tokenizer, job, chat, batch_size, call), Console(stderr=True))
-            if faults:
-                raise InputError(f"{len(faults)} lines of {source} were left out; they are named above")
+            answer_file(source, target, call, **machine, chat=chat, batch_size=batch_size)
             return
-        inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat).items()}
+        network, tokenizer, _ = load(model, dtype, device, threads)
+        call["tokenizer"] = tokenizer  # of stop strings that the checkpoint names
+        goes_on = bool(settings.get("continue_final_message"))
+        inputs = {name: ids.to(network.device) for name, ids in encode(tokenizer, text, chat, goes_on).items()}
         rival = run_race(network, inputs, strategy, call) if race else None
         call |= _how(strategy, settings)
         if given is not None:
@@ -128,10 +129,10 @@ def generate(
         if as_json:
             new = output.sequences[0, inputs["input_ids"].shape[1] :]  # (new,)
             written = tokenizer.decode(new, skip_special_tokens=True)
-            content = _as_json(written, output.report[0] if strategy != "host" else None, tokenizer)
+            content = answer_json(written, output.report[0] if strategy != "host" else None, tokenizer)
             if rival is not None:
                 plain = tokenizer.decode(rival.tokens, skip_special_tokens=True)
-                content["race"] = _as_json(plain, rival.report, tokenizer)
+                content["race"] = answer_json(plain, rival.report, tokenizer)
             typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
 
 
@@ -210,43 +211,11 @@ generate.__signature__ = (
 )(inspect.signature(generate, eval_str=True))
 
 
-def _job(
-    prompt: str | None, source: Path | None, target: Path | None, strategy: str, as_json: bool, plan: bool
-) -> tuple[Job | None, list[str]]:
-    """What --output asks for, None without it, and the lines of the input that are no prompts; they are told."""
-    if target is None:
-        return None, []
+def _check_job(prompt: str | None, source: Path | None, strategy: str, one: bool) -> None:
+    """Raise for options that do not go with --output; ``one``: True: some of a single answer are among them."""
     if prompt is not None or source is None:
         raise UsageError("--output needs --input FILE with one prompt a line, and no PROMPT")
-    if as_json or plan:
+    if one:
         raise UsageError("--output writes JSON, and every prompt its own plan: leave --json and --plan out")
     if strategy == "host":
         raise UsageError("--output needs a strategy of this package; try --strategy autoregressive")
-    records, faults = read_prompts(source)
-    job = plan_job(records, target)
-    for fault in faults:
-        typer.echo(fault, err=True)
-    return job, faults
-
-
-def _answers(
-    network: Any, tokenizer: Any, job: Job, chat: bool, batch_size: int, call: dict[str, Any]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Place of each record, and text, plan and report of its answer."""
-    from hf_hybrid import generate_many
-
-    prompts = (encode(tokenizer, r.get("messages") or r["prompt"], chat)["input_ids"][0] for r in job.records)
-    seed = call.pop("seed", None)
-    if seed is not None:
-        call["seed"] = seed + job.done  # an answer has its own seed, also after an interrupt
-    for answer in generate_many(network, prompts, batch_size=batch_size, **call):
-        text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
-        yield answer.index, _as_json(text, answer.report, tokenizer)
-
-
-def _as_json(text: str, report: Any, tokenizer: Any) -> dict[str, Any]:
-    """Text, plan (as ``hf-hybrid plan`` prints it) and report of an answer; the host has neither of the last two."""
-    if report is None:
-        return {"text": text, "plan": None, "report": None}
-    numbers = report.as_data() | {"spans": [span.as_data(tokenizer.decode) for span in report.spans]}
-    return {"text": text, "plan": plan_json(report.plans, tokenizer), "report": numbers}

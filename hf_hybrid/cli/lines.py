@@ -1,14 +1,14 @@
-"""``hf-hybrid generate --output``: from a file of prompts to a file of answers, and on from where it stopped."""
+"""The files of ``hf-hybrid generate --output``: one of prompts, and one of answers that goes on where it stopped."""
 
 from __future__ import annotations
 
 import json
 import time
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,17 +16,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hf_hybrid.cli.command import UsageError
 
 Record = dict[str, Any]
-ADDED = frozenset({"text", "plan", "report"})
-"""Fields that an answer adds to its record; they take the place of fields of that name."""
+SETTINGS = "hf_hybrid"
+"""Field of an answer: the settings that it was written with."""
+ADDED = (SETTINGS, "text", "plan", "report", "error")
+"""Fields that an answer adds to its record, in this order; fields of the record with such a name are left out."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is left to do: ``records`` that have no answer yet, and how many have one (``done``)."""
+    """What is left to do.
+
+    Attributes:
+        records: that have no answer yet. done: how many have one, and failed: how many of these say an error.
+        output: the file of the answers. settings: what they are written with. keep: bytes of the file that stay; behind
+        them stands the beginning of a line that was cut off. unended: True: the last line that stays has no line feed.
+    """
 
     records: list[Record]
     done: int
     output: Path
+    settings: Mapping[str, Any]
+    failed: int = 0
+    keep: int = 0
+    unended: bool = False
 
 
 def read_prompts(source: Path) -> tuple[list[Record], list[str]]:
@@ -84,42 +96,125 @@ def _is_message(value: Any) -> bool:
     return isinstance(value["role"], str) and isinstance(value["content"], (str, list, type(None)))
 
 
-def plan_job(records: Sequence[Record], output: Path) -> Job:
-    """What ``output`` lacks. A line that an interrupt cut in two is taken off; answers to other prompts are refused."""
+def check_output(source: Path, output: Path) -> None:
+    """Refuse a file of answers that cannot be one, or that is the file of the prompts."""
     if not output.resolve().parent.is_dir():
         raise UsageError(f"--output {output}: there is no such folder")
     if output.exists() and not output.is_file():
         raise UsageError(f"--output {output}: give an ordinary file; answers are appended to it")
-    text = output.read_bytes() if output.exists() else b""
-    whole = text[: text.rfind(b"\n") + 1]
-    answers = whole.decode("utf-8", errors="replace").split("\n")[:-1]
-    for number, (line, record) in enumerate(zip(answers, records, strict=False), 1):
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            answer = None
-        kept = {name: value for name, value in record.items() if name not in ADDED}
-        if not isinstance(answer, dict) or any(answer.get(name) != value for name, value in kept.items()):
-            raise UsageError(
-                f"{output}, line {number} is no answer to prompt {number}; name another file, or delete this one"
-            )
+    if source.exists() and output.exists() and source.samefile(output):
+        raise UsageError(f"--output {output} is the file of the prompts (--input {source}); name another file")
+
+
+def plan_job(records: Sequence[Record], output: Path, file: BinaryIO, settings: Mapping[str, Any]) -> Job:
+    """What ``file``, opened from ``output``, lacks. Nothing is written.
+
+    Raises:
+        UsageError: it holds anything but answers to the first of these prompts with these settings, and perhaps the
+            beginning of the next answer, which an interrupt cut off.
+    """
+    file.seek(0)
+    text = file.read()
+    keep = text.rfind(b"\n") + 1
+    answers = [_read(line) for line in text[:keep].split(b"\n")[:-1]]
+    tail, unended = text[keep:], False
+    for number, (answer, record) in enumerate(zip(answers, records, strict=False), 1):
+        _check_answer(answer, record, settings, f"{output}, line {number}", number)
     if len(answers) > len(records):
         raise UsageError(f"{output} holds {len(answers)} answers for {len(records)} prompts; name another file")
-    if len(whole) < len(text):
-        with output.open("r+b") as file:
-            file.truncate(len(whole))
-    return Job(list(records[len(answers) :]), len(answers), output)
+    if tail:
+        number = len(answers) + 1
+        record = records[number - 1] if number <= len(records) else None
+        answer = _read(tail)
+        if record is not None and isinstance(answer, dict):  # whole but for its line feed
+            _check_answer(answer, record, settings, f"{output}, line {number}", number)
+            answers.append(answer)
+            keep, unended = len(text), True
+        elif record is None or not _begins(tail, record, settings):
+            raise UsageError(
+                f"{output} ends with what is not the beginning of answer {number} with these settings; name another "
+                "file, or repair this one"
+            )
+    failed = sum(answer["error"] is not None for answer in answers)
+    return Job(list(records[len(answers) :]), len(answers), output, settings, failed, keep, unended)
 
 
-def write_answers(job: Job, answers: Iterator[tuple[int, Record]], console: Console) -> None:
+def _read(line: bytes) -> Any:
+    """What a line says in JSON, None when it is none."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _check_answer(answer: Any, record: Record, settings: Mapping[str, Any], where: str, number: int) -> None:
+    """Raise for a line that is no answer to this record, or one with other settings."""
+    mine = isinstance(answer, dict) and _as_text(_kept(answer)) == _as_text(_kept(record))
+    if not mine:
+        raise UsageError(f"{where} is no answer to prompt {number}; name another file, or delete this one")
+    known = answer.get(SETTINGS)
+    if not isinstance(known, dict) or not {"text", "error"} <= answer.keys():
+        raise UsageError(
+            f"{where} does not say with which settings it was answered ({SETTINGS}), so nothing is appended; name "
+            "another file"
+        )
+    changed = differences(known, settings)
+    if changed:
+        raise UsageError(
+            f"{where} was written with other settings ({'; '.join(changed)}); use the same, or name another file"
+        )
+
+
+def differences(known: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """In words, what differs between the settings of an answer and those of a run.
+
+    Where both know a digest of the model's files, its name does not matter, because a folder may have been moved.
+    """
+    names = [name for name in {**known, **settings} if _shown(known, name) != _shown(settings, name)]
+    if known.get("files") and settings.get("files"):
+        names = [name for name in names if name != "model"]
+    words = {"files": "the files of the model"}
+    return [f"{words.get(name, name)}: {_shown(known, name)}, now {_shown(settings, name)}" for name in names]
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(settings[name], ensure_ascii=False) if name in settings else "unset"
+
+
+def _kept(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name not in ADDED}
+
+
+def _as_text(record: Record) -> str:
+    """Of equal records equal, also where a number is none (NaN)."""
+    return json.dumps(record, sort_keys=True)
+
+
+def _line(record: Record, settings: Mapping[str, Any], addition: Mapping[str, Any]) -> str:
+    whole = {**_kept(record), SETTINGS: dict(settings), **{name: addition.get(name) for name in ADDED[1:]}}
+    return json.dumps(whole, ensure_ascii=False)
+
+
+def _begins(tail: bytes, record: Record, settings: Mapping[str, Any]) -> bool:
+    """True: ``tail`` is a beginning of the line that answers ``record``, whatever the answer."""
+    empty = _line(record, settings, {})
+    known = empty[: empty.rindex(f', "{ADDED[2]}": ') - len("null")].encode()
+    return known.startswith(tail) or tail.startswith(known)
+
+
+def write_answers(job: Job, file: BinaryIO, answers: Iterator[tuple[int, Record]], console: Console) -> int:
     """Append answers in the order of their prompts, each flushed as soon as those before it stand.
 
     Args:
+        file: open for appending, as ``plan_job`` read it.
         answers: (place in ``job.records``, what to add to the record), in any order; ``report`` counts the tokens.
         console: for the progress bar, or one line at the end when it is no terminal.
+
+    Returns:
+        how many records of the file say an error.
     """
     waiting: dict[int, Record] = {}
-    tokens, written, started = 0, 0, time.perf_counter()
+    tokens, written, failed, started = 0, 0, job.failed, time.perf_counter()
     columns = (
         TextColumn("answers"),
         BarColumn(),
@@ -127,32 +222,38 @@ def write_answers(job: Job, answers: Iterator[tuple[int, Record]], console: Cons
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with (
-        job.output.open("a", encoding="utf-8") as file,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
-    ):
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=job.done + len(job.records), completed=job.done, speed="")
         try:
+            file.truncate(job.keep)
+            if job.unended:
+                file.write(b"\n")
+                file.flush()
             for index, addition in answers:
                 waiting[index] = addition
                 tokens += addition["report"]["num_tokens"]
                 while written in waiting:
-                    line = {**job.records[written], **waiting.pop(written)}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    addition = waiting.pop(written)
+                    file.write(_line(job.records[written], job.settings, addition).encode() + b"\n")
                     file.flush()
                     written += 1
+                    failed += addition["error"] is not None
                 speed = f"{tokens / (time.perf_counter() - started):.0f} tokens/s"
                 bar.update(task, completed=job.done + written, speed=speed)
-        except (KeyboardInterrupt, OSError):  # an interrupt, or a disk that is full
-            console.print(
-                f"{job.done + written} of {job.done + len(job.records)} answers stand in {job.output}; "
-                "the same command goes on from there",
-                markup=False,
-            )
+        except BaseException as error:  # an interrupt, a disk that is full, a device that is out of memory
+            if written or not isinstance(error, ValueError):  # the options were wrong
+                console.print(
+                    f"{job.done + written} of {job.done + len(job.records)} answers stand in {job.output}; "
+                    "the same command goes on from there",
+                    markup=False,
+                    soft_wrap=True,
+                )
             raise
     seconds = time.perf_counter() - started
     console.print(
         f"{written} answers in {seconds:.1f} s, {tokens / max(seconds, 1e-9):.0f} tokens/s: {job.output}"
         + (f" ({job.done} stood there before)" if job.done else ""),
         markup=False,
+        soft_wrap=True,
     )
+    return failed

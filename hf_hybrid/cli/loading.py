@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from hf_hybrid.cli.command import UsageError, console, folder_of, quiet
+from hf_hybrid.cli.command import UsageError, console, load_network, quiet
 
 if TYPE_CHECKING:
     from hf_hybrid.evaluation import Compared, LoadingCost
@@ -40,8 +40,7 @@ def bench_loading(name: str, dtype: str, threads: int | None, rounds: int | None
 
         if threads is not None:
             torch.set_num_threads(threads)
-        folder = folder_of(name)
-        place = str(folder) if folder.is_dir() else name
+        _, place = load_network(name, dtype)  # a broken file is told once, not by one of the processes
         cost = loading_cost(place, rounds or ROUNDS, dtype=dtype)
     console().print(f"loading {name}, medians; pairs of loads: {cost.rounds}, of processes: {cost.processes}")
     console().print(cost_table(cost))

@@ -48,6 +48,7 @@ def plan(
             strategy="planned_diffusion",
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            tokenizer=tokenizer,  # of stop strings that the checkpoint names
             return_dict_in_generate=True,
         )
     report = output.report[0]

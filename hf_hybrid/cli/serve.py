@@ -9,6 +9,7 @@ import typer
 
 from hf_hybrid.checkpoints import BUNDLED, bundled
 from hf_hybrid.cli.command import DEFAULT_MODEL, SMOLLM2, UsageError
+from hf_hybrid.cli.folder import check_folder
 from hf_hybrid.config import SETTINGS
 
 Strategy = Literal[*SETTINGS]  # type: ignore[valid-type]
@@ -70,6 +71,7 @@ def model_and_type(options: dict[str, Any], typed: bool) -> str:
 
     Raises:
         UsageError: options that would bypass the strategies, or a model that the host cannot load.
+        LoadingError: a folder that is not to be read.
     """
     if options.get("continuous_batching"):
         raise UsageError(
@@ -79,6 +81,7 @@ def model_and_type(options: dict[str, Any], typed: bool) -> str:
     given = options.get("force_model") or DEFAULT_MODEL
     options["force_model"] = given
     if Path(given).is_dir():
+        check_folder(Path(given))
         return Path(given).resolve().name
     if given == SMOLLM2:
         raise UsageError(f"{SMOLLM2} is read from a package and cannot be served; save it into a folder first")

@@ -18,7 +18,7 @@ from hf_hybrid.cli.serve import ServingError
 from hf_hybrid.config import merged
 from hf_hybrid.models.host import trained_positions
 from hf_hybrid.models.release import release_note
-from hf_hybrid.routing import host_arguments
+from hf_hybrid.routing import host_arguments, named_strategy
 
 USUAL_LENGTH = 1024
 """New tokens when neither the request nor the checkpoint says how many; the host's number."""
@@ -95,7 +95,7 @@ def _streaming(strategy: str | None, original: Callable[..., Any]) -> Callable[.
         self: Any, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
         _prepared(model, processor, inputs, gen_config, strategy)
-        return original(self, Streamed(model), processor, inputs, gen_config, *args, **kwargs)
+        return original(self, Streamed(model, gen_config), processor, inputs, gen_config, *args, **kwargs)
 
     return generate_streaming
 
@@ -108,7 +108,7 @@ def _whole(strategy: str | None, original: Callable[..., Any]) -> Callable[..., 
     ) -> Any:
         _prepared(model, processor, inputs, gen_config, strategy)
         try:
-            return await original(self, model, processor, inputs, gen_config, *args, **kwargs)
+            return await original(self, Answering(model, gen_config), processor, inputs, gen_config, *args, **kwargs)
         except Exception as error:
             raise _refusal(error, 400 if isinstance(error, ValueError) else 500) from error
 
@@ -199,23 +199,42 @@ def _bound(model: Any, prompt: int, config: Any) -> None:
             raise ValueError(f"{field}={value!r}: this server allows 1" + (f" to {most}" if most > 1 else ""))
 
 
-class Streamed:
-    """Stands for a model whose answer is streamed, so that a failure does not look like the end of the answer.
+class Answering:
+    """Stands for a model in one request, and tells the host's server how the answer ended.
+
+    The server says ``length`` when an answer has ``config.max_new_tokens`` tokens, else ``stop``. So an answer that was
+    cut elsewhere (no positions left) makes that number its own, and one that ends with its last token raises it.
+    """
+
+    def __init__(self, model: Any, config: Any):
+        self._model, self._config = model, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def generate(self, **kwargs: Any) -> Any:
+        """The sequences of the answer."""
+        if named_strategy(self._model, kwargs) != "planned_diffusion":
+            return self._model.generate(**kwargs)  # the host's rule holds
+        config = copy.copy(self._config)
+        config.return_dict_in_generate = True  # for the report; the host indexes a tensor
+        output = self._model.generate(**{**kwargs, "generation_config": config})
+        new, most = output.sequences.shape[-1] - kwargs["input_ids"].shape[-1], self._config.max_new_tokens
+        self._config.max_new_tokens = new if output.report[0].ended == "length" else max(most, new + 1)
+        return output.sequences
+
+
+class Streamed(Answering):
+    """The same for an answer that is streamed, so that a failure does not look like its end.
 
     The decoding loop ends its streamer whatever happens, because a thread may be reading. The host's server takes that
     for the end of the text and does not read the error behind it; and it puts the error into JSON unescaped.
     """
 
-    def __init__(self, model: Any):
-        self._model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
     def generate(self, *, streamer: Any, **kwargs: Any) -> None:
         """Write the answer into ``streamer``."""
         try:
-            self._model.generate(streamer=_Open(streamer), **kwargs)
+            super().generate(streamer=_Open(streamer), **kwargs)
         except Exception as error:
             text = json.dumps(str(error))[1:-1]
             if text == str(error):  # also the host's own sign that the client has gone, which it wants back as it is

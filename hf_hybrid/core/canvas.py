@@ -32,7 +32,8 @@ class Lane:
         tokens: settled tokens, openings included. cached: how many of them have keys in the cache.
         window: open positions to carry behind settled and drafted tokens; 0: token by token.
         verified: True: what the window proposes is drafted and checked by the clean rows of the next pass.
-        limit: most tokens that ``tokens`` may hold. opening: how many leading tokens were given, not written.
+        limit: most tokens that ``tokens`` may hold. positions: the first position that the model does not have.
+        opening: how many leading tokens were given, not written.
         draft: tokens on trial in the next pass. parents: of a draft that is a tree, for each token the index of the one
         that it follows, -1: the settled text; empty: a chain. branches: of a tree, whose text each token is until it is
         settled (a span). ending: True: its end is expected right behind the draft, so no window
@@ -44,7 +45,8 @@ class Lane:
         hidden: half-open ranges of ``tokens`` that are no text (control tokens and plan).
         sees: spans that a trunk segment reads besides its own. breaks: rising indices into tokens and draft at which
             the next of ``segments`` begins: there the text is another span's (entries of a plan).
-        done: no token will be added. reason: why it ended: ``end`` (its terminator), ``limit``, or ``stop``.
+        done: no token will be added. reason: why it ended: ``end`` (its terminator), ``limit``, ``length`` (the answer
+        is cut in it), ``stop``, or ``given``.
         low: passes in a row without a confident open position. passes: passes it took part in.
         planned: planned length of the text in tokens (spans). fallback: what was switched off and why, if anything.
     """
@@ -55,7 +57,8 @@ class Lane:
     tokens: list[int]
     window: int = 0
     verified: bool = True
-    limit: int = 1 << 30
+    limit: int = 1 << 40
+    positions: int = 1 << 40
     opening: int = 0
     cached: int = 0
     draft: list[int] = field(default_factory=list[int])
@@ -80,8 +83,13 @@ class Lane:
     @property
     def open_length(self) -> int:
         """Positions of the noisy window in the next pass: one more than the room left, for the terminator."""
-        room = self.limit - len(self.tokens) - len(self.draft) + 1
+        room = min(self.limit - len(self.tokens) - len(self.draft) + 1, self.positions - self.anchor)
         return max(0, min(self.window, room)) if not (self.done or self.ending) else 0
+
+    @property
+    def most(self) -> int:
+        """Most tokens that ``tokens`` may hold: its limit, and what the model has positions for."""
+        return min(self.limit, self.positions - self.start)
 
     @property
     def pending(self) -> list[int]:
@@ -136,13 +144,13 @@ class Lane:
         """
         for count, token in enumerate(tokens):
             if token in terminators:
-                if terminators[token] and len(self.tokens) < self.limit:
+                if terminators[token] and len(self.tokens) < self.most:
                     self.tokens.append(token)
                     count += 1
                 self.finish("end")
                 return count
-            if len(self.tokens) >= self.limit:
-                self.finish("limit")
+            if len(self.tokens) >= self.most:
+                self.finish_full()
                 return count
             self.tokens.append(token)
         return len(tokens)
@@ -151,6 +159,23 @@ class Lane:
         """No token will be added any more."""
         self.done, self.reason = True, reason
         self.draft, self.fills = [], []
+
+    def finish_full(self) -> None:
+        """It holds as much as it may. Where positions end, so does the answer."""
+        self.finish("limit" if self.limit == self.most else "length")
+
+    def size(self, control: bool) -> int:
+        """Length of ``text``."""
+        held = len(self.tokens)
+        if control:
+            return held
+        return held - sum(max(0, min(stop, held) - begin) for begin, stop in self.hidden)
+
+    def behind(self, count: int, control: bool) -> int:
+        """How many of ``tokens`` the first ``count`` of ``text`` reach to."""
+        for begin, stop in () if control else self.hidden:
+            count += (stop - begin) * (begin < count)
+        return min(count, len(self.tokens))
 
     def text(self, control: bool = False) -> list[int]:
         """The settled tokens that are text; with ``control`` all of them."""
@@ -170,11 +195,12 @@ class Canvas:
 
     Attributes:
         row: place of the row in the caller's batch. seed: of its sampling noise. prompt: its tokens, padding left out.
-        given: the ids of prompt and padding as the host holds them, None: ``prompt``. lanes: in text order. budget:
-        most new tokens, control tokens included. least: new tokens before an end token is allowed, None: as for every
-        row of the call.
-        finished: nothing more will be written. stop: length of the text at which a stopping criterion ended it, None:
-        none did.
+        given: the ids of prompt and padding as the host holds them, None: ``prompt``. lanes: in text order.
+        budget: most new tokens that are returned. control: True: plans and control tokens are returned too, and count.
+        least: new tokens before an end token is allowed, None: as for every row of the call.
+        positions: those that the model has. plain: True: the prompt ends inside an answer, which goes on without a
+        plan.
+        finished: nothing more will be written. cut: ``length`` or ``stop`` where the answer was cut; empty: it was not.
         num_forwards: passes it took part in.
     """
 
@@ -184,9 +210,12 @@ class Canvas:
     budget: int
     given: list[int] | None = None
     lanes: list[Lane] = field(default_factory=list[Lane])
+    control: bool = False
+    positions: int = 1 << 40
+    plain: bool = False
     least: int | None = None
     finished: bool = False
-    stop: int | None = None
+    cut: Literal["", "length", "stop"] = ""
     num_spans: int = 0
     num_forwards: int = 0
 
@@ -197,12 +226,21 @@ class Canvas:
 
     @property
     def num_new(self) -> int:
-        """New tokens so far, control tokens included."""
-        return sum(len(lane.tokens) for lane in self.lanes) - len(self.prompt)
+        """New tokens of the text so far."""
+        return sum(lane.size(False) for lane in self.lanes) - len(self.prompt)
 
-    def new_upto(self, lane: Lane) -> int:
-        """New tokens as far as ``lane`` has come, in text order: what stands behind it is left out."""
-        return sum(len(one.tokens) for one in self.lanes[: self.lanes.index(lane) + 1]) - len(self.prompt)
+    @property
+    def room(self) -> int:
+        """How many more tokens can be returned."""
+        return self.budget + len(self.prompt) - sum(lane.size(self.control) for lane in self.lanes)
+
+    @property
+    def ended(self) -> Literal["eos", "stop", "length"]:
+        """How the answer ended, once it is finished."""
+        if self.cut:
+            return self.cut
+        last = self.lanes[-1]
+        return "eos" if last.kind == "trunk" and last.reason == "end" else "length"
 
     @property
     def end(self) -> int:
@@ -227,42 +265,64 @@ class Canvas:
         """Finished lanes whose last tokens are not in the cache; they ride with whatever comes next."""
         return [lane for lane in self.lanes if lane.done and lane.cached < len(lane.tokens)]
 
-    def clip(self) -> bool:
-        """Cut the answer at ``budget`` new tokens, in text order, once everything before the cut is settled.
+    def clip(self) -> None:
+        """Cut the answer in text order, behind ``budget`` returned tokens or where a lane ran out of positions.
 
-        Returns:
-            True: it was cut, and the canvas is finished.
+        What is sure to stand behind that place is dropped at once, and once all in front of it is settled the answer is
+        finished.
         """
-        left = self.budget + len(self.prompt)
+        left, settled = self.budget + len(self.prompt), True
         for number, lane in enumerate(self.lanes):
-            if len(lane.tokens) >= left and self.num_new > self.budget:
-                for cut, keep in [(lane, left), *((later, 0) for later in self.lanes[number + 1 :])]:
-                    del cut.tokens[keep:]
-                    cut.cached = min(cut.cached, keep)
-                    cut.finish("limit")
-                self.finished = True
-                return True
-            left -= len(lane.tokens)
-            if not lane.done:
-                return False
-        return False
+            if lane.kind == "trunk" and lane.trial:  # it may be taken back
+                return
+            size, planning = lane.size(self.control), lane.planning and not self.control
+            if size >= left or (lane.reason == "length" and not planning):
+                dropped = self._drop_behind(number, min(size, left), self.control, "length")
+                if settled and (dropped or not self.finished):
+                    self.end_by_length()
+                return
+            left -= size
+            settled = settled and (lane.done or planning)
+
+    def end_by_length(self) -> None:
+        """The answer ends here because there is no room for more of it."""
+        self.finished, self.cut = True, "length"
+
+    def stop(self, count: int) -> None:
+        """A stopping criterion ends the answer behind ``count`` tokens of its text."""
+        left = count + len(self.prompt)
+        for number, lane in enumerate(self.lanes):
+            if lane.size(False) >= left:
+                if self._drop_behind(number, left, False, "stop") or not self.finished or self.cut:
+                    self.finished, self.cut = True, "stop"
+                return
+            left -= lane.size(False)
+
+    def _drop_behind(self, number: int, count: int, control: bool, reason: str) -> bool:
+        """Drop what stands behind the first ``count`` tokens of lane ``number``; True: there was something."""
+        keep = [self.lanes[number].behind(count, control)] + [0] * (len(self.lanes) - number - 1)
+        dropped = False
+        for lane, kept in zip(self.lanes[number:], keep, strict=True):
+            gone = len(lane.tokens) > kept
+            dropped |= gone or lane is not self.lanes[number]
+            if gone or not lane.done:
+                del lane.tokens[kept:]
+                lane.cached = min(lane.cached, kept)
+                lane.finish(reason)
+        return dropped
 
     def confirmed(self, control: bool = False) -> list[int]:
         """New tokens in text order, up to the first place where something is still open. The prompt is left out.
 
-        A plan is no text, so parts may be confirmed while it grows. But what is still to be planned may take the room
-        into which a part outgrows its planned length, so until the plan is whole that much of a part is sure.
+        A plan is no text, so that parts may be confirmed while it grows, unless it is returned as well.
         """
         out: list[int] = []
-        growing = False  # True: the plan of the lanes at hand is not whole
         for number, lane in enumerate(self.lanes):
             text = lane.text(control)
-            sure = lane.opening + lane.planned - (len(lane.tokens) - len(text)) if growing else len(text)
-            out += text[len(self.prompt) :] if number == 0 else text[:sure]
-            growing = growing or (lane.planning and not lane.done and not control)
-            if len(text) > sure or not (lane.done or (lane.planning and growing)):
+            out += text[len(self.prompt) :] if number == 0 else text
+            if not (lane.done or (lane.planning and not self.control)):
                 break
-        return out[: self.stop]
+        return out
 
     def draft(self, mask: int) -> list[int]:
         """The whole answer as it stands, in text order: settled tokens, drafts and fills, ``mask`` at open

@@ -13,17 +13,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
-from typing import Literal
+from itertools import accumulate, chain, pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hf_hybrid.core.given import PlanError, numbers, whole
 from hf_hybrid.core.rows import transitive_closure
-
-
-class PlanError(ValueError):
-    """A plan that cannot be carried out; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class ControlTokens:
 
 @dataclass(frozen=True)
 class Span:
-    """One part of a plan.
+    """One part of a plan. Lists, arrays and tensors of whole numbers become tuples.
 
     Attributes:
         label: token ids, at least one. length: planned length of the text behind the label, in tokens.
@@ -76,6 +73,17 @@ class Span:
     length: int
     depends: tuple[int, ...] = ()
     text: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        given = None if self.text is None else numbers(self.text, "the text of a part")
+        values = {
+            "label": numbers(self.label, "the label of a part"),
+            "length": whole(self.length, "the length of a part"),
+            "depends": numbers(self.depends, "the dependencies of a part"),
+            "text": given,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def opening(self) -> int:
@@ -105,8 +113,19 @@ class Plan:
     spans: tuple[Span, ...]
     lead: tuple[int, ...] = ()
 
-    def check(self, limits: PlanLimits, tokens: ControlTokens) -> Plan:
-        """The plan itself if it can be carried out, else ``PlanError``; nothing is allocated before."""
+    def __post_init__(self) -> None:
+        spans: tuple[Any, ...] = self.spans if type(self.spans) is tuple else tuple(self.spans)
+        if not all(isinstance(span, Span) for span in spans):
+            raise PlanError("the parts of a plan must be Spans: Plan((Span(label, length), ...))")
+        object.__setattr__(self, "spans", spans)
+        object.__setattr__(self, "lead", numbers(self.lead, "the text before the parts"))
+
+    def check(self, limits: PlanLimits, tokens: ControlTokens, vocab_size: int | None = None) -> Plan:
+        """The plan itself if it can be carried out, else ``PlanError``; nothing is allocated before.
+
+        Args:
+            limits: caps. tokens: ids of the tags. vocab_size: ids that the model knows; None: they are not compared.
+        """
         if not self.spans:
             raise PlanError("a plan needs at least one part")
         if len(self.spans) > limits.max_parts:
@@ -151,6 +170,11 @@ class Plan:
         total = sum(s.opening + s.length for s in self.spans)
         if total > limits.max_plan_length:
             raise PlanError(f"the plan asks for {total} tokens, more than max_plan_length={limits.max_plan_length}")
+        ids = chain(self.lead, *(chain(span.label, span.text or ()) for span in self.spans))
+        unknown = next((i for i in ids if i < 0 or (vocab_size is not None and i >= vocab_size)), None)
+        if unknown is not None:
+            known = "ids begin at 0" if vocab_size is None else f"the model knows 0 to {vocab_size - 1}"
+            raise PlanError(f"the plan holds the token id {unknown}, and {known}; tokenize with its own tokenizer")
         return self
 
     def sorted(self) -> Plan:

@@ -33,6 +33,7 @@ class BlockDiffusion(Strategy):
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt, with a window behind it."""
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
+        trunk.positions = canvas.positions
         trunk.window, trunk.verified = self.settings.window_length, False
         canvas.lanes.append(trunk)
 
@@ -49,5 +50,5 @@ class BlockDiffusion(Strategy):
         return self.controls
 
     def terminators(self, lane: Lane) -> dict[int, bool]:
-        """``eos``, and ``<spad>`` where a window put it without one."""
-        return {**super().terminators(lane), self.spad: False}
+        """``eos``, and ``<spad>`` (if the model has it) where a window put it without one."""
+        return super().terminators(lane) | ({} if self.spad is None else {self.spad: False})

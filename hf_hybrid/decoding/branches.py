@@ -21,9 +21,9 @@ class BranchError(ValueError):
     """A draft that is no tree; the message says why."""
 
 
-def pruned(draft: Draft, count: int, room: int, ends: Collection[int]) -> Draft:
-    """The first ``count`` tokens of a tree, without ``ends`` and what stands behind them, at most ``room`` deep; a
-    chain when no token has a sibling.
+def pruned(draft: Draft, count: int, room: int, ends: Collection[int], width: int = 1 << 62) -> Draft:
+    """The first ``count`` tokens of a tree, at most ``room`` deep, without ``ends``, ids from ``width`` on and what
+    stands behind them; a chain when no token has a sibling.
 
     Raises:
         BranchError: ``parents`` do not name a token each, in front of their own.
@@ -41,7 +41,7 @@ def pruned(draft: Draft, count: int, room: int, ends: Collection[int]) -> Draft:
     kept: list[int] = []
     ranks: list[int] = []
     for i, (token, parent) in enumerate(zip(draft.tokens, parents, strict=True)):
-        if parent not in place or token in ends or depth[parent] >= room:
+        if parent not in place or token in ends or depth[parent] >= room or token >= width:
             continue
         if (twin := seen.get((place[parent], token))) is not None:  # the same text twice: one row will do
             place[i], depth[i] = twin, depth[parent] + 1
@@ -75,11 +75,11 @@ def as_tree(draft: Draft) -> Draft:
     return replace(draft, parents=tuple(range(-1, size - 1)), ranks=(0,) * size)
 
 
-def first_branch(draft: Draft) -> Draft:
-    """The chain of first children."""
+def first_branch(draft: Draft, width: int = 1 << 62) -> Draft:
+    """The chain of first children, of ids below ``width``."""
     at, tokens = -1, list[int]()
     for i, (token, parent) in enumerate(zip(draft.tokens, draft.parents or (), strict=True)):
-        if parent == at:
+        if parent == at and token < width:
             at = i
             tokens.append(token)
     return Draft(tokens, None, draft.grade, draft.chance)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from hf_hybrid.config import SpeculativeSettings
 from hf_hybrid.decoding.branches import BranchError, as_tree, depth, pruned, standing
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
+from hf_hybrid.decoding.drafters.lease import Lease
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
@@ -23,6 +25,7 @@ from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of_text, experi
 from hf_hybrid.decoding.sampling import DraftSampler
 from hf_hybrid.decoding.strategy import Context
 from hf_hybrid.models.prices import GuessedPrices, prices_of
+from hf_hybrid.models.vocabulary import readable
 
 NO_DRAFT = Draft(())
 _GUESS = 0.25
@@ -46,8 +49,10 @@ class Drafting:
     def __init__(self, context: Context, settings: SpeculativeSettings, rejecting: bool):
         runner = context.runner
         self.settings, self.rejecting, self.ends = settings, rejecting, context.ends
+        self.width, self.readable = context.vocab_size, max(context.vocab_size, readable(runner.model))
         self.adaptive = settings.adaptive and not rejecting
-        self.drafter = _drafter_of(context, settings)
+        self._lease = Lease(_drafter_of(context, settings))
+        self.drafter = self._lease.drafter
         self.drafter.prepare(runner.model, context.vocab_size, runner.batch_size)
         self.window = self.drafter.window if isinstance(self.drafter, SelfDrafter) else 0
         self.sampler = DraftSampler(
@@ -74,6 +79,10 @@ class Drafting:
         """A text begins, of which nothing is known."""
         self.own[text.row] = acceptance_of_text(self.drafter.costly)
         self.drafter.begin(text)
+
+    def close(self) -> None:
+        """The call is over, or was broken off."""
+        self._lease.end()
 
     def forget(self, row: int) -> None:
         """The text of ``row`` will not be asked for again."""
@@ -126,11 +135,25 @@ class Drafting:
             self.draft_seconds = _GUESS * places if self.drafter.costly else 0.0
         if len(drafts) != len(texts):
             raise DecodingError(f"{self.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
+        drafts = [self._written(draft) for draft in drafts]
         asked = {text.row for text in texts}
         if asked <= self._read:  # else a prompt was read for it
             self.known.note_made(self.draft_seconds, places, sum(bool(d.tokens) for d in drafts) / len(drafts))
         self._read |= asked
         return drafts
+
+    def _written(self, draft: Draft) -> Draft:
+        """``draft``, checked; a chain ends in front of an id that the model reads and cannot write (a placeholder of an
+        image, say): a copy of a prompt may hold some, and none of them stands."""
+        if any(type(token) is not int or not 0 <= token < self.readable for token in draft.tokens):
+            raise DecodingError(
+                f"{self.name} drafted {list(draft.tokens)}; a draft holds token ids (int) from 0 to {self.width - 1}"
+            )
+        stop = next((i for i, token in enumerate(draft.tokens) if token >= self.width), None)
+        if stop is None or draft.parents is not None:  # a tree: ``pruned``
+            return draft
+        law = None if draft.probabilities is None else draft.probabilities[:stop]
+        return replace(draft, tokens=list(draft.tokens[:stop]), probabilities=law)
 
     def _nodes(self, texts: Sequence[Text], drafts: Sequence[Draft], rows: Sequence[int]) -> int:
         """How many tokens of each tree are worth a trial; those that come first are the likeliest."""
@@ -148,7 +171,7 @@ class Drafting:
     def pruned(self, draft: Draft, count: int, room: int) -> Draft:
         """The first ``count`` tokens of a tree, at most ``room`` deep, checked."""
         try:
-            return pruned(draft, count, room, self.ends)
+            return pruned(draft, count, room, self.ends, self.width)
         except BranchError as error:
             raise DecodingError(f"{self.name}: {error}") from error
 

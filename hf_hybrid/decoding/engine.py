@@ -21,7 +21,17 @@ from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
 from hf_hybrid.decoding.transcript import Transcript
-from hf_hybrid.models.host import CACHE, adoptable, fill, ordered_ids, position_table, rope_switch, taken_cache
+from hf_hybrid.models.host import (
+    CACHE,
+    adoptable,
+    check_model,
+    fill,
+    ordered_ids,
+    position_table,
+    rope_switch,
+    taken_cache,
+)
+from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.release import release_note
 from hf_hybrid.models.runner import Runner, causal_cache
 from hf_hybrid.models.vocabulary import width_of
@@ -89,6 +99,7 @@ def _decode(
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
+    check_model(model)
     check_inputs(model, input_ids, model_kwargs)
     if call.cache is not None:
         adoptable(call.cache)
@@ -123,6 +134,8 @@ def _decode(
     strategy = STRATEGIES[call.strategy](context)
     session = Session(strategy, canvases, prompts.input_ids, criteria, call)
     session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"), [p.cached for p in prompts.every])
+    known = [token for token in prompts.every[0].tokens if token >= 0] or [0]
+    check_rows(model, known, len(canvases), one_by_one=call.strategy == "autoregressive")
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")
@@ -185,11 +198,17 @@ class _Easel:
             seed = runner.ranks.agreed(int(torch.randint(2**62, ()).item())) if config.do_sample else 0
         if not isinstance(seed, int) and (len(seed) != rows or call.queue is not None):
             raise DecodingError(f"seed has {len(seed)} entries for {rows} rows; give one per row, or one number")
-        self.seed = seed
+        plain = call.settings.continue_final_message
+        if not isinstance(plain, bool) and len(plain) != rows and call.queue is None:
+            raise DecodingError(
+                f"continue_final_message has {len(plain)} entries for {rows} rows; give one per row, or one for all"
+            )
+        self.seed, self.plain = seed, plain
         self.budget = budget
         if self.budget < 1:
             raise DecodingError(f"max_length={config.max_length} leaves no room behind the prompt; use max_new_tokens")
         self.held = position_table(runner.model) or 1 << 40
+        self.control = call.settings.return_control_tokens
         self.queue = call.queue
 
     def canvas(self, row: int, prompt: list[int], given: list[int] | None) -> Canvas:
@@ -202,8 +221,11 @@ class _Easel:
             budget = self.queue.max_length - len(prompt)
         if self.queue is not None and self.queue.min_length is not None:
             least = self.queue.min_length - len(prompt)
+        plain = self.plain if isinstance(self.plain, bool) else self.plain[row]
         # Rotary positions go on, as in the host; a table of learned ones ends, and the answer with it.
-        return Canvas(row, seed, prompt, min(budget, self.held - len(prompt)), given=given, least=least)
+        canvas = Canvas(row, seed, prompt, min(budget, self.held - len(prompt)), given=given, least=least)
+        canvas.positions, canvas.control, canvas.plain = self.held, self.control, plain
+        return canvas
 
 
 def prompt_fault(model: Any, prompt: Sequence[int], max_length: int | None = None) -> str:

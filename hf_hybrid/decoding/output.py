@@ -21,8 +21,8 @@ class DecodingError(ValueError):
 @dataclass
 class SpanReport:
     """How one part was written: planned and written tokens of its text (label left out), its token ids, passes it took
-    part in, whether it was ``extended`` beyond its planned length, and how it ``ended``: ``end``, ``limit``,
-    ``stop``, or ``given`` when the plan brought its text."""
+    part in, whether it was ``extended`` beyond its planned length, and how it ``ended``: ``end``, ``limit`` (its own),
+    ``length`` or ``stop`` (of the answer, in it or before), or ``given`` when the plan brought its text."""
 
     round: int
     part: int
@@ -100,6 +100,8 @@ class GenerationReport:
         accepted_per_round: drafted tokens that stood, for every pass that checked some.
         fallbacks: what was extended, cut, switched off or finished otherwise, and why.
         drafting: of ``speculative``, None for the others.
+        ended: ``eos``, ``stop`` (a stop string or another criterion), or ``length``: the answer was cut, at
+            ``max_new_tokens`` or because the model has no further positions.
     """
 
     strategy: str
@@ -113,6 +115,7 @@ class GenerationReport:
     accepted_per_round: list[int] = field(default_factory=list)
     fallbacks: list[str] = field(default_factory=list)
     drafting: DraftingReport | None = None
+    ended: str = ""
 
     @property
     def tokens_per_forward(self) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 from hf_hybrid.config import PlannedDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
@@ -51,23 +50,20 @@ class Parts:
     def start(self, canvas: Canvas, current: Round, line: int) -> None:
         """Lanes for the parts of the plan that have none.
 
-        Each may outgrow its plan; the sum is cut in text order, if it must be. Parts whose text is given are finished;
-        their rows ride in the next pass.
+        Each may outgrow its plan, however much room the answer has: it is cut in text order, so that a part does not
+        depend on where. Parts whose text is given are finished; their rows ride in the next pass.
         """
         settings, control, trunk, plan, lanes = self.settings, self.control, current.trunk, current.plan, current.lanes
         if len(lanes) == len(plan.spans):
             return
         related = plan.depends("sparse" if settings.visibility == "sparse" else "dag").tolist()
         starts = plan.starts(trunk.start + current.begin)
-        ends = list(accumulate((span.entry for span in plan.spans), initial=current.begin))[1:]
-        before = canvas.new_upto(trunk) - len(trunk.tokens)
         for number in range(len(lanes), len(plan.spans)):
             span = plan.spans[number]
             lane = Lane("span", trunk.span + 1 + 2 * number, starts[number], [control.async_, *span.label])
             lane.opening, lane.hidden, lane.part, lane.planned = span.opening, [(0, 1)], number, span.length
-            most = span.opening + math.ceil(span.length * settings.max_span_extension)
-            # Not what is left when it starts: that depends on how fast its siblings are.
-            lane.limit = min(most, canvas.budget - before - ends[number])
+            lane.limit = span.opening + math.ceil(span.length * settings.max_span_extension)
+            lane.positions = canvas.positions
             lane.window, lane.verified = self.window, settings.verify_spans
             lane.depends = tuple(lanes[k] for k, reads in enumerate(related[number][:number]) if reads)
             read = (other.span for other in lane.depends)
@@ -75,6 +71,10 @@ class Parts:
             if span.text is not None:
                 lane.tokens += span.text
                 lane.finish("given")
+            last = canvas.positions - lane.start
+            if len(lane.tokens) > last - (span.text is None):  # no position for a token of its text
+                del lane.tokens[max(last, 0) :]
+                lane.finish("length")
             lanes.append(lane)
             canvas.lanes.append(lane)
         canvas.num_spans = trunk.span + 2 * len(lanes)
@@ -85,6 +85,7 @@ class Parts:
         lane = Lane("canvas", canvas.new_span(), current.trunk.end, [], verified=False)
         for span in current.plan.spans:
             lane.fills += [*self.grammar.opening(span), *[None] * span.length]
+        del lane.fills[canvas.positions - lane.start :]
         lane.window = lane.limit = len(lane.fills)
         self.runner.relate(line, lane.span, before)
         canvas.lanes.append(lane)
@@ -98,21 +99,26 @@ class Parts:
         for number, (span, start) in enumerate(zip(plan.spans, plan.dense_starts(lane.start), strict=True)):
             begin = start - lane.start
             body = lane.tokens[begin + span.opening : begin + span.opening + span.length]
-            body = body[: body.index(self.control.spad)] if self.control.spad in body else body
-            part = Lane("span", lane.span, start, [*self.grammar.opening(span), *body], hidden=[(0, 1)], part=number)
+            ended = self.control.spad in body
+            body = body[: body.index(self.control.spad)] if ended else body
+            opening = lane.tokens[begin : begin + span.opening]
+            part = Lane("span", lane.span, start, [*opening, *body], hidden=[(0, 1)], part=number)
             part.opening, part.planned, part.passes = span.opening, span.length, lane.passes
-            part.finish("end" if len(body) < span.length else "limit")
+            part.finish("end" if ended else "limit" if len(body) == span.length else "length")
             lanes.append(part)
         canvas.lanes[at : at + 1] = lanes
 
 
 def report_parts(report: GenerationReport, number: int, current: Round) -> None:
-    """Report every part of round ``number`` (from 1) as it stands in the answer."""
+    """Report the plan of round ``number`` (from 1) and its parts as they stand in the answer; nothing, when the answer
+    was cut before the first of them."""
     plan, lanes = current.plan, current.lanes
-    if not current.whole:  # a stopping criterion met the text of a part before the plan was complete
-        report.plans.append(plan)
-    if len(lanes) < len(plan.spans):  # a dense round that was never filled
+    if not any(lane.tokens for lane in lanes):
         return
+    if not current.whole:  # how far it was planned by then is chance: what is in the answer is not
+        lanes = [lane for lane in lanes if lane.tokens]
+        plan = Plan(plan.spans[: len(lanes)], plan.lead)
+    report.plans.append(plan)
     for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):
         text = lane.tokens[lane.opening :]
         extended = len(text) > span.length and lane.reason != "given"
@@ -122,14 +128,21 @@ def report_parts(report: GenerationReport, number: int, current: Round) -> None:
         name = f"part {part + 1} of round {number}"
         if extended:
             report.fallbacks.append(f"{name} was extended from {span.length} to {len(text)} tokens")
-        if lane.reason == "limit":
+        if lane.reason in ("limit", "length"):
             report.fallbacks.append(f"{name} was cut at {len(text)} tokens")
 
 
 def check_plans(
-    plans: Plan | Sequence[Plan] | None, settings: PlannedDiffusionSettings, control: ControlTokens
+    plans: Plan | Sequence[Plan] | None,
+    settings: PlannedDiffusionSettings,
+    control: ControlTokens,
+    vocab_size: int,
+    ends: frozenset[int],
 ) -> tuple[Plan, ...]:
     """The plans that a call brings, one per round.
+
+    Args:
+        vocab_size: ids that the model knows. ends: ids that end an answer.
 
     Raises:
         DecodingError: they are no plans, or cannot be carried out with these settings.
@@ -137,17 +150,52 @@ def check_plans(
     """
     if plans is None:
         return ()
-    given = (plans,) if isinstance(plans, Plan) else tuple(plans)
+    given = (plans,) if isinstance(plans, Plan) else tuple(plans) if isinstance(plans, Sequence) else ()
     if not given or not all(isinstance(plan, Plan) for plan in given):
         raise DecodingError("plan= takes a hf_hybrid.Plan, or one per round")
     if len(given) > settings.max_rounds:
         raise DecodingError(f"{len(given)} plans are more than max_rounds={settings.max_rounds}")
     known = {length for length, _ in control.lengths}
     for plan in given:
-        plan.check(settings.limits, control)
+        plan.check(settings.limits, control, vocab_size)
+        if any(ends.intersection((*plan.lead, *span.label, *(span.text or ()))) for span in plan.spans):
+            raise DecodingError("the plan holds an id that ends an answer (eos_token_id); leave it out of its texts")
         if settings.visibility == "dense" and any(span.text is not None for span in plan.spans):
             raise DecodingError("visibility='dense' writes a whole round at once; leave the given texts out")
         odd = [span.length for span in plan.spans if span.length > max(known)]
         if odd:
             raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({max(known)})")
     return given
+
+
+def check_room(plans: Sequence[Plan], canvas: Canvas, dense: bool) -> None:
+    """Refuse given plans whose own tokens do not fit, whatever is written for them. Planned lengths are guesses: an
+    answer that needs them all is cut instead.
+
+    Args:
+        dense: True: a round takes all of its planned positions.
+
+    Raises:
+        DecodingError: too many tokens for ``max_new_tokens``, or more positions than the model has.
+    """
+    needed, end = 0, len(canvas.prompt)
+    for plan in plans:
+        texts = [len(span.label) + len(span.text or ()) for span in plan.spans]
+        entries = sum(span.entry for span in plan.spans)
+        needed += len(plan.lead) + sum(texts)
+        needed += (1 + entries + len(plan.spans)) * canvas.control  # <par> or <sync/>, and an <async> for each part
+        begin = end + 1 + len(plan.lead)
+        end = begin + entries
+        if dense:
+            end += sum(span.opening + span.length for span in plan.spans)
+        else:
+            starts = plan.starts(begin)
+            end = max(end, *(start + 1 + size for start, size in zip(starts, texts, strict=True)))
+    if needed > canvas.budget:
+        raise DecodingError(
+            f"the given plan alone holds {needed} tokens, and max_new_tokens leaves {canvas.budget}; raise it"
+        )
+    if plans and end > canvas.positions:
+        raise DecodingError(
+            f"the given plan needs {end} positions and the model has {canvas.positions}; shorten the plan or the prompt"
+        )

@@ -21,7 +21,7 @@ from hf_hybrid.config import PlannedDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanState
 from hf_hybrid.decoding.output import DecodingError
-from hf_hybrid.decoding.parts import Parts, Round, check_plans, report_parts
+from hf_hybrid.decoding.parts import Parts, Round, check_plans, check_room, report_parts
 from hf_hybrid.decoding.strategy import Context, Strategy
 
 
@@ -32,7 +32,7 @@ class PlannedDiffusion(Strategy):
         super().__init__(context)
         settings, control = context.call.settings, context.call.control
         assert isinstance(settings, PlannedDiffusionSettings)
-        if control is None:
+        if not isinstance(control, ControlTokens):
             raise DecodingError(
                 "planned_diffusion needs control tokens, and the model has none; add them with "
                 "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
@@ -44,7 +44,7 @@ class PlannedDiffusion(Strategy):
         self.control: ControlTokens = control
         self.grammar = PlanGrammar(control, context.vocab_size, settings.limits)
         self.parts = Parts(settings, control, self.grammar, context.runner)
-        self.given = check_plans(context.call.plan, settings, control)
+        self.given = check_plans(context.call.plan, settings, control, context.vocab_size, context.ends)
         self.states: dict[Lane, PlanState] = {}
         self.rounds: dict[int, list[Round]] = {}
         self.in_span = tuple({*control.banned, *context.ends} - {control.spad})
@@ -56,19 +56,33 @@ class PlannedDiffusion(Strategy):
     def begin(self, canvas: Canvas, line: int) -> None:
         """The prompt and the switch, and an optimistic first ``<topic>``."""
         self.rounds[canvas.row] = []
-        shortest = self.control.lengths[0][0]
-        span = canvas.new_span()
-        limit = len(canvas.prompt) + canvas.budget
-        if not self.given and canvas.budget < shortest + 8:
-            trunk = Lane("trunk", span, 0, list(canvas.prompt), limit=limit)
-            self.reports[canvas.row].fallbacks.append("no plan: max_new_tokens leaves no room for a part")
-            self.states[trunk] = PlanState()
-            canvas.lanes.append(trunk)
-            return
         first = len(canvas.prompt)
-        trunk = Lane("trunk", span, 0, [*canvas.prompt, self.control.par], limit=limit, hidden=[(first, first + 1)])
+        trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), positions=canvas.positions)
         canvas.lanes.append(trunk)
+        check_room(self.given, canvas, self.settings.visibility == "dense")
+        if fault := self._no_plan(canvas):
+            trunk.limit = first + canvas.budget
+            self.reports[canvas.row].fallbacks.append(f"no plan: {fault}")
+            self.states[trunk] = PlanState()
+            return
+        trunk.tokens.append(self.control.par)
+        trunk.hidden.append((first, first + 1))
         self._open_segment(canvas, trunk, line)
+
+    def _no_plan(self, canvas: Canvas) -> str:
+        """Why the answer is written plainly; empty: it begins with a plan."""
+        if canvas.plain:
+            if self.given:
+                raise DecodingError(
+                    "plan= and continue_final_message=True exclude each other: behind the beginning of an answer there "
+                    "is no place for a plan; leave one of them out"
+                )
+            return "the prompt ends inside of an answer (continue_final_message)"
+        left = canvas.positions - len(canvas.prompt)
+        # <par>, an entry and an opening with the longest label, and some text: decided before anything is written.
+        needed = 4 + 2 * self.settings.max_label_length + self.control.lengths[0][0]
+        short = left < needed and not self.given
+        return f"the model has {left} positions left, and a part may need {needed}" if short else ""
 
     def _open_segment(self, canvas: Canvas, trunk: Lane, line: int) -> None:
         """A new trunk segment: with a given plan its tokens are forced, else the model writes."""
@@ -77,13 +91,11 @@ class PlannedDiffusion(Strategy):
         if number < len(self.given):
             plan = self.given[number]
             forced = [*plan.lead, *plan.render(self.control)]
-            bodies = (s.length if s.text is None else len(s.text) for s in plan.spans)
-            needed = len(forced) + sum(s.opening for s in plan.spans) + sum(bodies)
-            if needed > canvas.budget - canvas.num_new:
-                raise DecodingError(
-                    f"the given plan needs {needed} tokens and max_new_tokens leaves "
-                    f"{canvas.budget - canvas.num_new}; raise it"
-                )
+            if len(trunk.tokens) + len(forced) > trunk.most:  # the parts before it took the positions
+                trunk.tokens += plan.lead[: trunk.most - len(trunk.tokens)]
+                trunk.finish("length")
+                canvas.end_by_length()
+                return
             begin = len(trunk.tokens) + len(plan.lead)
             trunk.hidden.append((begin, len(trunk.tokens) + len(forced)))
             trunk.tokens += forced
@@ -101,7 +113,7 @@ class PlannedDiffusion(Strategy):
             return [None] * (1 + len(draft))
         state, masks = self.states[lane], []
         for token in (*draft, None):
-            masks.append(self.grammar.allowed(state, self._rounds_left(canvas), self._room(canvas, len(masks))))
+            masks.append(self.grammar.allowed(state, self._rounds_left(canvas)))
             if token is not None:
                 state = self.grammar.advance(state, token)
         return masks
@@ -127,7 +139,7 @@ class PlannedDiffusion(Strategy):
         state, legal = self.states[lane], []
         self._forget_breaks(lane, len(lane.tokens))
         for token in drafted:
-            text, control = self.grammar.choices(state, self._rounds_left(canvas), self._room(canvas, len(legal)))
+            text, control = self.grammar.choices(state, self._rounds_left(canvas))
             special = token in self.control.banned or token in self.context.ends
             if not (token in control if special else text):
                 break
@@ -136,8 +148,8 @@ class PlannedDiffusion(Strategy):
         lane.ending = lane.ending and len(legal) == len(drafted)
         fresh = self._fresh(canvas, lane) and not lane.window
         if not (legal or lane.ending) and (self.states[lane].stage == "length" or fresh):
-            _, control = self.grammar.choices(self.states[lane], self._rounds_left(canvas), self._room(canvas, 0))
-            if self.control.topic in control:
+            _, control = self.grammar.choices(self.states[lane], self._rounds_left(canvas))
+            if self.control.topic in control and len(lane.tokens) < lane.most:
                 legal = [self.control.topic]
                 self._follow(lane, self.states[lane], self.control.topic, len(lane.tokens))
         return legal
@@ -164,23 +176,24 @@ class PlannedDiffusion(Strategy):
             if token not in self.context.ends:
                 state = self._follow(lane, state, token, number)
         while not lane.done:  # where the grammar leaves one choice, no pass is spent
-            text, control = self.grammar.choices(state, self._rounds_left(canvas), self._room(canvas, 0))
+            text, control = self.grammar.choices(state, self._rounds_left(canvas))
             if text or len(control) != 1:
                 break
             lane.settle(control, self.terminators(lane))
             state = state if lane.done else self._follow(lane, state, control[0], len(lane.tokens) - 1)
         self.states[lane] = state
         whole = lane.done and lane.reason == "end" and state.stage == "length"
-        if whole:
-            self._note_room(canvas, state)
-        if lane.done and not whole:
+        complete = state.parts if whole else state.parts[: state.complete]
+        if lane.done and not whole and (state.stage == "text" or not complete or canvas.control):
             canvas.finished = True
+            if lane.reason != "end":
+                canvas.end_by_length()
         elif state.stage != "text":
             begin = lane.hidden[-1][0]
             # Behind the prompt and <par>, or behind <sync/>, up to the plan.
             lead = tuple(lane.tokens[lane.hidden[0][1] : begin])
-            complete = state.parts if whole else state.parts[: state.complete]
-            self._carry_out(canvas, lane, begin, Plan(complete, lead), line, whole)
+            # Where positions end inside of a plan, the parts that it names so far are written, and nothing behind them.
+            self._carry_out(canvas, lane, begin, Plan(complete, lead), line, lane.done)
 
     def _follow(self, trunk: Lane, state: PlanState, token: int, index: int) -> PlanState:
         """The state behind ``token``, which stands (or is on trial) at ``index``; notes where an entry begins."""
@@ -212,12 +225,14 @@ class PlannedDiffusion(Strategy):
         current = rounds[-1]
         current.plan, current.whole = plan, whole
         if dense:
+            if trunk.end >= canvas.positions:
+                canvas.end_by_length()
+                return
             self.parts.start_dense(canvas, current, line)
         else:
             self._reserve(trunk, line)
             self.parts.start(canvas, current, line)
         if whole:
-            self.reports[canvas.row].plans.append(plan)
             self._span_finished(canvas, line)
 
     def close(self, lane: Lane, fills: list[int | None]) -> list[int | None]:
@@ -241,17 +256,18 @@ class PlannedDiffusion(Strategy):
             if ahead.came_true():
                 return
             self._withdraw(canvas, ahead)
-        if canvas.num_new >= canvas.budget:
-            canvas.finished = True
+        end = canvas.end
+        if canvas.room <= 0 or current.trunk.reason == "length" or end + 1 >= canvas.positions:
+            canvas.end_by_length()
             return
-        self._open_sync(canvas, line, [])
+        self._open_sync(canvas, line, end, [])
 
-    def _open_sync(self, canvas: Canvas, line: int, trial: list[tuple[Lane, list[int]]]) -> None:
-        """The next trunk segment, behind parts that stand or, on ``trial``, are expected to stand."""
-        end = max([canvas.end, *(lane.start + len(tokens) for lane, tokens in trial)])
+    def _open_sync(self, canvas: Canvas, line: int, end: int, trial: list[tuple[Lane, list[int]]]) -> None:
+        """The next trunk segment, at position ``end`` behind parts that stand or, on ``trial``, are expected to
+        stand."""
         before = tuple(range(canvas.num_spans))
         sync = Lane("trunk", canvas.new_span(), end, [self.control.sync], hidden=[(0, 1)], sees=before, trial=trial)
-        sync.limit = canvas.budget - canvas.num_new - sum(len(tokens) - len(lane.tokens) for lane, tokens in trial)
+        sync.positions = canvas.positions
         self.runner.relate(line, sync.span, before)
         canvas.lanes.append(sync)
         self._open_segment(canvas, sync, line)
@@ -270,9 +286,13 @@ class PlannedDiffusion(Strategy):
                 lane.trial = canvas.expected(lane.depends)
         if canvas.lanes[-1].kind == "trunk" or not current.whole or len(rounds) < len(self.given):
             return
+        if current.trunk.reason == "length":
+            return
         trial = canvas.expected(current.lanes)
-        if trial and canvas.num_new + sum(len(tokens) - len(lane.tokens) for lane, tokens in trial) < canvas.budget:
-            self._open_sync(canvas, line, trial)
+        end = max([canvas.end, *(lane.start + len(tokens) for lane, tokens in trial)])
+        more = sum(len(tokens) - len(lane.tokens) for lane, tokens in trial)
+        if trial and more < canvas.room and end + 1 < canvas.positions:
+            self._open_sync(canvas, line, end, trial)
 
     def dismiss(self, canvas: Canvas, lane: Lane) -> None:
         """A ``<sync/>`` too early is taken back."""
@@ -286,7 +306,7 @@ class PlannedDiffusion(Strategy):
         del self.states[sync]
 
     def finished(self, canvas: Canvas) -> None:
-        """Report every part as it stands in the answer."""
+        """Report every plan, and every part as it stands in the answer."""
         for number, current in enumerate(self.rounds[canvas.row], 1):
             report_parts(self.reports[canvas.row], number, current)
 
@@ -310,19 +330,6 @@ class PlannedDiffusion(Strategy):
     def _rounds_left(self, canvas: Canvas) -> bool:
         switched = bool(canvas.lanes[0].hidden)  # True: <par> was put behind the prompt
         return switched and not self.given and len(self.rounds[canvas.row]) < self.settings.max_rounds
-
-    def _room(self, canvas: Canvas, drafted: int) -> int:
-        """Tokens left for the rest of the plan and its parts: what parts hold already is in their planned lengths."""
-        trunk = next(lane for lane in reversed(canvas.lanes) if lane.kind == "trunk")
-        ahead = sum(len(tokens) - len(lane.tokens) for lane, tokens in trunk.trial)
-        return canvas.budget - canvas.new_upto(trunk) - ahead - drafted
-
-    def _note_room(self, canvas: Canvas, state: PlanState) -> None:
-        """Tell that a plan ended where it had to: the answer may look whole."""
-        free, bounded = (self.grammar.choices(state, True, room)[1] for room in (None, self._room(canvas, 0)))
-        if self.control.topic in free and self.control.topic not in bounded:
-            note = f"the plan ended with part {len(state.parts)}: {canvas.budget} tokens leave no room for another"
-            self.reports[canvas.row].fallbacks.append(note)
 
     def _fresh(self, canvas: Canvas, lane: Lane) -> bool:
         """True: nothing was written behind the switch or ``<sync/>`` that opened the segment."""

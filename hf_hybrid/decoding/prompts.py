@@ -148,7 +148,7 @@ def check_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) ->
     Raises:
         DecodingError: a keyword of ``forward``, or a ``prepare_inputs_for_generation`` that changes what is read.
     """
-    foreign = sorted(name for name, value in arguments.items() if value is not None and name not in _INERT)
+    foreign = sorted(name for name, value in arguments.items() if _holds(value) and name not in _INERT)
     if foreign:
         raise DecodingError(
             f"{', '.join(foreign)}: the host hands this to {type(model).__name__}.forward, and a strategy hands over "
@@ -163,6 +163,11 @@ def check_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) ->
             f"prepare_inputs_for_generation of this {type(model).__name__} (its own, or of a PEFT adapter with soft "
             f"prompts) {fault}, and a strategy hands over token ids alone; leave out strategy={release_note()}"
         )
+
+
+def _holds(value: Any) -> bool:
+    """True: something was given. Encoders of images that had nothing to read give a dict of None."""
+    return any(_holds(v) for v in value.values()) if isinstance(value, Mapping) else value is not None
 
 
 def _difference(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) -> str:
@@ -189,7 +194,7 @@ def _difference(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) -> 
             own = model.prepare_inputs_for_generation(ids.clone(), **options)
         except Exception as error:  # anybody may have written it
             return f"fails ({type(error).__name__}: {error})"
-        for name in own.keys() | usual.keys():
+        for name in sorted(own.keys() | usual.keys()):
             one, other = own.get(name), usual.get(name)
             if isinstance(one, Tensor) and isinstance(other, Tensor):
                 if one.shape != other.shape or not torch.equal(one, other):

@@ -63,7 +63,7 @@ class Bans:
         if self._table is None or len(self._table) < len(self._lines):
             banned = torch.zeros(len(self._lines), flat.shape[1], dtype=torch.bool)
             for ids, line in self._lines.items():
-                banned[line, list(ids)] = True
+                banned[line, [i for i in ids if 0 <= i < flat.shape[1]]] = True  # the rest cannot be written at all
             self._table = banned.to(flat.device)
         return self._table
 

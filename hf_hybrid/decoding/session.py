@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -43,8 +42,6 @@ class Session:
         self.stored: dict[int, int] = {}  # canvas that is finished -> batch row of the Runner that holds its keys
         self.faults: dict[int, str] = {}  # canvas -> why it has no answer
         self.active: list[Canvas] = []
-        parameters = self.runner.model.parameters()
-        self.plain_weights = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in parameters)
         if self.streamer is not None and len(canvases) > 1:
             raise DecodingError(
                 "a streamer shows one answer; call generate() with a batch of one, or without a streamer"
@@ -109,24 +106,29 @@ class Session:
 
     def run(self) -> None:
         """Advance until every canvas is finished."""
-        with self._inference():
+        try:
             while self.active:
                 self._step()
+        finally:
+            self.strategy.release()
 
     def answers(self, queue: Iterator[Canvas]) -> Iterator[Answer]:
         """Answers as they are finished; the batch row of each goes to the next canvas of ``queue``."""
-        yield from self._answers(self._finished)  # those that could not begin
-        while True:
-            while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
-                yield from self._answers(partial(self._enter, canvas))
-            if not self.active:
-                self.runner.wait()
-                return
-            yield from self._answers(self._step)
+        try:
+            yield from self._answers(self._finished)  # those that could not begin
+            while True:
+                while len(self.active) < self.runner.batch_size and (canvas := next(queue, None)) is not None:
+                    yield from self._answers(partial(self._enter, canvas))
+                if not self.active:
+                    self.runner.wait()
+                    return
+                yield from self._answers(self._step)
+        finally:
+            self.strategy.release()
 
     def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
         """What ``work`` finishes, before anything else is done that may fail."""
-        with torch.no_grad(), self._inference():  # not while the caller works with an answer
+        with torch.no_grad():  # not while the caller works with an answer
             finished = work()
         for canvas in finished:
             fault = self.faults.pop(canvas.row, None)
@@ -172,26 +174,25 @@ class Session:
                 done.append(canvas)
         return done
 
-    def _inference(self) -> AbstractContextManager[Any]:
-        """``inference_mode``: a pass costs a twentieth less than under ``no_grad``, in which the host calls us. Not for
-        tensor subclasses (sharded or quantised weights), which it does not serve everywhere."""
-        return torch.inference_mode() if self.plain_weights else nullcontext()
-
     def _progress(self, canvas: Canvas) -> None:
         """Stop where a criterion says so, and stream what was confirmed."""
         report = self.strategy.reports[canvas.row]
-        if canvas.clip():
-            report.fallbacks.append(f"the answer was cut at {canvas.budget} tokens")
-        text = canvas.confirmed(self.control)
+        canvas.clip()
+        if canvas.cut == "length":
+            spent = canvas.room <= 0
+            why = f"at {canvas.budget} tokens" if spent else f"for want of positions: the model has {canvas.positions}"
+            report.fallbacks.append(f"the answer was cut {why}")
+        text = canvas.confirmed()  # a plan is no text: what is returned does not change where an answer ends
         if self.criteria and len(text) > self.checked.get(canvas.row, 0):
             self._check_criteria(canvas, text)
-            text = canvas.confirmed(self.control)
+        text = canvas.confirmed(self.control)
         if text and report.seconds_to_first_text is None:
             report.seconds_to_first_text = time.perf_counter() - self.started[canvas.row]
         if self.streamer is None:
             return
         if len(text) > self.streamed:
-            self.streamer.put(torch.tensor(text[self.streamed :]))
+            for token in text[self.streamed :]:  # one by one, as from the host: a streamer may know no other way
+                self.streamer.put(torch.tensor([token]))
             self.streamed = len(text)
         if hasattr(self.streamer, "put_canvas"):  # for views: every lane, not only the text order
             self.streamer.put_canvas(canvas, self.strategy.mask_token)
@@ -207,10 +208,7 @@ class Session:
             stop = self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row)
             # A criterion may ask the clock: of processes that read the same batch, the first one's counts.
             if self.runner.ranks.agreed(int(stop)):
-                canvas.stop, canvas.finished = count, True
-                for lane in canvas.lanes:
-                    if not lane.done:
-                        lane.finish("stop")
+                canvas.stop(count)
                 break
         self.checked[canvas.row] = len(text)
 
@@ -234,11 +232,14 @@ class Session:
         """Keys and values of prompts and texts, as ``Runner.layers`` gives them, in the order of the batch."""
         texts = [canvas.confirmed(self.control) for canvas in self.canvases]
         length = prompts.width + max(map(len, texts)) - 1
-        entries: list[tuple[int, list[int], list[int]]] = []
+        reads: list[tuple[int, list[int]]] = []
+        entries: list[tuple[int, list[int]]] = []
         for canvas, prompt, text in zip(self.canvases, prompts.every, texts, strict=True):
             columns = [*prompt.columns, *range(prompts.width, prompts.width + len(text))]
             columns = [column for column in columns if column < length]
-            entries.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)], columns))
+            reads.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)]))
+            entries.append((self.stored[canvas.row], columns))
+        self.runner.catch_up(reads)
         return self.runner.layers(entries, length)
 
     def reports(self) -> list[GenerationReport]:
@@ -248,4 +249,5 @@ class Session:
     def _report(self, canvas: Canvas) -> GenerationReport:
         report = self.strategy.reports[canvas.row]
         report.num_tokens, report.num_forwards = len(canvas.confirmed()), canvas.num_forwards
+        report.ended = canvas.ended if canvas.num_forwards else ""
         return report

@@ -60,6 +60,7 @@ class Speculative(Strategy):
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt."""
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), limit=len(canvas.prompt) + canvas.budget)
+        trunk.positions = canvas.positions
         trunk.window = self.drafting.window
         canvas.lanes.append(trunk)
         text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
@@ -87,6 +88,10 @@ class Speculative(Strategy):
             self.reports[canvas.row].fallbacks.append(note)
         if self.drafting.broken:
             self.reports[canvas.row].fallbacks.append(f"drafting was switched off: {self.drafting.broken}")
+
+    def release(self) -> None:
+        """Another call may have the drafter."""
+        self.drafting.close()
 
     def forget(self, canvas: Canvas) -> None:
         """What was accepted of its drafts too."""
@@ -169,17 +174,11 @@ class Speculative(Strategy):
         """``draft`` as far as it can be of use, checked."""
         if draft.parents is not None:
             self._chained = self.rejecting
-            draft = first_branch(draft) if self.rejecting else self.drafting.pruned(draft, length, text.room)
-        tree = draft.parents is not None
-        most = min(length, self.settings.draft_length, text.room)
-        tokens = list(draft.tokens if tree else draft.tokens[:most])
-        if any(type(token) is not int or not 0 <= token < self.context.vocab_size for token in tokens):
-            raise DecodingError(
-                f"{self.drafting.name} drafted {tokens}; a draft holds token ids (int) "
-                f"from 0 to {self.context.vocab_size - 1}"
-            )
-        if tree:
+            width = self.context.vocab_size
+            draft = first_branch(draft, width) if self.rejecting else self.drafting.pruned(draft, length, text.room)
+        if draft.parents is not None:
             return draft
+        tokens = list(draft.tokens[: min(length, self.settings.draft_length, text.room)])
         sampled = self.rejecting and draft.probabilities is not None
         if not sampled:  # a draft that was drawn by chance must not be cut by what was drawn
             tokens = super().draft(canvas, canvas.lanes[0], tokens)

@@ -29,6 +29,7 @@ from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
 from hf_hybrid.models.host import RopeSwitch
 from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.vocabulary import WindowTokens
 
 ONE_TEXT = ("autoregressive", "speculative")
 """Strategies whose keys are those of one causal text."""
@@ -56,10 +57,10 @@ class Call:
 
     Attributes:
         strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
-        plan: plans to carry out, one per round, instead of writing them. control: ids of the tags, None when the model
-        has none. queue: of a stream of prompts, or None. drafter: a ``Drafter`` or a model for ``speculative``, None:
-        the one that the settings name. cache: the caller's, to be filled, or None. synced_gpus: as in
-        the host's ``generate()``.
+        plan: plans to carry out, one per round, instead of writing them. control: ids of mask and tags, None when the
+        strategy needs none or the model has none. queue: of a stream of prompts, or None.
+        drafter: a ``Drafter`` or a model for ``speculative``, None: the one that the settings name. cache: the
+        caller's, to be filled, or None. synced_gpus: as in the host's ``generate()``.
     """
 
     strategy: str
@@ -67,7 +68,7 @@ class Call:
     streamer: Any = None
     tokenizer: Any = None
     plan: Plan | Sequence[Plan] | None = None
-    control: ControlTokens | None = None
+    control: ControlTokens | WindowTokens | None = None
     queue: Queue | None = None
     drafter: Any = None
     cache: Any = None
@@ -137,7 +138,7 @@ class Strategy(ABC):
         should end behind it."""
         ends = self.terminators(lane)
         stop = next((i for i, token in enumerate(proposed) if token in ends), len(proposed))
-        room = max(lane.limit - len(lane.tokens), 0)
+        room = max(lane.most - len(lane.tokens), 0)
         lane.ending = stop < len(proposed) and stop < room
         return proposed[: min(stop, room)]
 
@@ -187,6 +188,10 @@ class Strategy(ABC):
 
     def finished(self, canvas: Canvas) -> None:
         """``canvas`` leaves the batch: complete its report."""
+        return
+
+    def release(self) -> None:
+        """The call is over, or was broken off: give back what other calls may be waiting for."""
         return
 
     def forget(self, canvas: Canvas) -> None:
@@ -312,8 +317,8 @@ class Strategy(ABC):
         row = batch.first + rows.line
         self.settled(canvas, lane, written, row)
         if not lane.done:
-            if len(lane.tokens) >= lane.limit:
-                lane.finish("limit")
+            if len(lane.tokens) >= lane.most:
+                lane.finish_full()
                 self.settled(canvas, lane, [], row)
             else:
                 lane.draft = self.draft(canvas, lane, proposed)

@@ -171,6 +171,7 @@ def answer(
     elif clock is not None:
         options["streamer"] = clock
     options["do_sample"] = temperature > 0
+    options["tokenizer"] = tokenizer  # of stop strings that the checkpoint names
     if temperature:
         options["temperature"] = temperature
         torch.manual_seed(0)  # of the host
@@ -260,6 +261,6 @@ def _counts(report: Any, new: list[int], prompt: int, first: float | None) -> di
         "seconds_to_first_text": report.seconds_to_first_text,
         "seconds_per_stage": dict(report.seconds),
         "extended": sum(span.extended for span in report.spans),
-        "cut": sum(span.ended == "limit" for span in report.spans),
+        "cut": sum(span.ended in ("limit", "length") for span in report.spans),
         "fallen_back": sum("token by token" in note for note in report.fallbacks),
     }

@@ -50,7 +50,7 @@ def text_config(model: Any) -> Any:
 def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the forward of the model's class (hooks may hide them on the instance).
 
-    A forward that passes on everything (``*args, **kwargs``) has those of the class that it extends.
+    A forward that passes on what it does not know (``**kwargs``) has those of the class that it extends too.
     """
     found: dict[str, inspect.Parameter] = {}
     for owner in type(unwrapped(model)).__mro__:
@@ -59,7 +59,7 @@ def forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
             continue
         own = dict(inspect.signature(inspect.unwrap(forward)).parameters)
         found = own | found
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()) or {"input_ids", *CACHES} & own.keys():
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
             break
     return found
 
@@ -68,6 +68,19 @@ def cache_argument(model: Any) -> str:
     """What the model's forward calls its cache: the name of its own time, not always that of this release."""
     known = forward_parameters(model)
     return next((name for name in CACHES if name in known), CACHE)
+
+
+_EXTRAS = ("output_router_logits", "output_attentions", "output_hidden_states")
+
+
+def without_extras(model: Any) -> dict[str, bool]:
+    """Arguments of the model's forward that ask for logits and cache alone, whatever its config asks for.
+
+    With router logits a mixture of experts also computes its auxiliary loss, from a mask of the host's own shape.
+    """
+    known, config = forward_parameters(model), text_config(model)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    return {name: False for name in _EXTRAS if name in known or (open_ended and getattr(config, name, False))}
 
 
 def start_device(model: Any) -> torch.device:
@@ -179,7 +192,8 @@ def check_model(model: Any) -> None:
 
     Raises:
         Unsupported: encoder-decoder, recurrent or state-space layers, sliding or chunked attention, ALiBi, no
-            ``position_ids``, or an attention implementation that ignores a 4-D mask.
+            ``position_ids``, an attention implementation that ignores a 4-D mask, or gradient checkpointing in
+            training mode.
     """
     host = unwrapped(model)
     name, config = type(host).__name__, text_config(model)
@@ -194,9 +208,11 @@ def check_model(model: Any) -> None:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if kinds or window is not None or getattr(config, "attention_chunk_size", None) is not None:
         found = f"sliding_window={window}" if window is not None else "sliding, chunked or local attention layers"
+        # Classes that mix kinds of layers do not run without their window, or write another text.
+        advice = "" if kinds else "; if prompt and answer stay shorter than it, load the model with sliding_window=None"
         raise Unsupported(
-            f"{name} has {found}, and rows behind the window would still be seen. If prompt and answer stay shorter "
-            "than it, load the model with sliding_window=None (and all layer_types 'full_attention'); else use another"
+            f"{name} has {found}, and rows behind the window would still be seen; use a model with full attention in "
+            f"every layer{advice}"
         )
     if getattr(config, "alibi", False):
         raise Unsupported(f"{name} counts keys as positions (ALiBi); use a model with rotary or learned positions")
@@ -208,6 +224,12 @@ def check_model(model: Any) -> None:
     attention = getattr(config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         raise Unsupported(f'attention {attention!r} takes no mask per row; call model.set_attn_implementation("sdpa")')
+    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in host.modules()):
+        disable = "activation_checkpointing_disable" if hasattr(host, "activation_checkpointing_disable") else ""
+        raise Unsupported(
+            f"{name} is in training mode with gradient checkpointing, and its layers then drop the cache; call "
+            f"model.eval() before generate() (or model.{disable or 'gradient_checkpointing_disable'}())"
+        )
 
 
 # Caches.

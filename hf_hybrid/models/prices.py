@@ -113,6 +113,4 @@ def prices_of(model: Any, device: torch.device, dtype: torch.dtype, kind: str = 
     """The prices of ``model`` as it stands now: another device, dtype or number of threads has its own."""
     key = (str(device), dtype, torch.get_num_threads())
     known = _known.setdefault(model, {})
-    if key not in known:
-        known[key] = MeasuredPrices(kind)
-    return known[key]
+    return known.get(key) or known.setdefault(key, MeasuredPrices(kind))

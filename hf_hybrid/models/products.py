@@ -75,7 +75,7 @@ class FewRows:
             layer
             for layer in model.modules()
             if type(layer) is nn.Linear
-            and "forward" not in layer.__dict__
+            and _free(layer.__dict__.get("forward"))
             and type(layer.weight) is nn.Parameter
             and layer.weight.dtype == torch.float32
             and layer.weight.device.type == "cpu"
@@ -96,7 +96,13 @@ def _forward(layer: nn.Linear, most: int) -> Callable[[Tensor], Tensor]:
         product = flipped(x.reshape(rows, shape[-1]), weight).view(*shape[:-1], -1)
         return product if bias is None else product.add_(bias)
 
+    forward.row_by_row = True  # pyright: ignore[reportFunctionMemberAccess]
     return forward
+
+
+def _free(forward: Any) -> bool:
+    """True: what a layer has as its own forward is nothing, or ours, of a pass that another thread makes meanwhile."""
+    return forward is None or getattr(forward, "row_by_row", False) is True
 
 
 def flipped(x: Tensor, weight: Tensor) -> Tensor:

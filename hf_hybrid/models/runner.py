@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.models.cache import RowCache
+from hf_hybrid.models.foreign import foreign_class, foreign_hooks
 from hf_hybrid.models.host import (
     Unsupported,
     adoptable,
@@ -31,6 +33,7 @@ from hf_hybrid.models.host import (
     start_device,
     text_config,
     unwrapped,
+    without_extras,
 )
 from hf_hybrid.models.products import FewRows
 from hf_hybrid.models.ranks import Ranks
@@ -88,6 +91,10 @@ class Runner:
         self.products = FewRows(model, self.device, self.dtype)
         self.forward_seconds = 0.0
         self._cache_argument = cache_argument(model)
+        self._extras = without_extras(model)
+        host = unwrapped(model)
+        own = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in host.parameters())
+        self._closed = own and foreign_class(host) is None and not any(True for _ in foreign_hooks(host))
         self._keeps_logits = "logits_to_keep" in forward_parameters(model)
         self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, mask_dtype(model, self.device))
         self._max_positions = position_table(model)
@@ -129,12 +136,12 @@ class Runner:
         self._pending = _Pass(rows, slots, first)
         # One interval for all means that every slot before it is taken: the host's own causal mask is the row rule.
         mask = None if plain and isinstance(where, tuple) else self._slots.mask(rows, slots, where, used, first)
-        arguments: dict[str, Any] = {self._cache_argument: self.cache}
+        arguments: dict[str, Any] = {self._cache_argument: self.cache, **self._extras}
         if self._keeps_logits:
             arguments["logits_to_keep"] = max(keep, 1)
         self.ranks.others_go_on(True)
         start = time.perf_counter()
-        with self.products.of(tokens.numel()):
+        with self._mode(), self.products.of(tokens.numel()):
             output = self.model(
                 **self._inputs(tokens),
                 attention_mask=mask,
@@ -147,7 +154,15 @@ class Runner:
         self.num_passes[lines] += 1
         self.num_rows[lines] += (rows.span.numpy() != PADDING).sum(axis=1)
         logits: Tensor = output.logits  # (active, rows or keep, vocab)
-        return logits[:, logits.shape[1] - keep :]
+        logits = logits[:, logits.shape[1] - keep :]
+        # What leaves the pass is an ordinary tensor: whoever keeps it may change it, or train with it.
+        return logits.clone() if logits.is_inference() else logits
+
+    def _mode(self) -> AbstractContextManager[Any]:
+        """``inference_mode`` inside a pass, which takes a twentieth off it, compared with ``no_grad``. Not for tensor
+        subclasses (sharded or quantised weights), which it does not serve everywhere, nor for code of others in the
+        model, which may keep what it sees."""
+        return torch.inference_mode() if self._closed else nullcontext()
 
     def _inputs(self, tokens: Tensor) -> dict[str, Tensor]:
         """Ids ``(active, rows)``, or vectors where some of them stand for vectors."""
@@ -215,7 +230,8 @@ class Runner:
             raise ValueError("commit() the last pass before a batch row leaves")
         last = self.active - 1
         if row != last:
-            self.cache.swap(row, last, int(self._slots.top[[row, last]].max()))
+            with self._mode():
+                self.cache.swap(row, last, int(self._slots.top[[row, last]].max()))
             self._slots.swap(row, last)
             for array in (self.num_passes, self.num_rows):
                 array[[row, last]] = array[[last, row]]
@@ -244,33 +260,37 @@ class Runner:
         """The slots that hold committed rows of batch row ``row``: int64 ``(count,)``, rising."""
         return np.flatnonzero(self._slots.span[row] != PADDING)
 
-    @torch.no_grad()
-    def layers(self, entries: Sequence[tuple[int, list[int], list[int]]], length: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values per layer, each ``(entries, heads, length, head_dim)``, of texts that all stand in span 0.
-
-        What no pass has read yet (the last token of a text that ended before the others) is read now. Nothing more can
-        be run behind this.
+    def catch_up(self, texts: Sequence[tuple[int, list[int]]]) -> None:
+        """Read what no pass has read yet of texts that all stand in span 0, such as the last token of one that ended
+        before the others. Batch rows that left are active again.
 
         Args:
-            entries: for each the batch row, the tokens at positions 0, 1, ... and their columns in what is returned;
-                other columns are zero.
+            texts: of each batch row the tokens at positions 0, 1, ...
         """
         self.active = self.batch_size
-        missing = [range(len(self._at(row)), len(tokens)) for row, tokens, _ in entries]
+        missing = [range(len(self._at(row)), len(tokens)) for row, tokens in texts]
         if any(missing):
             width = max(map(len, missing))
             tokens = torch.zeros((self.batch_size, width), dtype=torch.int64)
             position, span = torch.zeros_like(tokens), torch.full_like(tokens, PADDING)
-            for (row, text, _), wanted in zip(entries, missing, strict=True):
+            for (row, text), wanted in zip(texts, missing, strict=True):
                 for column, index in enumerate(wanted):
                     tokens[row, column], position[row, column], span[row, column] = text[index], index, 0
             self.run(tokens, Rows.clean(position, span), 0)
             self.commit()
-        at = [self._at(row)[: len(tokens)] for row, tokens, _ in entries]
+
+    @torch.no_grad()
+    def layers(self, entries: Sequence[tuple[int, list[int]]], length: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values per layer, each ``(entries, heads, length, head_dim)``, of texts that all stand in span 0.
+
+        Args:
+            entries: for each its batch row, and the columns that its positions 0, 1, ... take; other columns are zero.
+        """
+        at = [self._at(row)[: len(columns)] for row, columns in entries]
         lines = torch.tensor([i for i, slots in enumerate(at) for _ in slots], device=self.device)
         rows = torch.tensor([e[0] for e, slots in zip(entries, at, strict=True) for _ in slots], device=self.device)
         slots = torch.from_numpy(np.concatenate(at)).to(self.device)
-        columns = torch.tensor([c for entry in entries for c in entry[2]], device=self.device)
+        columns = torch.tensor([c for entry in entries for c in entry[1]], device=self.device)
         index = (rows, slots, lines, columns)
         return [layer.gathered(*index, size=(len(entries), length)) for layer in self.cache.layers]
 
@@ -312,8 +332,9 @@ class Runner:
         if positions is None:
             positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
         self.cache.place((0, length), length, 0)
-        for layer, (keys, values) in zip(self.cache.layers, layers, strict=True):
-            layer.update(keys, values)
+        with self._mode():
+            for layer, (keys, values) in zip(self.cache.layers, layers, strict=True):
+                layer.update(keys, values)
         self._slots.grow(self.cache.capacity)
         rows = Rows.clean(positions[:, :length].cpu(), torch.zeros_like(real, dtype=torch.int64))
         self._slots.hold(rows, np.tile(np.arange(length), (self.batch_size, 1)), real.numpy())
@@ -354,6 +375,13 @@ def causal_cache(model: Any, ids: Tensor, attention_mask: Tensor, cache: Dynamic
     if ids.shape[1] > 1:
         mask = attention_mask[:, :-1]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, 1 - ids.shape[1] :]
-        arguments: dict[str, Any] = {cache_argument(model): cache}
-        model(input_ids=ids[:, :-1], attention_mask=mask, position_ids=positions, use_cache=True, **arguments)
+        model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            return_dict=True,
+            **{cache_argument(model): cache},
+            **without_extras(model),
+        )
     return cache

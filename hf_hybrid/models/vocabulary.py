@@ -11,6 +11,7 @@ What stands in ``generation_config.hf_hybrid`` (how to decode) is another dict, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -90,19 +91,49 @@ def prepare_vocabulary(
     return tokens
 
 
+@dataclass(frozen=True)
+class WindowTokens:
+    """What a noisy window needs of a vocabulary: ``mask`` stands at open positions, ``spad`` behind the end (None: the
+    model has none), and no id of ``banned`` is ever part of a text. ``ControlTokens`` have all of it."""
+
+    mask: int
+    spad: int | None
+    banned: tuple[int, ...]
+
+
+def window_tokens(model: PreTrainedModel) -> WindowTokens | None:
+    """The mask token recorded in ``model.config.hf_hybrid``, and what else of the record is no text; None when it names
+    no mask token. Tags may be missing: only plans need them.
+
+    Raises:
+        VocabularyError: the record is no dict, or its mask token is no id of the vocabulary.
+    """
+    record = _record(model)
+    if record is None or record.get("mask_token_id") is None:
+        return None
+    size = model.config.get_text_config().vocab_size
+    mask = _token("mask_token_id", record["mask_token_id"], size)
+    if mask == _end_token(model):
+        raise VocabularyError(f"config.hf_hybrid gives token {mask} two meanings (mask and eos); {_REPAIR}")
+    lengths, depends = ([*v] if isinstance(v := record.get(n), list | tuple) else [] for n in ("lengths", "depends"))
+    tags = [record.get(n) for n in _TAGS] + [p[1] for p in lengths if isinstance(p, list | tuple) and len(p) == 2]
+    known = [i for i in (*tags, *depends) if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < size]
+    spad = record.get("spad")
+    return WindowTokens(mask, spad if spad in known else None, tuple(dict.fromkeys((mask, *known))))
+
+
 def control_tokens(model: PreTrainedModel) -> ControlTokens | None:
-    """The ids recorded in ``model.config.hf_hybrid``, checked; None when the model has no such record.
+    """The ids recorded in ``model.config.hf_hybrid``, checked; None when the model has no tags (a mask token alone is
+    no plan: ``window_tokens``).
 
     ``eos`` comes from ``generation_config.eos_token_id``, else from the config; the first one of a list.
 
     Raises:
         VocabularyError: a missing entry, a wrong type, an id outside the vocabulary, or one id with two meanings.
     """
-    record: Any = getattr(model.config, "hf_hybrid", None)
-    if record is None:
+    record = _record(model)
+    if record is None or not any(name in record for name in (*_TAGS.keys() - {"spad"}, "lengths", "depends")):
         return None
-    if not isinstance(record, Mapping):
-        raise VocabularyError(f"config.hf_hybrid must be a dict, got {type(record).__name__}; {_REPAIR}")
     missing = [n for n in ("mask_token_id", *_TAGS, "lengths", "depends") if n not in record]
     if missing:
         raise VocabularyError(f"config.hf_hybrid has no {', '.join(missing)}; {_REPAIR}")
@@ -139,6 +170,15 @@ def width_of(model: Any) -> int:
     return int(getattr(head, "out_features", None) or weight.shape[0])  # type: ignore[union-attr]
 
 
+def readable(model: Any) -> int:
+    """Token ids that the model can read: rows of its embeddings. They may be more than it can write (``width_of``):
+    with placeholders of images, for example."""
+    embeddings = model.get_input_embeddings()
+    weight = getattr(embeddings, "weight", None)
+    rows = getattr(embeddings, "num_embeddings", None) or (weight.shape[0] if weight is not None else 0)
+    return int(rows) or width_of(model)
+
+
 def knows_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
     """True: every tag of a plan is a token of its own; lengths and dependencies differ between checkpoints."""
     unknown = tokenizer.unk_token_id if tokenizer.unk_token is not None else None
@@ -160,6 +200,13 @@ def _pairs(value: object, size: int) -> tuple[tuple[int, int], ...]:
     if not pairs:
         raise VocabularyError(f"config.hf_hybrid['lengths'] is empty; a plan needs at least one length; {_REPAIR}")
     return tuple(pairs)
+
+
+def _record(model: PreTrainedModel) -> Mapping[str, Any] | None:
+    record: Any = getattr(model.config, "hf_hybrid", None)
+    if record is not None and not isinstance(record, Mapping):
+        raise VocabularyError(f"config.hf_hybrid must be a dict, got {type(record).__name__}; {_REPAIR}")
+    return record
 
 
 def _token(name: str, value: object, size: int, place: str = "config.hf_hybrid") -> int:
@@ -184,10 +231,12 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def _end_token(model: PreTrainedModel) -> object:
+    size = model.config.get_text_config().vocab_size
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
         eos = getattr(config, "eos_token_id", None)
         if isinstance(eos, (list, tuple)):
-            eos = eos[0] if eos else None
+            # One that is negative or beyond the vocabulary stands for none.
+            eos = next((e for e in eos if not isinstance(e, int) or 0 <= e < size), eos[0] if eos else None)
         if eos is not None:
             return eos
     return None

@@ -1,9 +1,9 @@
 """Plans and their grammar.
 
-Catches: a plan that does not survive being written and read, a grammar that writes more parts, longer labels or more
-    tokens than
-its caps or the room that is left, one that walks into a dead end or refuses what would fit, starts that overlap, an
-unstable sort, and huge plans that cost time or memory before they are refused.
+Catches: a plan that does not survive being written and read, numbers that are no ints and pass for tokens, a grammar
+that writes more parts, longer labels or more tokens than its caps or the room that is left, one that walks into a dead
+end or refuses what would fit, starts that overlap, an unstable sort, and huge plans that cost time or memory before
+they are refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tracemalloc
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -297,6 +298,41 @@ def test_check_knows_how_many_dependency_tags_there_are() -> None:
     assert plan.check(LIMITS, TOKENS) is plan
     with pytest.raises(PlanError, match="only 1 dependency tags"):
         plan.check(LIMITS, replace(TOKENS, depends=TOKENS.depends[:1]))
+
+
+def test_numbers_of_any_kind_become_ints_and_nothing_else_passes() -> None:
+    """A tensor compares with a tag by value, but not in a set: it would pass the ban on control tokens."""
+    plain = Plan((Span((1, 2), 4), Span((3,), 2, (0,), (5, 6))), lead=(7,))
+    for kind in (torch.tensor, np.array, list, lambda ids: [torch.tensor(i) for i in ids]):
+        spans = [Span(kind([1, 2]), np.int64(4)), Span(kind([3]), torch.tensor(2), kind([0]), kind([5, 6]))]  # type: ignore
+        given = Plan(spans, lead=kind([7]))  # type: ignore[arg-type]
+        assert given == plain and hash(given) == hash(plain) and type(given.spans[1].text[0]) is int  # type: ignore
+        tagged = Plan((Span((1,), 4, text=kind([5, TOKENS.sync])),))
+        with pytest.raises(PlanError, match="the text of part 1 holds a control token"):
+            tagged.check(LIMITS, TOKENS)
+    for wrong in ([1.0], torch.tensor([1.0]), np.array([0.5]), [True], ["a"], torch.tensor([[1]]), [None], 3):
+        for field in ("label", "depends", "text"):
+            with pytest.raises(PlanError, match="whole number"):
+                Span(**{"label": (1,), "length": 4, field: wrong})  # type: ignore[arg-type]
+        with pytest.raises(PlanError, match="whole number"):
+            Plan((Span((1,), 4),), lead=wrong)  # type: ignore[arg-type]
+    for length in (4.0, 4.5, "4", None, True, torch.tensor(4.0), (4,)):
+        with pytest.raises(PlanError, match="the length of a part must be a whole number"):
+            Span((1,), length)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="token ids, not a text"):
+        Span("Geography", 4)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="must be Spans"):
+        Plan(((1,), 4))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["label", "text", "lead"])
+@pytest.mark.parametrize("token", [-1, VOCAB, 10**12])
+def test_ids_outside_the_vocabulary_are_refused(where: str, token: int) -> None:
+    span = Span(**{"label": (1,), "length": 4, **({where: (1, token)} if where != "lead" else {})})  # type: ignore
+    plan = Plan((Span((2,), 4), span), lead=(token,) if where == "lead" else ())
+    with pytest.raises(PlanError, match=rf"the token id {token}, and .* 0 to {VOCAB - 1}"):
+        plan.check(LIMITS, TOKENS, VOCAB)
+    Plan((Span((1,), 4, text=(VOCAB - 1,)),)).check(LIMITS, TOKENS, VOCAB)
 
 
 def test_huge_plans_are_refused_at_once() -> None:

@@ -1,8 +1,8 @@
 """Calls that cannot be carried out are refused before the first forward, in words that name the fix.
 
 Bugs these tests catch: a giant number that is allocated before it is checked; a mask, a cache or a plan that is read
-wrongly without a word; NaN that becomes token 0; tags in a user's text that act; a model that does not work any more
-after a refusal.
+wrongly without a word, or a plan that fails in the middle of an answer; tags that are demanded where none are needed;
+NaN that becomes token 0; tags in a user's text that act; a model that does not work any more after a refusal.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def refused(message: str, ids: Tensor = PROMPT, host: Any = None, **settings: An
         ({**PLANNED, "verify_spans": False, "repetition_penalty": 1.3}, "RepetitionPenalty.*verify_spans=True"),
         ({**PLANNED, "visibility": "dense", "no_repeat_ngram_size": 2}, "NoRepeatNGram.*drop the processor"),
         ({**BLOCKS, "repetition_penalty": 1.3}, "RepetitionPenalty.*strategy='autoregressive'"),
-        ({**PLANNED, "output_scores": True, "return_dict_in_generate": True}, "output_scores=True is not available"),
+        ({**BLOCKS, "output_scores": True, "return_dict_in_generate": True}, "output_scores=True needs tokens"),
+        ({**PLANNED, "output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True is not"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -99,12 +100,54 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
         (Plan(()), "at least one part"),
         ([], "takes a hf_hybrid.Plan, or one per round"),
         ([Plan((Span((5,), 3),))] * 9, "9 plans are more than max_rounds=8"),
-        (Plan((Span((5,), 12),)), "needs 17 tokens and max_new_tokens leaves 15; raise it"),
+        (Plan((Span((5,), 12, text=(6,) * 16),)), "alone holds 17 tokens, and max_new_tokens leaves 16; raise it"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_plans(plan: Any, message: str) -> None:
     refused(message, plan=plan, **PLANNED)
+
+
+PART = Span((5,), 3)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan((Span((5, 61), 3),)), "token id 61, and the model knows 0 to 60"),
+        ([Plan((PART,)), Plan((PART,), lead=(-1,))], "token id -1"),
+        (
+            [Plan((PART,)), Plan((Span((5,), 3, text=(7,) * 15),))],
+            "alone holds 17 tokens, and max_new_tokens leaves 16",
+        ),
+        ([Plan((PART,) * 3, lead=(7,) * 4)] * 3, "alone holds 21 tokens, and max_new_tokens leaves 16; raise it"),
+        (Plan((*(PART,) * 5, Span((5,), 2, (4,)))), "only 4 dependency tags"),
+        (Plan((PART, Span((5,), 3, text=torch.tensor([6, CONTROL.sync])))), "part 2 holds a control token"),  # type: ignore
+        (Plan((Span((5,), 3, text=(6, 39)),)), "holds an id that ends an answer"),
+        (5, "plan= takes a hf_hybrid.Plan"),
+        ("plan", "plan= takes a hf_hybrid.Plan"),
+        ({"rounds": []}, "plan= takes a hf_hybrid.Plan"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_all_of_a_given_plan_is_checked_before_the_first_pass(plan: Any, message: str) -> None:
+    refused(message, plan=plan, eos_token_id=[CONTROL.eos, 39], **PLANNED)
+
+
+def test_given_rounds_that_a_table_of_positions_cannot_hold() -> None:
+    host = hybrid("gpt2", seed=26, n_positions=64)
+    host.model = host.transformer  # where ``refused`` counts
+    rounds = [Plan((Span((5,), 12), Span((6,), 12, text=(7,) * 9)))] * 2
+    refused(
+        "the given plan needs 69 positions and the model has 64; shorten",
+        host=host,
+        plan=rounds,
+        max_new_tokens=59,
+        **PLANNED,
+    )
+    dense = {"visibility": "dense", "max_new_tokens": 60}
+    refused("needs 66 positions", host=host, plan=Plan((Span((5,), 12),) * 4), **dense, **PLANNED)
+    assert generate(host, plan=rounds[:1], **PLANNED).shape[1] > 5
 
 
 def test_a_sorted_plan_is_carried_out_and_a_cycle_cannot_be_sorted() -> None:
@@ -123,6 +166,35 @@ def test_models_without_control_tokens() -> None:
     assert generate(host, strategy="autoregressive").shape[1] > 5
 
 
+def test_a_record_of_a_mask_token_alone() -> None:
+    """Only plans need tags; a window needs a mask, and nothing behind the end is named when there is no filler."""
+    host = hybrid(seed=26)
+    whole = host.config.hf_hybrid
+    drafted = {"strategy": "speculative", "drafter": "self"}
+    others: tuple[dict[str, Any], ...] = ({"strategy": "autoregressive"}, {"strategy": "speculative"}, drafted)
+    expected = [generate(host, **settings) for settings in others]
+    blocks = generate(host, max_new_tokens=30, **BLOCKS)
+    for record in ({"mask_token_id": CONTROL.mask}, {"mask_token_id": CONTROL.mask, "spad": CONTROL.spad}):
+        host.config.hf_hybrid = record
+        for settings, ids in zip(others, expected, strict=True):
+            assert torch.equal(generate(host, **settings), ids)
+        assert CONTROL.mask not in generate(host, max_new_tokens=30, **BLOCKS)
+        refused("needs control tokens, and the model has none; add them with", host=host, **PLANNED)
+    for record in ({**whole, "lengths": "many"}, {name: whole[name] for name in ("mask_token_id", "par", "spad")}):
+        host.config.hf_hybrid = record  # broken tags, which only plans read
+        for settings, ids in zip(others, expected, strict=True):
+            assert torch.equal(generate(host, **settings), ids)
+        generate(host, **BLOCKS)
+        refused("config.hf_hybrid", host=host, **PLANNED)
+    host.config.hf_hybrid = {"spad": CONTROL.spad}
+    refused("needs a mask token, and the model has none", host=host, **BLOCKS)
+    refused("needs a mask token, and the model has none", host=host, **drafted)
+    host.config.hf_hybrid = {**whole, "mask_token_id": CONTROL.eos}
+    refused("two meanings", host=host, **BLOCKS)
+    host.config.hf_hybrid = whole
+    assert torch.equal(generate(host, max_new_tokens=30, **BLOCKS), blocks)
+
+
 ALL: tuple[dict[str, Any], ...] = ({"strategy": "autoregressive"}, BLOCKS, PLANNED)
 
 
@@ -131,21 +203,24 @@ def test_prompts_and_masks(strategy: dict[str, Any]) -> None:
     refused("prompt of at least one token", torch.zeros((1, 0), dtype=torch.long), **strategy)
     ids, mask = torch.tensor([[3, 7, 9], [0, 0, 0]]), torch.tensor([[1, 1, 1], [0, 0, 0]])
     refused("row 1 of the batch is all padding", ids, attention_mask=mask, **strategy)
-    ids, mask = torch.tensor([[3, 7, 9], [5, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    refused("padding_side = 'left'", ids, attention_mask=mask, **strategy)
-    ids, mask = torch.tensor([[3, 0, 9]]), torch.tensor([[1, 0, 1]])
-    refused("padding_side = 'left'", ids, attention_mask=mask, **strategy)
+    refused("covers 4 tokens, and the prompt has 3", ids[:1], attention_mask=torch.ones((1, 4)).long(), **strategy)
 
 
 @pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
 def test_caches_of_the_caller(strategy: dict[str, Any]) -> None:
     cache = DynamicCache()
     model()(torch.tensor([[3, 7, 9, 2, 11]]), **{CACHE: cache})
-    refused("hold 5 tokens and input_ids 5; pass the whole text", past_key_values=cache, **strategy)
-    refused("hold 5 tokens and input_ids 2", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
+    refused("holds 5 tokens and input_ids 5; pass the whole text", past_key_values=cache, **strategy)
+    refused("holds 5 tokens and input_ids 2", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
+    wide = torch.ones((1, 9), dtype=torch.long)
+    strategy = {**strategy, "attention_mask": wide}
+    refused("covers 9 tokens, the cache 5", torch.tensor([[3, 7]]), past_key_values=cache, **strategy)
+    del strategy["attention_mask"]
     static = StaticCache(config=model().config, max_cache_len=64)
     model()(torch.tensor([[3, 7, 9]]), **{CACHE: static})
     refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=static, **strategy)
+    empty = StaticCache(config=model().config, max_cache_len=64)  # it would never be filled
+    refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=empty, **strategy)
 
 
 def test_a_streamer_for_two_rows() -> None:

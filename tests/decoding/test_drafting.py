@@ -18,7 +18,7 @@ import torch
 from hf_hybrid import Draft, Drafter, Text
 from hf_hybrid.decoding import drafting, session, speculative, strategy
 from hf_hybrid.decoding.pace import PROBE_SHARE
-from tests.models_for_tests import VOCAB, hybrid
+from tests.models_for_tests import VOCAB, hybrid, watching
 
 LENGTH = 240
 STARTING = 12.0
@@ -66,7 +66,7 @@ def host(clock: Clock) -> Iterator[Any]:
     def take(_: Any, __: Any, arguments: dict[str, Any]) -> None:
         clock.now += 1 + (arguments["input_ids"].numel() - 1) / 20
 
-    hook = made.register_forward_pre_hook(take, with_kwargs=True)
+    hook = made.register_forward_pre_hook(watching(take), with_kwargs=True)
     yield made
     hook.remove()
 

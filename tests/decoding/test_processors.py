@@ -17,6 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as host
 
 from hf_hybrid.core.plan import ControlTokens, PlanGrammar, PlanLimits
+from hf_hybrid.decoding import DecodingError
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, ProcessorError, Processors
 from tests.models_for_tests import VOCAB, tiny
 
@@ -415,8 +416,10 @@ class Wrapping(LogitsProcessor):
         return self.inner(input_ids, scores)
 
 
-def test_a_processor_that_cannot_be_copied_serves_every_row_itself() -> None:
-    made = Wrapping(lambda ids, scores: scores + 1)
-    processors = Processors(LogitsProcessorList([made]), verified=True, prompt_length=1)
-    for row in range(3):
-        assert torch.equal(processors.in_order(PROMPT[:1], torch.zeros(1, VOCAB), row=row), torch.ones(1, VOCAB))
+def test_a_processor_that_cannot_be_copied_is_refused_for_several_texts_and_serves_one() -> None:
+    made = LogitsProcessorList([Wrapping(lambda ids, scores: scores + 1)])
+    one = Processors(made, verified=True, prompt_length=1, one_text=True)
+    assert torch.equal(one.in_order(PROMPT[:1], torch.zeros(1, VOCAB)), torch.ones(1, VOCAB))
+    for several in ({"batch_size": 2, "one_text": True}, {"one_text": False}):
+        with pytest.raises(DecodingError, match=r"cannot be copied.*one prompt at a time"):
+            Processors(made, verified=True, prompt_length=1, **several)

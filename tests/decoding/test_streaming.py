@@ -1,7 +1,8 @@
 """Streamers get the prompt once, then the text in text order, and are ended once, whatever happens.
 
 Bugs these tests catch: text of a later part shown before an earlier one is whole; tokens shown twice, or taken back;
-control tokens on the screen; a streamer that never ends, so that the thread that reads from it hangs.
+control tokens on the screen; several tokens for a streamer that takes one; a streamer that never ends, so that the
+thread that reads from it hangs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from transformers import TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from hf_hybrid import Plan, Span
-from tests.models_for_tests import CONTROL, hybrid, words, writer
+from tests.models_for_tests import CONTROL, hybrid, watching, words, writer
 
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
 PLAN = Plan((Span((5,), 3), Span((6, 8), 4), Span((5,), 2, (0,))))
@@ -40,7 +41,7 @@ class Recorder(BaseStreamer):
     def put(self, value: Tensor) -> None:
         assert self.ends == 0, "nothing comes behind the end"
         first = not self.put_ids
-        assert value.shape == PROMPT.shape if first else value.ndim == 1 and len(value) > 0
+        assert value.shape == PROMPT.shape if first else value.shape == (1,), "a token at a time, as from the host"
         self.put_ids.append(value.flatten().tolist())
 
     def put_draft(self, value: Tensor) -> None:
@@ -65,6 +66,29 @@ def test_the_prompt_and_then_the_text_in_order(mode: str) -> None:
     assert [token for ids in recorder.put_ids[1:] for token in ids] == text
     assert recorder.ends == 1 and not set(CONTROL.banned) & set(text)
     assert len(recorder.put_ids) > 2 or mode == "dense", "in pieces"
+
+
+class OneByOne(BaseStreamer):
+    """Takes one token at a time, as the host gives them for a batch of one."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] | None = None
+
+    def put(self, value: Tensor) -> None:
+        if self.tokens is None:
+            self.tokens = []  # the prompt
+        else:
+            self.tokens.append(int(value))
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("mode", [*MODES, "speculative", "host"])
+def test_a_streamer_that_takes_one_token(mode: str) -> None:
+    streamer = OneByOne()
+    options = {"speculative": {"strategy": "speculative", "adaptive": False}, "host": {"strategy": None}, **MODES}[mode]
+    assert generate(streamer, **options) == streamer.tokens
 
 
 @pytest.mark.parametrize("mode", ["block", "verified", "given", "dense"])
@@ -101,7 +125,7 @@ def test_an_error_on_the_way_ends_the_streamer_once(mode: str) -> None:
         if passes == 4:
             raise RuntimeError("out of memory")
 
-    hook = host.model.register_forward_pre_hook(fail)
+    hook = host.model.register_forward_pre_hook(watching(fail))
     with pytest.raises(RuntimeError, match="out of memory"):
         generate(recorder, host, **MODES[mode])
     hook.remove()
@@ -138,7 +162,7 @@ class Clock(Recorder):
         super().__init__()
         self.passes, self.noisy = 0, 0  # passes so far; the first that carried an open position
         self.first_text = self.first_draft = 0
-        self.hook = host.model.register_forward_pre_hook(self.note, with_kwargs=True)
+        self.hook = host.model.register_forward_pre_hook(watching(self.note), with_kwargs=True)
 
     def note(self, _: Any, arguments: tuple[Any, ...], names: dict[str, Any]) -> None:
         ids = names["input_ids"] if "input_ids" in names else arguments[0]

@@ -26,7 +26,7 @@ from tests.oracles import Answer, Denoising, Pick, SlowPlanned, clean, write_noi
 
 PROMPT = (3, 7, 9, 2, 11)
 NEW, PARTS = 80, 4
-WRITERS = (2, 26, 49)
+WRITERS = (2, 26, 33)
 """Seeds of models that write what ``test_the_cases_have_what_they_claim`` says."""
 GIVEN = (
     Plan((Span((5,), 3), Span((6, 8), 4), Span((5,), 2, (0,)), Span((9,), 6, (1, 2)))),

@@ -29,6 +29,7 @@ from tests.models_for_tests import (
     hybrid,
     left_padded,
     tiny,
+    watching,
     words,
     writer,
 )
@@ -364,7 +365,7 @@ def test_a_diffusion_model_drafts_a_block_in_one_pass() -> None:
         nonlocal passes
         passes += 1
 
-    hook = model().model.register_forward_pre_hook(count)
+    hook = model().model.register_forward_pre_hook(watching(count))
     try:
         found = speculative(drafter)
     finally:

@@ -75,3 +75,21 @@ def test_a_wrapped_model_is_enabled_through_its_wrapper(folder: Path) -> None:
     assert hf_hybrid.enable(model) is model
     with model.disable_adapter():
         assert texts(model) == texts(base(folder))
+
+
+def test_an_adapter_for_each_sequence(folder: Path) -> None:
+    model = adapted(folder)
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    prompts = torch.tensor([[3, 77, 120, 9, 300, 4], [9, 9, 120, 3, 77, 120]])
+
+    def write(rows: int, **options: Any) -> Any:
+        ids = prompts[:rows]
+        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False, **options}
+        return model.generate(input_ids=ids, **options).tolist()
+
+    for strategy in ("autoregressive", "speculative"):
+        for names in (["default"], ["other"]):
+            assert write(1, adapter_names=names, strategy=strategy) == write(1, adapter_names=names)
+        with pytest.raises(ValueError, match="adapter_names= gives each sequence"):
+            write(2, adapter_names=["default", "other"], strategy=strategy)
+        assert write(2, strategy=strategy) == write(2)  # the hooks of a call that failed are gone

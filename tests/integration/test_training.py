@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from checkpoint_for_tests import write_checkpoint
 from datasets import Dataset
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
+from trl.models.utils import unwrap_model_for_generation
 
 import hf_hybrid
 from hf_hybrid import AutoHybridModelForCausalLM, AutoHybridTokenizer, control_tokens
@@ -81,3 +83,18 @@ def test_sft_trainer(folder: Path, tmp_path: Path, chats: bool) -> None:
     tokens = control_tokens(model)
     assert tokens is not None and not set(seen) & set(tokens.banned)  # a typed <topic> is text in training too
     check(trainer, before, tmp_path / "saved")
+
+
+def test_trl_samples_with_checkpointing_off(folder: Path) -> None:
+    """Its context switches checkpointing off for a call; without it the call is refused."""
+    model = AutoHybridModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    ids = torch.tensor([[3, 77, 120, 9, 300, 4]])
+    options: dict[str, Any] = {"strategy": "speculative", "max_new_tokens": 8, "do_sample": False}
+    expected = model.generate(ids, **options).tolist()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    model.train()
+    with unwrap_model_for_generation(model, Accelerator(cpu=True)) as sampled:
+        assert sampled.generate(ids, **options).tolist() == expected
+    assert model.is_gradient_checkpointing
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) before generate"):
+        model.generate(ids, **options)

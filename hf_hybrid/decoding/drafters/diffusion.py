@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
-from hf_hybrid.models.vocabulary import control_tokens, width_of
+from hf_hybrid.models.vocabulary import readable, window_tokens
 
 
 class DiffusionDrafter(Drafter):
@@ -41,7 +41,7 @@ class DiffusionDrafter(Drafter):
     def __init__(self, model: Any, *, window: int = 8, least_chance: float = 0.45):
         if not 1 <= window <= 1024 or not 0 <= least_chance <= 1:
             raise ValueError(f"window={window!r} must be 1 to 1024, least_chance={least_chance!r} 0 to 1")
-        control = control_tokens(model)
+        control = window_tokens(model)
         if control is None:
             raise DrafterError(
                 "the drafter has no mask token; add one with hf_hybrid.prepare_vocabulary(model, tokenizer) and train "
@@ -55,7 +55,7 @@ class DiffusionDrafter(Drafter):
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
         """Compare the models, and make a Runner for the call."""
         check_family(self.model, model, vocab_size)
-        self._known, self._held = width_of(self.model), positions_of(self.model)
+        self._known, self._held = readable(self.model), positions_of(self.model)
         self._rows, self._read = BatchRows(self.model, batch_size), {}
 
     def begin(self, text: Text) -> None:

@@ -87,7 +87,9 @@ class Sampler(Protocol):
 
 class Drafter(ABC):
     """Proposes tokens. Subclass it, fill ``propose`` and pass an instance: ``generate(strategy="speculative",
-    drafter=...)``. An instance may serve many calls, one after the other.
+    drafter=...)``. An instance may serve many calls. Those at the same time, from several threads for example, each get
+    a shallow copy of it, in which lists, dicts and sets are copied too (or what ``__copy__`` makes), and ``prepare``
+    begins anew there: a drafter is asked by one call at a time, but what copies share, such as a memory, must bear it.
 
     Attributes:
         costly: True: a draft takes so long that its length is to be chosen before it is made.

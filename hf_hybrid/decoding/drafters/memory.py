@@ -7,7 +7,9 @@ import json
 import os
 from collections import deque
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from hf_hybrid.decoding.drafters.automaton import SuffixAutomaton
@@ -25,12 +27,16 @@ class MemoryFileError(ValueError):
 
 
 class SuffixMemory:
-    """Prompts and answers of earlier calls. The oldest leave when ``max_tokens`` would be exceeded.
+    """Prompts and answers of earlier calls. The oldest leave when ``max_tokens`` would be exceeded. Calls in several
+    threads may share one.
 
     Args:
         max_tokens: bound, in tokens; about half a kilobyte each.
         tokenizer: the tokenizer of the texts, so that a saved memory is never used with another one. Without it only
             the size of the vocabulary is compared.
+
+    Attributes:
+        lock: held while the automaton grows; hold it to read more than one thing of the memory.
 
     Raises:
         ValueError: ``max_tokens`` outside 1 to 2**24.
@@ -43,9 +49,19 @@ class SuffixMemory:
         self.vocab_size: int | None = None
         self.tokenizer_digest = None if tokenizer is None else digest(tokenizer)
         self.version = 0  # counts the times that the automaton was made anew
+        self.lock = RLock()
         self._texts: deque[list[int]] = deque()
         self._count = 0
         self._automaton: SuffixAutomaton | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, has a lock of its own and no automaton yet."""
+        with self.lock:
+            return {**vars(self), "lock": None, "_texts": deque(self._texts), "_automaton": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.lock = RLock()
 
     def __len__(self) -> int:
         """Tokens held."""
@@ -54,17 +70,19 @@ class SuffixMemory:
     @property
     def texts(self) -> list[list[int]]:
         """The texts, oldest first."""
-        return [list(text) for text in self._texts]
+        with self.lock:
+            return [list(text) for text in self._texts]
 
     @property
     def automaton(self) -> SuffixAutomaton:
         """Over all texts, with ``GAP`` between them; made when first asked for."""
-        if self._automaton is None:
-            self.version += 1
-            self._automaton = SuffixAutomaton()
-            for text in self._texts:
-                self._append(text)
-        return self._automaton
+        with self.lock:
+            if self._automaton is None:
+                self.version += 1
+                self._automaton = SuffixAutomaton()
+                for text in self._texts:
+                    self._append(text)
+            return self._automaton
 
     def bind(self, vocab_size: int) -> None:
         """The texts are of a model with this vocabulary.
@@ -72,32 +90,46 @@ class SuffixMemory:
         Raises:
             DrafterError: they are of another one.
         """
-        if self.vocab_size not in (None, vocab_size):
-            raise DrafterError(
-                f"this SuffixMemory holds texts of a vocabulary of {self.vocab_size} tokens, the model has "
-                f"{vocab_size}; use a memory of its own for each tokenizer"
-            )
-        self.vocab_size = vocab_size
+        with self.lock:
+            if self.vocab_size not in (None, vocab_size):
+                raise DrafterError(
+                    f"this SuffixMemory holds texts of a vocabulary of {self.vocab_size} tokens, the model has "
+                    f"{vocab_size}; use a memory of its own for each tokenizer"
+                )
+            self.vocab_size = vocab_size
 
     def add(self, text: Sequence[int]) -> None:
-        """Remember one text, or its end when it is longer than ``max_tokens``."""
-        kept = list(text[-self.max_tokens :])
-        if not kept or (self._texts and self._texts[-1] == kept):
-            return
-        self._texts.append(kept)
-        self._count += len(kept)
+        """Remember one text, or its end when it is longer than ``max_tokens``. Ids beyond the vocabulary, which a model
+        may read (placeholders of images) and never writes, are left out, and what stands between them is a text each.
+        """
+        with self.lock:
+            pieces = self._pieces(text[-self.max_tokens :])
+            if not pieces or list(self._texts)[-len(pieces) :] == pieces:
+                return
+            for piece in pieces:
+                self._remember(piece)
+
+    def _pieces(self, text: Sequence[int]) -> list[list[int]]:
+        limit = self.vocab_size if self.vocab_size is not None else 1 << 62
+        runs = groupby(text, lambda token: token < limit)  # True: can be written
+        return [list(run) for written, run in runs if written]
+
+    def _remember(self, text: list[int]) -> None:
+        self._texts.append(text)
+        self._count += len(text)
         if self._count > self.max_tokens:
             # More than is needed, so that the automaton is made anew once in a while and not for every text.
             while len(self._texts) > 1 and self._count > self.max_tokens * 3 // 4:
                 self._count -= len(self._texts.popleft())
             self._automaton = None
         elif self._automaton is not None:
-            self._append(kept)
+            self._append(text)
 
     def clear(self) -> None:
         """Forget all texts."""
-        self._texts.clear()
-        self._count, self._automaton = 0, None
+        with self.lock:
+            self._texts.clear()
+            self._count, self._automaton = 0, None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the texts as JSON; a file that stands there is replaced at once or not at all."""
@@ -106,12 +138,13 @@ class SuffixMemory:
             "vocab_size": self.vocab_size,
             "tokenizer": self.tokenizer_digest,
             "max_tokens": self.max_tokens,
-            "texts": list(self._texts),
+            "texts": self.texts,
         }
         target = Path(path)
         beside = target.with_name(target.name + ".part")
-        beside.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-        beside.replace(target)
+        with self.lock:
+            beside.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+            beside.replace(target)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> SuffixMemory:

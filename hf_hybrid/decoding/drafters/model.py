@@ -21,7 +21,7 @@ from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.lookup import Followers
 from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
-from hf_hybrid.models.vocabulary import width_of
+from hf_hybrid.models.vocabulary import readable
 
 _LUCK = 0.5
 """Looked up tokens that must stand per pass on average: so many pay for the rows of them all."""
@@ -81,7 +81,7 @@ class ModelDrafter(Drafter):
         """Compare the models, and make a Runner for the call."""
         if not self._compared:
             check_family(self.model, model, vocab_size)
-        self._known = min(width_of(self.model), vocab_size)
+        self._known = readable(self.model)
         self._held = positions_of(self.model)
         self._rows = BatchRows(self.model, batch_size)
         self._fed, self._settled, self._followers = {}, {}, {}
@@ -104,8 +104,10 @@ class ModelDrafter(Drafter):
         """Up to ``length`` tokens for each text, in as many passes or fewer."""
         lengths = [max(0, min(length, text.room, self._held - len(text.tokens))) for text in texts]
         drafts: _Drafts = {text: ([], []) for text in texts}
-        going = {text: most for text, most in zip(texts, lengths, strict=True) if most and self._feedable(text)}
-        rows = {text: self._pending(text) for text in going}
+        rows = {text: self._pending(text) for text, most in zip(texts, lengths, strict=True) if most}
+        # A token that the drafting model does not know ends its drafts.
+        rows = {text: tokens for text, tokens in rows.items() if all(token < self._known for token in tokens)}
+        going = {text: most for text, most in zip(texts, lengths, strict=True) if text in rows}
         ahead = 0
         while rows:
             guess = self._guess(rows, drafts, going, ahead)
@@ -161,10 +163,6 @@ class ModelDrafter(Drafter):
             if ahead + 1 < going[text] and tokens[i] < self._known:
                 following[text] = [tokens[i]]
         return following
-
-    def _feedable(self, text: Text) -> bool:
-        """True: the drafter knows every new token."""
-        return all(token < self._known for token in text.tokens[len(self._fed[text]) :])
 
     def _pending(self, text: Text) -> list[int]:
         """Forget what was fed of rejected drafts; the tokens that are to be fed."""

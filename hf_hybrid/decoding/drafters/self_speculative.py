@@ -12,6 +12,7 @@ from typing import Any
 from hf_hybrid.core.plan import ControlTokens
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, Sampler, Text
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
+from hf_hybrid.models.vocabulary import WindowTokens
 
 _SURE = 0.8
 _KEPT = 0.9  # weight of the past in the running mean
@@ -30,7 +31,7 @@ class SelfDrafter(Drafter):
 
     name = "self"
 
-    def __init__(self, control: ControlTokens, window: int):
+    def __init__(self, control: ControlTokens | WindowTokens, window: int):
         self.window, self._control = window, frozenset(control.banned)
         self._offered: dict[int, list[int]] = {}
         self._copies = SuffixDrafter(recycle=False)

@@ -9,6 +9,7 @@ its latest place is copied, and behind a copied word that was replaced the copy 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +68,8 @@ class SuffixDrafter(Drafter):
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> list[Draft]:
         """The continuation of the longest match of each text."""
-        return [self._draft(text, min(length, text.room)) for text in texts]
+        with nullcontext() if self.memory is None else self.memory.lock:  # a text of another call may be added
+            return [self._draft(text, min(length, text.room)) for text in texts]
 
     def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
         """Where the copy would go on, and what the model put behind each token."""
