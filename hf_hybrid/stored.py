@@ -123,6 +123,12 @@ def check_fields(values: Mapping[str, Any], place: str, vocab_size: int | None =
 def check_call(model: Any, arguments: Mapping[str, Any]) -> None:
     """``check_fields`` for a call: what its arguments say, and what its config and the model's one say."""
     check_fields(arguments, "generate()")
+    config = arguments.get("generation_config")
+    if not isinstance(config, GenerationConfig | None):
+        raise SettingsError(
+            f"generation_config= must be a GenerationConfig, got {type(config).__name__}; "
+            "use GenerationConfig(**fields), or pass the fields as arguments"
+        )
     values: dict[str, Any] = {}
     for config in (getattr(model, "generation_config", None), arguments.get("generation_config")):
         values |= {name: value for name, value in (vars(config) if config else {}).items() if value is not None}

@@ -53,7 +53,7 @@ def test_unknown_setting_lists_the_choices_and_the_nearest() -> None:
     with pytest.raises(SettingsError, match=r"'window_lenght' \(did you mean 'window_length'\?\).*commit, .*selection"):
         settings_for("block_diffusion", {"window_lenght": 4})
     with pytest.raises(
-        SettingsError, match=r"unknown setting 'zzz'; choose from return_control_tokens, return_past_key_values, seed"
+        SettingsError, match=r"unknown setting 'zzz'; choose from continue_final_message, return_control_tokens, "
     ):
         settings_for("autoregressive", {"zzz": 4})
 

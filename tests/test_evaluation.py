@@ -422,7 +422,7 @@ def test_a_real_run_in_float64(checkpoint: tuple[Any, Any, list[TestItem]], tmp_
     for name in ("autoregressive", "planned_verified"):
         assert results[name].equal_share == 1.0, name
     # Random weights plan too, so the line above is about parts.
-    assert results["planned_verified"].seconds_per_stage.get("spans", 0.0) > 0.0
+    assert results["planned_verified"].seconds_per_stage.get("plan", 0.0) > 0.0
     for name in ("host", "autoregressive"):
         one = run.measurements[name][0]
         assert one.num_forwards == one.num_tokens and results[name].tokens_per_forward == 1.0

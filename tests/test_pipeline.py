@@ -23,6 +23,7 @@ import hf_hybrid
 from hf_hybrid import HybridTextGenerationPipeline, Plan, Span, UnsupportedCallError
 from hf_hybrid.checkpoints import bundled
 from hf_hybrid.cli.plan import from_json
+from hf_hybrid.cli.prompts import encode
 
 POCKET = bundled("hybrid-pocket")
 RECORD = "Population: 4,512,000\nCapital: Port Amel\nArea: 12,300 sq km\nClimate: mild, wet winters\nAirports: 7 (2024)"
@@ -268,3 +269,11 @@ def test_registering_twice_is_silent_and_a_plain_model_is_enabled(
     write = pipe((plain, pocket[1]), "hybrid-text-generation", return_full_text=False, **LENGTH)
     (record,) = write(RECORD, strategy="planned_diffusion")
     assert record["generated_text"] == direct(pocket, strategy="planned_diffusion")
+
+
+def test_a_chat_on_the_command_line_is_continued_when_it_is_asked_for(pocket: Any) -> None:
+    tokenizer = pocket[1]
+    chat = [*CHAT, {"role": "assistant", "content": "## People\n"}]
+    expected = tokenizer.apply_chat_template(chat, continue_final_message=True, return_dict=True)["input_ids"]
+    goes_on, anew = (encode(tokenizer, chat, True, continues)["input_ids"][0].tolist() for continues in (True, False))
+    assert goes_on == expected and anew[: len(expected)] == expected and len(anew) > len(expected)

@@ -1,5 +1,6 @@
 """Decoding: ids in, ids out. Strategies stand in the literal table ``STRATEGIES``."""
 
+from hf_hybrid.decoding.call import ONE_TEXT, Call, Context, Queue
 from hf_hybrid.decoding.drafters.diffusion import DiffusionDrafter
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
@@ -16,7 +17,7 @@ from hf_hybrid.decoding.output import (
     SpanReport,
 )
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
-from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Queue, Strategy
+from hf_hybrid.decoding.strategy import Strategy
 
 __all__ = [
     "ONE_TEXT",

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from hf_hybrid.config import BlockDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.output import DecodingError
-from hf_hybrid.decoding.strategy import Context, Strategy
+from hf_hybrid.decoding.strategy import Strategy
 
 
 class BlockDiffusion(Strategy):

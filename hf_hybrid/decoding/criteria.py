@@ -47,15 +47,17 @@ class Criteria:
     def __len__(self) -> int:
         return len(self._given)
 
-    def stop(self, ids: Tensor, row: int) -> bool:
-        """True: the sequence ``ids`` ``(1, length)``, number ``row`` of the call, ends here."""
+    def stop(self, ids: Tensor, row: int, scores: tuple[Tensor, ...] | None = None) -> bool:
+        """True: the sequence ``ids`` ``(1, length)``, number ``row`` of the call, ends here; ``scores`` ``(1, vocab)``
+        of each of its new tokens where the call asks for them, as in the host."""
         if row not in self._own:
             self._own[row] = [self._copy(c) for c in self._untouched] if self._own else self._given
         index = row if row < self._height else 0
         wide = ids.expand(self._height, -1)  # (height, length)
+        said = None if scores is None else tuple(step.expand(self._height, -1) for step in scores)  # (height, vocab)
         for criterion in self._own[row]:
             native = _is_native(criterion)
-            found = criterion(ids if native else wide, None)
+            found = criterion(ids, scores) if native else criterion(wide, said)
             found = torch.as_tensor(found).flatten()
             if bool(found[index if found.numel() > 1 else 0]):
                 return True

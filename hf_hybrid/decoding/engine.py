@@ -12,14 +12,15 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.autoregressive import Autoregressive
 from hf_hybrid.decoding.block_diffusion import BlockDiffusion
+from hf_hybrid.decoding.call import ONE_TEXT, Call, Context
 from hf_hybrid.decoding.criteria import own_criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, HybridGenerateOutput
 from hf_hybrid.decoding.planned_diffusion import PlannedDiffusion
 from hf_hybrid.decoding.processors import Processors
-from hf_hybrid.decoding.prompts import Prompts, check_inputs, read_prompts
+from hf_hybrid.decoding.prompts import Prompts, check_inputs, outside_vocabulary, read_prompts
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
-from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Context, Strategy
+from hf_hybrid.decoding.strategy import Strategy
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.models.host import (
     CACHE,
@@ -34,7 +35,7 @@ from hf_hybrid.models.host import (
 from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.release import release_note
 from hf_hybrid.models.runner import Runner, causal_cache
-from hf_hybrid.models.vocabulary import width_of
+from hf_hybrid.models.vocabulary import readable, width_of
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "autoregressive": Autoregressive,
@@ -118,6 +119,7 @@ def _decode(
         rows_per_prompt=config.num_return_sequences or 1,
         batch_size=len(canvases),
         one_text=call.strategy in ONE_TEXT,
+        ends=ends,
     )
     transcript = _transcript(call, config)
     context = Context(
@@ -234,10 +236,9 @@ def prompt_fault(model: Any, prompt: Sequence[int], max_length: int | None = Non
     Args:
         max_length: tokens of prompt and answer together, None: no bound of that kind.
     """
-    table = model.get_input_embeddings()
-    size = int(getattr(table, "num_embeddings", None) or len(table.weight))
+    size = readable(model)
     if not all(0 <= token < size for token in prompt):
-        return f"the prompt holds ids outside the vocabulary of {size} tokens; use the tokenizer of this model"
+        return outside_vocabulary(model)
     if max_length is not None and len(prompt) >= max_length:
         return f"max_length={max_length} leaves no room behind a prompt of {len(prompt)} tokens; use max_new_tokens"
     return _full(prompt, position_table(model) or 1 << 40)

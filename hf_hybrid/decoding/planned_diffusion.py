@@ -20,9 +20,10 @@ from torch import Tensor
 from hf_hybrid.config import PlannedDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanState
+from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.output import DecodingError
 from hf_hybrid.decoding.parts import Parts, Round, check_plans, check_room, report_parts
-from hf_hybrid.decoding.strategy import Context, Strategy
+from hf_hybrid.decoding.strategy import Strategy
 
 
 class PlannedDiffusion(Strategy):

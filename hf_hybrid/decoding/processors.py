@@ -13,6 +13,7 @@ from transformers.generation import logits_process
 
 from hf_hybrid.core.plan import Plan, PlanError, PlanGrammar, PlanState
 from hf_hybrid.decoding.copies import name_of, own_copy
+from hf_hybrid.models.host import token_ids
 
 
 class ProcessorError(ValueError):
@@ -190,10 +191,12 @@ class Processors:
         prompt_length: positions of the host's prompt, padding included.
         rows_per_prompt: the call's ``num_return_sequences``. batch_size: sequences of the batch.
         one_text: True: a sequence is one text, without parts that grow at the same time.
+        ends: ids that end an answer; None: those that the processors of a least length ban.
 
     Attributes:
         min_new_tokens: new tokens before ``eos`` may be written. The processors that say so are in neither method
-            below: they need the length alone, so the strategy bans ``eos`` itself.
+            below: they need the length alone, so the strategy bans ``eos`` itself. One that bans other ids is not
+            among them.
         needs_prefix: True: at least one processor reads the tokens before the one it scores. Every class does that is
             not known to do without.
         trivial: True: nothing to do, ``min_new_tokens`` included.
@@ -212,16 +215,16 @@ class Processors:
         rows_per_prompt: int = 1,
         batch_size: int = 1,
         one_text: bool = False,
+        ends: frozenset[int] | None = None,
     ):
         every: list[Any] = list(host or ())
-        self._all = [p for p in every if not _is(p, *_LENGTH_ONLY)]
+        least = [p for p in every if _is(p, *_LENGTH_ONLY) and ends in (None, token_ids(p.eos_token_id))]
+        self._all = [p for p in every if p not in least]
         self._free = [p for p in self._all if _prefix_free(p)]
         self._rows_per_prompt, self._height = rows_per_prompt, batch_size
         self._copied = batch_size > 1 or not one_text
         self._lists: dict[tuple[int, int], list[Any]] = {}
-        self.min_new_tokens: int = max(
-            [0, *(_min_new_tokens(p, prompt_length) for p in every if _is(p, *_LENGTH_ONLY))]
-        )
+        self.min_new_tokens: int = max([0, *(_min_new_tokens(p, prompt_length) for p in least)])
         self.needs_prefix: bool = len(self._free) < len(self._all)
         self.trivial: bool = not self._all and self.min_new_tokens == 0
         if self.needs_prefix and not verified:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from hf_hybrid.decoding.output import DecodingError
 from hf_hybrid.models.host import CACHES, empty_cache, taken_cache
 from hf_hybrid.models.release import release_note
+from hf_hybrid.models.vocabulary import readable
 
 UNKNOWN = -1
 """Stands for a token that only the caller's cache knows."""
@@ -89,6 +90,11 @@ def read_prompts(input_ids: Tensor, arguments: Mapping[str, Any], mask_length: i
             f"attention_mask covers {width} tokens, the cache {held} and input_ids {length}; "
             "the mask must cover the cache and the new tokens"
         )
+    if new_alone and vectors is not None:
+        raise DecodingError(
+            f"the cache holds {held} tokens and inputs_embeds {length} more; vectors of new tokens alone are read by "
+            "nobody, so pass those of the whole text"
+        )
     if not new_alone and width != length:
         raise DecodingError(f"attention_mask covers {width} tokens, and the prompt has {length}; make them equal")
     if held >= width:
@@ -146,7 +152,8 @@ def check_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) ->
         arguments: of the decoding callable.
 
     Raises:
-        DecodingError: a keyword of ``forward``, or a ``prepare_inputs_for_generation`` that changes what is read.
+        DecodingError: a keyword of ``forward``, a ``prepare_inputs_for_generation`` that changes what is read, ids that
+            the model does not know, or a cache that is not to be used.
     """
     foreign = sorted(name for name, value in arguments.items() if _holds(value) and name not in _INERT)
     if foreign:
@@ -154,6 +161,11 @@ def check_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) ->
             f"{', '.join(foreign)}: the host hands this to {type(model).__name__}.forward, and a strategy hands over "
             "token ids alone; leave it out, or leave out strategy="
         )
+    cache = taken_cache(arguments)
+    if cache is not None and arguments.get("use_cache") is False:
+        raise DecodingError("use_cache=False and a cache exclude one another; leave one of them out")
+    if arguments.get("inputs_embeds") is None:
+        _check_ids(model, input_ids, arguments.get("attention_mask"))
     own = getattr(model.prepare_inputs_for_generation, "__func__", None)
     if own is _Host.prepare_inputs_for_generation:
         return
@@ -163,6 +175,23 @@ def check_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) ->
             f"prepare_inputs_for_generation of this {type(model).__name__} (its own, or of a PEFT adapter with soft "
             f"prompts) {fault}, and a strategy hands over token ids alone; leave out strategy={release_note()}"
         )
+
+
+def _check_ids(model: Any, input_ids: Tensor, mask: Tensor | None) -> None:
+    """Refuse ids that the model has no embedding of; what is masked is not read."""
+    outside = (input_ids < 0) | (input_ids >= readable(model))  # (batch, length)
+    if mask is not None and mask.shape[1] >= input_ids.shape[1]:
+        outside &= mask[:, mask.shape[1] - input_ids.shape[1] :] != 0
+    if bool(outside.any()):
+        raise DecodingError(outside_vocabulary(model))
+
+
+def outside_vocabulary(model: Any) -> str:
+    """What is wrong with a prompt that holds other ids than the model's."""
+    return (
+        f"the prompt holds ids outside the vocabulary of {readable(model)} tokens; use the tokenizer of this model, "
+        "and an attention_mask that is 0 at padding"
+    )
 
 
 def _holds(value: Any) -> bool:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.decoding.call import ONE_TEXT, Call
 from hf_hybrid.decoding.criteria import Criteria
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
 from hf_hybrid.decoding.prompts import UNKNOWN, Prompts
-from hf_hybrid.decoding.strategy import ONE_TEXT, Call, Strategy
+from hf_hybrid.decoding.strategy import Strategy
 
 
 class Session:
@@ -204,8 +205,11 @@ class Session:
     def _check_criteria(self, canvas: Canvas, text: list[int]) -> None:
         """The caller's criteria on every new confirmed token, in text order."""
         prompt, device = canvas.prompt if canvas.given is None else canvas.given, self.input_ids.device
+        transcript, width = self.strategy.context.transcript, self.strategy.context.vocab_size
+        scores = transcript.columns([canvas], False, 0, width)[1] if transcript is not None else None
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
-            stop = self.criteria.stop(torch.tensor([prompt + text[:count]], device=device), canvas.row)
+            ids, seen = torch.tensor([prompt + text[:count]], device=device), None if scores is None else scores[:count]
+            stop = self.criteria.stop(ids, canvas.row, seen)
             # A criterion may ask the clock: of processes that read the same batch, the first one's counts.
             if self.runner.ranks.agreed(int(stop)):
                 canvas.stop(count)

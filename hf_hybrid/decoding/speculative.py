@@ -17,6 +17,7 @@ from hf_hybrid.config import SpeculativeSettings
 from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject, sample
 from hf_hybrid.core.canvas import Canvas, Lane
 from hf_hybrid.decoding.branches import first_branch, plant, rank_of
+from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.drafters.drafter import Draft, Text
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
@@ -26,7 +27,7 @@ from hf_hybrid.decoding.output import DecodingError, DraftingReport
 from hf_hybrid.decoding.passes import LaneRows, Pass
 from hf_hybrid.decoding.recheck import Recheck
 from hf_hybrid.decoding.scoring import Scored
-from hf_hybrid.decoding.strategy import Context, Strategy, prefix_of
+from hf_hybrid.decoding.strategy import Strategy, prefix_of
 from hf_hybrid.decoding.verify import check_best, path_of
 
 _ACCEPT, _REDRAW = 0xACCE97, 0x4ED4A3

@@ -9,93 +9,21 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_hybrid.config import DiffusionSettings, Settings, WindowSettings
+from hf_hybrid.config import DiffusionSettings, WindowSettings
 from hf_hybrid.core.canvas import Canvas, Lane
-from hf_hybrid.core.plan import ControlTokens, Plan
+from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.denoise import Window
 from hf_hybrid.decoding.output import GenerationReport
 from hf_hybrid.decoding.passes import LaneRows, Pass, build_pass
-from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.decoding.verify import along, check_in_order, check_lane, path_of
-from hf_hybrid.models.host import RopeSwitch
-from hf_hybrid.models.runner import Runner
-from hf_hybrid.models.vocabulary import WindowTokens
-
-ONE_TEXT = ("autoregressive", "speculative")
-"""Strategies whose keys are those of one causal text."""
-
-
-@dataclass(frozen=True)
-class Queue:
-    """The prompts of ``generate_many``.
-
-    Attributes:
-        first: the number of each prompt of the batch that the host holds. more: number and ids of those that take the
-        batch rows which become free. max_length, min_length: tokens of a prompt and its answer together, None: the
-        call counts new tokens, so that the prompt does not matter.
-    """
-
-    first: Sequence[int]
-    more: Iterator[tuple[int, Sequence[int]]]
-    max_length: int | None = None
-    min_length: int | None = None
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the host drops on the way to a decoding callable, bound before.
-
-    Attributes:
-        strategy: a key of ``STRATEGIES``. settings: its settings. streamer, tokenizer: the caller's, or None.
-        plan: plans to carry out, one per round, instead of writing them. control: ids of mask and tags, None when the
-        strategy needs none or the model has none. queue: of a stream of prompts, or None.
-        drafter: a ``Drafter`` or a model for ``speculative``, None: the one that the settings name. cache: the
-        caller's, to be filled, or None. synced_gpus: as in the host's ``generate()``.
-    """
-
-    strategy: str
-    settings: Settings
-    streamer: Any = None
-    tokenizer: Any = None
-    plan: Plan | Sequence[Plan] | None = None
-    control: ControlTokens | WindowTokens | None = None
-    queue: Queue | None = None
-    drafter: Any = None
-    cache: Any = None
-    synced_gpus: bool | None = None
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a strategy works with, for the length of one call.
-
-    Attributes:
-        runner: runs the passes. call: settings and partners. processors: the host's logits processors. sampling:
-        False: greedy.
-        ends: ids that end an answer. min_new_tokens: tokens before ``ends`` are allowed. vocab_size: width of the
-        logits. transcript: keeps what the model said of every token, None: nobody asked.
-        switch: where the model changes its rotary factors, None: nowhere.
-    """
-
-    runner: Runner
-    call: Call
-    processors: Processors
-    sampling: bool
-    ends: frozenset[int]
-    min_new_tokens: int
-    vocab_size: int
-    transcript: Transcript | None = None
-    switch: RopeSwitch | None = None
 
 
 class Strategy(ABC):

@@ -146,7 +146,7 @@ def test_given_rounds_that_a_table_of_positions_cannot_hold() -> None:
         **PLANNED,
     )
     dense = {"visibility": "dense", "max_new_tokens": 60}
-    refused("needs 66 positions", host=host, plan=Plan((Span((5,), 12),) * 4), **dense, **PLANNED)
+    refused("needs 74 positions", host=host, plan=Plan((Span((5,), 12),) * 4), **dense, **PLANNED)
     assert generate(host, plan=rounds[:1], **PLANNED).shape[1] > 5
 
 
@@ -221,6 +221,45 @@ def test_caches_of_the_caller(strategy: dict[str, Any]) -> None:
     refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=static, **strategy)
     empty = StaticCache(config=model().config, max_cache_len=64)  # it would never be filled
     refused("cannot take over a StaticCache; pass a DynamicCache", past_key_values=empty, **strategy)
+    for given in (DynamicCache(), cache):  # the host reads the whole text again and appends it to the cache
+        ids = torch.tensor([[3, 7, 9, 2, 11, 4]])
+        refused("use_cache=False and a cache exclude", ids, past_key_values=given, use_cache=False, **strategy)
+
+
+@pytest.mark.parametrize("drafted", [{"strategy": "autoregressive"}, {"strategy": "speculative"}], ids=str)
+def test_vectors_of_new_tokens_alone_are_read_by_nobody(drafted: dict[str, Any]) -> None:
+    host, cache = model(), DynamicCache()
+    host(PROMPT, **{CACHE: cache})
+    vectors = host.get_input_embeddings()(torch.tensor([[3, 7]])).detach()
+    more = {"inputs_embeds": vectors, "attention_mask": torch.ones((1, 7)).long(), "past_key_values": cache}
+    refused(
+        "holds 5 tokens and inputs_embeds 2 more.*pass those of the whole text",
+        torch.tensor([[3, 7]]),
+        **more,
+        **drafted,
+    )
+    with pytest.raises(ValueError, match="pass those of the whole text"):
+        host.generate(max_new_tokens=4, **more, **drafted)
+
+
+@pytest.mark.parametrize("strategy", [*ALL, {"strategy": "speculative"}], ids=lambda s: s["strategy"])
+def test_ids_that_the_model_does_not_have(strategy: dict[str, Any]) -> None:
+    for odd in (-1, 61, 9999):
+        ids = torch.tensor([[odd, 3, 7, 9, 3, 7], [3, 7, 9, 2, 11, 5]])
+        refused("ids outside the vocabulary of 61 tokens; use the tokenizer of this model", ids, **strategy)
+        padded = {"attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1], [1] * 6]), **strategy}
+        right = generate(model(), ids.clamp(0, 60), **padded)
+        assert torch.equal(generate(model(), ids, **padded)[:, 1:], right[:, 1:])  # nobody reads it
+    cache = DynamicCache()
+    model()(PROMPT, **{CACHE: cache})
+    alone = {"attention_mask": torch.ones((1, 7)).long(), "past_key_values": cache, **strategy}
+    refused("ids outside the vocabulary", torch.tensor([[3, 61]]), **alone)
+
+
+@pytest.mark.parametrize("config", [{"max_new_tokens": 3}, "greedy", 3])
+def test_a_config_that_is_none(config: Any) -> None:
+    message = f"generation_config= must be a GenerationConfig, got {type(config).__name__}; use GenerationConfig"
+    refused(message, generation_config=config, **PLANNED)
 
 
 def test_a_streamer_for_two_rows() -> None:

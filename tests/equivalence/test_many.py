@@ -28,7 +28,7 @@ from tests.equivalence.test_batches import MODES, answers, model
 from tests.models_for_tests import PROMPTS, hybrid
 
 LINE = [(*PROMPTS[i % len(PROMPTS)], 13 + i) for i in range(9)]
-SEED = 11  # answers of very different lengths
+SEED = 11  # answers of very different numbers of passes
 QUEUED = {name: mode for name, mode in MODES.items() if "repetition_penalty" not in mode}
 SETTINGS = {"max_new_tokens": 90, "suppress_tokens": [0], "return_control_tokens": True}
 
@@ -53,8 +53,8 @@ def test_an_answer_equals_its_own_call(mode: str, sampled: bool) -> None:
 
 
 def test_the_cases_overlap() -> None:
-    lengths = [len(answers(True, MODES["verified"], (list(p),), [SEED + i])[0][0]) for i, p in enumerate(LINE)]
-    assert len(set(lengths)) > 4
+    passes = [answers(True, MODES["verified"], (list(p),), [SEED + i])[0][1][3] for i, p in enumerate(LINE)]
+    assert len(set(passes)) > 4
     order = [a.index for a in many(LINE, 3, seed=SEED, do_sample=True, temperature=1.2, top_k=20, **MODES["verified"])]
     assert order != sorted(order), "some overtake others"
 
@@ -136,7 +136,6 @@ BAD = {
     "a mask": (torch.ones(3, dtype=torch.bool), "must hold token ids"),
     "beyond the vocabulary": ([3, 10**6], "outside the vocabulary"),
     "negative": ([3, -1], "outside the vocabulary"),
-    "as long as the model": ([3] * 4096, "fills the"),
 }
 
 
@@ -160,13 +159,25 @@ def test_a_prompt_that_fails_leaves_the_others_as_they_are(batch_size: int, stra
         assert answer.report.strategy == strategy and answer.report.num_tokens == 0
 
 
+def test_a_prompt_that_fills_a_table_of_positions_is_an_error_of_its_own() -> None:
+    """Learned positions end; rotary ones go on, as in the host."""
+    table = hybrid("gpt2")
+    held = table.config.max_position_embeddings
+    options = {"strategy": "autoregressive", "max_new_tokens": 3, "do_sample": False}
+    found = {a.index: a for a in generate_many(table, [[3] * held, [3, 4], [3] * (held + 5)], batch_size=2, **options)}
+    assert [found[n].error is None for n in range(3)] == [False, True, False]
+    assert f"a prompt of {held} tokens fills the {held} positions" in str(found[0].error) and found[1].tokens
+    turning = {a.index: a for a in generate_many(model(), [[3] * 200, [3, 4]], batch_size=2, **options)}
+    assert len(turning[0].tokens) == 3 and turning[1].tokens
+
+
 def test_a_stream_of_bad_prompts_is_a_stream_of_errors() -> None:
     found = many([[], [], []], 2, strategy="autoregressive")
     assert [answer.index for answer in found] == [0, 1, 2] and all(answer.error for answer in found)
 
 
 def test_a_given_plan_that_one_prompt_leaves_no_room_for_is_an_error_of_that_prompt() -> None:
-    plan = Plan((Span((5,), 8),))
+    plan = Plan((Span((5,), 8, text=(6,) * 5),))
     prompts = [[3] * 40, [3, 4], [3] * 41, [5, 6]]
     for batch_size in (1, 2, 4):
         found = {
@@ -176,7 +187,7 @@ def test_a_given_plan_that_one_prompt_leaves_no_room_for_is_an_error_of_that_pro
             )
         }
         assert [bool(found[n].error) for n in range(4)] == [True, False, True, False]
-        assert "the given plan needs" in str(found[0].error) and found[0].tokens == []
+        assert "the given plan alone holds 6 tokens" in str(found[0].error) and found[0].tokens == []
         assert found[1].report.plans and found[1].tokens
 
 
