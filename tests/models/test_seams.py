@@ -29,7 +29,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 import hf_hybrid
 from hf_hybrid import DecodingError
 from hf_hybrid.config import settings_for
-from hf_hybrid.decoding import Call, decode
+from hf_hybrid.decoding import Call, decode, engine
 from hf_hybrid.models import release, seams
 from hf_hybrid.models.cache import RowCacheLayer
 from hf_hybrid.models.host import CACHE, Unsupported
@@ -172,10 +172,10 @@ def test_what_the_loop_does_not_get_is_not_left_out(newer: None, missing: str) -
 def test_an_error_inside_a_newer_release_says_so(newer: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = hybrid(seed=13)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        raise TypeError("update() got an unexpected keyword")
+    def criteria(*args: Any, **kwargs: Any) -> Any:
+        raise TypeError("MaxLengthCriteria has no attribute max_length")
 
-    monkeypatch.setattr(model.model, "forward", forward)
+    monkeypatch.setattr(engine, "own_criteria", criteria)
     with pytest.raises(TypeError) as caught:
         model.generate(PROMPT, strategy="autoregressive", max_new_tokens=4)
     assert TESTED in caught.value.__notes__[0]
