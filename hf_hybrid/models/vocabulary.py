@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_hybrid.core.plan import ControlTokens
-from hf_hybrid.models.host import first_end
+from hf_hybrid.models.host import first_end, text_config, unwrapped
 
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Lengths in tokens that a plan can name: steps of at most a third, so that rounding up wastes little."""
@@ -168,7 +168,7 @@ def width_of(model: Any) -> int:
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     # Quantised layers have a method of that name, or keep the weight in another shape and say their width beside it.
-    return int(getattr(head, "out_features", None) or weight.shape[0])  # type: ignore[union-attr]
+    return _whole(model, int(getattr(head, "out_features", None) or weight.shape[0]))  # type: ignore[union-attr]
 
 
 def readable(model: Any) -> int:
@@ -177,7 +177,14 @@ def readable(model: Any) -> int:
     embeddings = model.get_input_embeddings()
     weight = getattr(embeddings, "weight", None)
     rows = getattr(embeddings, "num_embeddings", None) or (weight.shape[0] if weight is not None else 0)
-    return int(rows) or width_of(model)
+    return _whole(model, int(rows)) or width_of(model)
+
+
+def _whole(model: Any, rows: int) -> int:
+    """``rows`` of a layer, or of all its parts: in older releases each process of a tensor-parallel model has its
+    part alone."""
+    shared = (getattr(unwrapped(model), "_tp_size", None) or 1) > 1
+    return max(rows, text_config(model).vocab_size) if shared and rows else rows
 
 
 def knows_tags(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList  # noqa: E402
+from transformers.distributed import DistributedConfig  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 import hf_hybrid  # noqa: E402
@@ -67,7 +68,7 @@ def error_of(call: Callable[[], Any]) -> str:
 
 def tensor_parallel() -> dict[str, Any]:
     """The same prompt in both, the weights in halves."""
-    model, whole, small = load("writer", tp_plan="auto"), load("writer"), load("small")
+    model, whole, small = load("writer", distributed_config=DistributedConfig(tp_size=2)), load("writer"), load("small")
     model.model.forward = slowed(model.model.forward)
     found: dict[str, Any] = {"wanted": whole.generate(REPEATING, max_new_tokens=LENGTH, do_sample=False).tolist()}
     draft = {"strategy": "speculative", "max_new_tokens": LENGTH}
@@ -81,7 +82,7 @@ def tensor_parallel() -> dict[str, Any]:
     found["given seed"] = model.generate(batch, do_sample=True, seed=7, **draft).tolist()
     found["wanted seed"] = whole.generate(batch, do_sample=True, seed=7, **draft).tolist()
     found["stopped"] = model.generate(REPEATING, stopping_criteria=StoppingCriteriaList([Clock()]), **draft).tolist()
-    model, whole = load("planner", tp_plan="auto"), load("planner")
+    model, whole = load("planner", distributed_config=DistributedConfig(tp_size=2)), load("planner")
     model.model.forward = slowed(model.model.forward)
     planned = {"strategy": "planned_diffusion", "max_new_tokens": LENGTH, "confidence_threshold": 0.2}
     for verify in (True, False):
