@@ -145,7 +145,7 @@ def test_a_minimum_counts_tokens_of_the_branch_not_nodes() -> None:
     assert drafting.trees > 0 and max(found.report[0].accepted_per_round) > 1
     # What was counted: the right token always stood, one of four behind the same token (at the end, none of three).
     assert (drafting.tried, drafting.stood) == ([2, 2, 2], [2, 2, 1])
-    counts = experience_of(drafter, host, (str(host.device), host.dtype)).acceptance.counts
+    counts = experience_of(drafter, host, (str(host.device), host.dtype, True)).acceptance.counts
     shares = {place: stood / tried for (_, place), (stood, tried) in counts.items()}
     assert set(shares) == {0, 1, 2} and shares[0] == pytest.approx(0.25, abs=0.03)
     assert shares[1] == pytest.approx(0.25, abs=0.03) and 0 < shares[2] < 0.25

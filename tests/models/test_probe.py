@@ -208,7 +208,7 @@ def test_classes_of_others(options: dict[str, Any]) -> None:
 def test_a_release_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     host = llama()
     expected = write(host)
-    monkeypatch.setattr("hf_hybrid.models.host.transformers.__version__", "5.99.0")
+    monkeypatch.setattr("hf_hybrid.models.release.transformers.__version__", "5.99.0")
     assert write(host, **FULL) == expected
     monkeypatch.setattr(probe, "_of_runner", lambda *_: torch.zeros(2, VOCAB, dtype=torch.float64))
     with pytest.raises(Unsupported, match=r"not known, and passes with.*5.99.0 is installed.*update hf-hybrid"):
