@@ -104,6 +104,22 @@ def test_a_keyword_that_only_forward_knows_is_refused(how: dict[str, Any]) -> No
     assert torch.equal(generate(model, steer=None, **how), generate(model))
 
 
+class Seeing(LlamaForCausalLM):
+    """Reads images, as vision-language models do."""
+
+    def forward(self, input_ids: Any = None, pixel_values: Any = None, **kwargs: Any) -> Any:
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if pixel_values is not None:
+            output.logits = output.logits + pixel_values.mean()
+        return output
+
+
+@every_exact
+def test_images_are_refused_and_text_alone_is_served(how: dict[str, Any]) -> None:
+    refused("pixel_values: the host hands this to Seeing", tiny(Seeing), pixel_values=torch.ones(1, 3, 4, 4), **how)
+    assert torch.equal(generate(tiny(Seeing), **how), generate(tiny(Seeing)))
+
+
 def test_token_types_are_refused() -> None:
     torch.manual_seed(1)
     config = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2)
