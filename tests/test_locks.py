@@ -21,9 +21,9 @@ from pathlib import Path
 from hf_hybrid.locks import exclusive
 with exclusive(Path(sys.argv[1]), "run"):
     if os.fork() == 0:  # such as a worker of a data loader
+        print("held", flush=True)  # the child: until it runs, its copy of the lock is open
         time.sleep(5)
         os._exit(0)
-    print("held", flush=True)
     time.sleep(60)
 """
 
