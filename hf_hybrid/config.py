@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,9 +34,36 @@ def setting(default: Any, help: str, low: float | None = None, high: float | Non
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
+Needs = Literal["nothing", "noise", "grammar"]
+"""What a strategy needs of a vocabulary: a mask token, or all that plans are written with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every strategy understands."""
+    """What every strategy understands, and what a strategy says of itself.
+
+    Attributes:
+        takes_plan, takes_drafter: True: ``generate()`` takes ``plan=``, ``drafter=``.
+        one_text: True: what is read and committed is one causal text, so that its keys are the host's.
+        one_by_one: True: behind the prompt a pass has one row, as in the host.
+        stages: what an answer goes through, for reports.
+    """
+
+    takes_plan: ClassVar[bool] = False
+    takes_drafter: ClassVar[bool] = False
+    one_text: ClassVar[bool] = False
+    one_by_one: ClassVar[bool] = False
+    stages: ClassVar[tuple[str, ...]] = ("prefill", "text")
+
+    @property
+    def exact(self) -> bool:
+        """True: clean rows decide every token, one by one behind a true prefix."""
+        return self.one_text
+
+    @property
+    def needs(self) -> Needs:
+        """What it needs of a vocabulary."""
+        return "nothing"
 
     seed: int | list[int] | None = setting(
         None,
@@ -63,6 +90,9 @@ class Settings:
 class AutoregressiveSettings(Settings):
     """One token a pass."""
 
+    one_text: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings(Settings):
@@ -87,6 +117,10 @@ class DraftSettings(WindowSettings):
 @dataclass(frozen=True, kw_only=True)
 class SpeculativeSettings(DraftSettings):
     """A drafter proposes several tokens, the model checks them in one pass."""
+
+    takes_drafter: ClassVar[bool] = True
+    one_text: ClassVar[bool] = True
+    stages: ClassVar[tuple[str, ...]] = ("prefill", "draft", "verify", "text")
 
     drafter: Literal["suffix", "self"] = setting(
         "suffix",
@@ -113,6 +147,11 @@ class SpeculativeSettings(DraftSettings):
         1e3,
     )
 
+    @property
+    def needs(self) -> Needs:
+        """A window of its own needs a mask token."""
+        return "noise" if self.drafter == "self" else "nothing"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSettings(WindowSettings):
@@ -135,10 +174,18 @@ class DiffusionSettings(WindowSettings):
 class BlockDiffusionSettings(DiffusionSettings):
     """Masks of one block are filled over a few passes, blocks left to right. ``window_length`` is the block length."""
 
+    @property
+    def needs(self) -> Needs:
+        """A mask token."""
+        return "noise"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedDiffusionSettings(DiffusionSettings, DraftSettings):
     """An autoregressive plan, then all parts at once, then the next round."""
+
+    takes_plan: ClassVar[bool] = True
+    stages: ClassVar[tuple[str, ...]] = ("prefill", "plan", "spans", "text")
 
     span_decoding: Literal["diffusion", "autoregressive"] = setting(
         "diffusion",
@@ -170,6 +217,16 @@ class PlannedDiffusionSettings(DiffusionSettings, DraftSettings):
         0.0,
         1.0,
     )
+
+    @property
+    def exact(self) -> bool:
+        """True: clean rows decide every token of a part."""
+        return self.visibility != "dense" and (self.verify_spans or self.span_decoding == "autoregressive")
+
+    @property
+    def needs(self) -> Needs:
+        """Tags."""
+        return "grammar"
 
     @property
     def limits(self) -> PlanLimits:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.core.lane import Lane
 from hf_hybrid.decoding.drafters.drafter import Draft
 from hf_hybrid.models.runner import Runner
 
@@ -110,11 +111,11 @@ def standing(draft: Draft, chances: Callable[[Draft, int], list[float]]) -> list
     return out
 
 
-def plant(runner: Runner, canvas: Canvas, line: int, lane: Lane, parents: Sequence[int], pool: list[int]) -> None:
-    """Give the tokens of ``lane.draft`` their spans.
+def plant(runner: Runner, canvas: Canvas, lane: Lane, parents: Sequence[int], pool: list[int]) -> None:
+    """Give the drafted tokens of ``lane`` their spans.
 
     Args:
-        line: batch row of the Runner. parents: of a tree. pool: spans of the canvas that branches may use; grows.
+        parents: of a tree. pool: spans of the canvas that branches may use; grows.
     """
     children = [0] * (len(parents) + 1)
     for parent in parents:
@@ -131,7 +132,7 @@ def plant(runner: Runner, canvas: Canvas, line: int, lane: Lane, parents: Sequen
             pool.append(canvas.new_span())
         span = pool[used]
         used += 1
-        runner.relate(line, span, reads[above])
+        runner.relate(canvas.line, span, reads[above])
         reads[span] = (*reads[above], span)
         spans.append(span)
-    lane.parents, lane.branches = tuple(parents), tuple(spans[1:])
+    lane.drafted.parents, lane.drafted.spans = tuple(parents), tuple(spans[1:])
