@@ -8,31 +8,14 @@ checkpoint, then the defaults below. ``generation_config.hf_hybrid`` is a plain 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from hf_hybrid.fields import SettingsError, coerced, setting, shown, unknown
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from hf_hybrid.core.plan import PlanLimits
-
-T = TypeVar("T", bound="DataclassInstance")
-
-
-class SettingsError(ValueError):
-    """An unknown strategy or setting, or a value outside its range; the message lists the choices."""
-
-
-REQUIRED: Any = "required"
-"""Default of a setting that must be given."""
-
-
-def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
-    """A settings field: its default, its meaning with unit, and its closed range."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
-
 
 Needs = Literal["nothing", "noise", "grammar"]
 """What a strategy needs of a vocabulary: a mask token, or all that plans are written with."""
@@ -248,23 +231,6 @@ SETTING_NAMES: frozenset[str] = frozenset(f.name for cls in SETTINGS.values() fo
 """Every setting of every strategy: the names that ``generate()`` takes besides the host's."""
 
 
-def checked(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A settings dataclass (fields made by ``setting``) from plain values, such as a section of a recipe.
-
-    Raises:
-        SettingsError: an unknown or missing name, or a value outside its range.
-    """
-    own = {f.name for f in fields(cls)}
-    for name in values:
-        if name not in own:
-            raise SettingsError(_unknown(name, own))
-    coerced = {name: _coerce(cls, name, value) for name, value in values.items()}
-    missing = next((f.name for f in fields(cls) if f.default is REQUIRED and f.name not in values), None)
-    if missing is not None:
-        raise SettingsError(f"{missing} is missing: {cls.__dataclass_fields__[missing].metadata['help']}")
-    return cls(**coerced)
-
-
 def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Settings:
     """The settings of ``strategy`` from the arguments of a call and from what a checkpoint stores.
 
@@ -282,7 +248,7 @@ def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, An
     for name, value in call.items():
         _check_name(name, cls, strategy)
         values[name] = value
-    return cls(**{name: _coerce(cls, name, value) for name, value in values.items()})
+    return cls(**{name: coerced(cls, name, value) for name, value in values.items()})
 
 
 def stored_strategy(stored: object) -> str | None:
@@ -336,72 +302,13 @@ def _stored_values(strategy: str, stored: Mapping[str, Any] | None) -> dict[str,
             for inner in value:
                 _check_name(inner, SETTINGS[name], name)
         elif name not in SETTING_NAMES:
-            raise SettingsError(f"generation_config.hf_hybrid: {_unknown(name, SETTING_NAMES)}")
+            raise SettingsError(f"generation_config.hf_hybrid: {unknown(name, SETTING_NAMES)}")
         elif name in own:
             values[name] = value
     return {**values, **(stored or {}).get(strategy, {})}
 
 
-def shown(value: object, most: int = 80) -> str:
-    """A value as a message shows it, no longer than ``most`` characters: anybody may have written it."""
-    try:
-        text = str(value) if isinstance(value, Exception) else repr(value)
-    except (ValueError, RecursionError):  # Python refuses to print thousands of digits
-        return f"a huge {type(value).__name__}"
-    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
-
-
 def _check_name(name: str, cls: type[Settings], strategy: str) -> None:
     own = {f.name for f in fields(cls)}
     if name not in own:
-        raise SettingsError(f"strategy {strategy!r}: {_unknown(name, own)}")
-
-
-def _unknown(name: object, choices: frozenset[str] | set[str]) -> str:
-    near = difflib.get_close_matches(str(name)[:80], choices, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown setting {shown(name)}{hint}; choose from {', '.join(sorted(choices))}"
-
-
-def _coerce(cls: type, name: str, value: Any) -> Any:
-    """``value`` checked against the type and the range of the field; the field's annotation is the one source of its
-    type."""
-    value = _plain(value)
-    hint = get_type_hints(cls)[name]
-    meta = next(f for f in fields(cls) if f.name == name).metadata
-    options = get_args(hint) or (hint,)
-    if all(isinstance(o, str) for o in options):
-        if not isinstance(value, str) or value not in options:
-            raise SettingsError(f"{name}={shown(value)}: choose one of {', '.join(options)}")
-        return value
-    if value is None and type(None) in options:
-        return None
-    if options == (str,):
-        if not isinstance(value, str) or not value:
-            raise SettingsError(f"{name}={shown(value)}: must be a text")
-        return value
-    kinds = tuple(o for o in options if o in (int, float, bool))
-    inner = next((get_args(option)[0] for option in options if get_origin(option) is list), None)
-    if isinstance(value, (list, tuple)) and inner is not None:
-        return [_number(name, _plain(v), (inner,), meta) for v in value]
-    return _number(name, value, kinds, meta)
-
-
-def _plain(value: Any) -> Any:
-    """A scalar of numpy or torch as one of Python, and an array of them as a list; the rest as it is."""
-    return value.tolist() if hasattr(value, "ndim") and hasattr(value, "tolist") else value
-
-
-def _number(name: str, value: Any, kinds: tuple[type, ...], meta: Mapping[str, Any]) -> Any:
-    if bool in kinds:
-        if not isinstance(value, bool):
-            raise SettingsError(f"{name}={shown(value)}: must be True or False")
-        return value
-    wanted = "a whole number" if kinds == (int,) else "a number"
-    # NaN and infinity are not whole either: their remainder is NaN, which differs from 0.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kinds == (int,) and value % 1 != 0):
-        raise SettingsError(f"{name}={shown(value)}: must be {wanted}")
-    low, high = meta["low"], meta["high"]
-    if value != value or (low is not None and value < low) or (high is not None and value > high):
-        raise SettingsError(f"{name}={shown(value)} is out of range: {low} to {high}")
-    return int(value) if kinds == (int,) else float(value)
+        raise SettingsError(f"strategy {strategy!r}: {unknown(name, own)}")

@@ -14,8 +14,9 @@ class Canvas:
     """The lanes of one sequence, in text order.
 
     Attributes:
-        row: index of the sequence in the caller's batch. line: among those that are running now. seed: of its sampling noise. prompt: its tokens, padding left out.
-        given: the ids of prompt and padding as the host holds them, None: ``prompt``. lanes: in text order.
+        row: index of the sequence in the caller's batch. line: among those that are running now.
+        seed: of its sampling noise. prompt: its tokens, padding left out. given: the ids of prompt and padding as the
+        host holds them, None: ``prompt``. lanes: in text order.
         budget: most new tokens that are returned. control: True: plans and control tokens are returned too, and count.
         least: new tokens before an end token is allowed, None: as for every sequence of the call.
         positions: those that the model has. plain: True: the prompt ends inside an answer, which goes on without a

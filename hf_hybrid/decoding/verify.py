@@ -2,8 +2,8 @@
 
 The clean rows of a pass give, for the last settled token and for each drafted one, the token that plain decoding
 writes next (greedy, or sampled with noise keyed by seed and position). A draft is accepted as far as it equals
-them, and the first token that does not is replaced: every pass adds at least one token, and the text is the one that plain
-decoding writes.
+them, and the first token that does not is replaced: every pass adds at least one token, and the text is the one that
+plain decoding writes.
 """
 
 from __future__ import annotations

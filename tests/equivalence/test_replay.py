@@ -1,7 +1,7 @@
 """Theorem 11: what a Runner with a cache writes, the one without a cache writes, for every strategy and batch.
 
-Catches: keys of rejected or noisy rows that stay, rows of a branch that are read as another's, a sequence that takes the
-keys or spans of one that left, a mask that forgets what was committed, and a position, span or mask that is rebuilt
+Catches: keys of rejected or noisy rows that stay, rows of a branch that are read as another's, a sequence that takes
+the keys or spans of one that left, a mask that forgets what was committed, and a position, span or mask that is rebuilt
 from anything but the rows.
 """
 

@@ -24,9 +24,9 @@ class Round:
     """A round that has begun.
 
     Attributes:
-        trunk: the lane that holds its plan. begin: index of the plan's first token there. plan: as far as it is settled.
-        lanes: of the parts that have begun (a dense round: its one canvas until that is full). whole: True: the plan is
-        complete.
+        trunk: the lane that holds its plan. begin: index of the plan's first token there. plan: as far as it is
+        settled. lanes: of the parts that have begun (a dense round: its one canvas until that is full).
+        whole: True: the plan is complete.
     """
 
     trunk: Lane

@@ -19,7 +19,7 @@ from hf_hybrid.decoding.scoring import Scored
 from hf_hybrid.decoding.verify import along, check_in_order
 
 
-class Shared(ABC):
+class Shared:
     """What the answers of a call that are written in one way share, such as a drafter."""
 
     def prepare(self, writers: Sequence[Writer]) -> None:
