@@ -60,7 +60,7 @@ def unknown(name: object, choices: frozenset[str] | set[str]) -> str:
 
 
 def coerced(cls: type, name: str, value: Any) -> Any:
-    """``value`` of a field of ``cls``, checked against its type and range; the annotation is the one source of its type."""
+    """``value`` of a field of ``cls``, checked against its range and its annotation, the one source of its type."""
     value = _plain(value)
     hint = get_type_hints(cls)[name]
     meta = next(f for f in fields(cls) if f.name == name).metadata

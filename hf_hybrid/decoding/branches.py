@@ -55,7 +55,9 @@ def pruned(draft: Draft, count: int, room: int, ends: Collection[int], width: in
         kept.append(place[parent])
         ranks.append(draft.ranks[i] if i < len(draft.ranks) else 0)
     chain = kept == list(range(-1, len(kept) - 1))
-    return Draft(tokens, None, draft.grade, draft.chance, None if chain else tuple(kept), () if chain else tuple(ranks))
+    if chain:
+        return Draft(tokens, None, draft.bucket, draft.chance)
+    return Draft(tokens, None, draft.bucket, draft.chance, tuple(kept), tuple(ranks))
 
 
 def depth(draft: Draft) -> int:
@@ -83,21 +85,21 @@ def first_branch(draft: Draft, width: int = 1 << 62) -> Draft:
         if parent == at and token < width:
             at = i
             tokens.append(token)
-    return Draft(tokens, None, draft.grade, draft.chance)
+    return Draft(tokens, None, draft.bucket, draft.chance)
 
 
 def rank_of(draft: Draft, rank: int) -> Draft:
-    """Of what grade and chance a token of ``rank`` is; the first guess is like a token of a chain."""
+    """Of what bucket and chance a token of ``rank`` is; the first guess is like a token of a chain."""
     if rank == 0:
-        return Draft((), None, draft.grade, draft.chance)
-    return Draft((), None, (draft.grade, rank), (1 - draft.chance) / 2**rank)
+        return Draft((), None, draft.bucket, draft.chance)
+    return Draft((), None, (draft.bucket, rank), (1 - draft.chance) / 2**rank)
 
 
 def standing(draft: Draft, chances: Callable[[Draft, int], list[float]]) -> list[float]:
     """How likely each token of a tree stands.
 
     Args:
-        chances: of a grade (``rank_of``), for so many places: how likely a token stands if those before it do.
+        chances: of a bucket (``rank_of``), for so many places: how likely a token stands if those before it do.
     """
     parents = draft.parents or ()
     depths: list[int] = []

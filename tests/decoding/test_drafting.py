@@ -17,7 +17,7 @@ import torch
 
 from hf_hybrid import Draft, Drafter, Text
 from hf_hybrid.decoding import drafting, session, speculative, strategy
-from hf_hybrid.decoding.pace import PROBE_SHARE
+from hf_hybrid.decoding.draft_length import PROBE_SHARE
 from tests.models_for_tests import VOCAB, hybrid, watching
 
 LENGTH = 240
@@ -60,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def host(clock: Clock) -> Iterator[Any]:
-    """A new model, of which no prices are known."""
+    """A new model, of which no costs are known."""
     made = hybrid("llama", seed=26, max_position_embeddings=512)
 
     def take(_: Any, __: Any, arguments: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ class Wild(Drafter):
             parents.append(parent)
             depths.append(depth + 1)
         if chain:
-            return Draft(tokens, grade=draw.randrange(3))
+            return Draft(tokens, bucket=draw.randrange(3))
         return Draft(tokens, parents=tuple(parents), ranks=tuple(draw.randrange(3) for _ in tokens))
 
 

@@ -17,7 +17,7 @@ import torch
 import hf_hybrid
 from hf_hybrid import DecodingError, DiffusionDrafter, Draft, Drafter, DrafterError, ModelDrafter, Text, TreeDrafter
 from hf_hybrid.decoding.branches import first_branch, pruned
-from hf_hybrid.decoding.pace import experience_of
+from hf_hybrid.decoding.draft_length import experience_of
 from tests.equivalence.test_speculative import BASE, CASES, answers_of, model, plain, smaller, speculative
 from tests.models_for_tests import CONTROL, MODELS, PROMPTS, VOCAB, hybrid, left_padded, tiny
 

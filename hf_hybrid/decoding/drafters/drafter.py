@@ -43,7 +43,7 @@ class Draft:
         tokens: ids; none: no idea.
         probabilities: ``(tokens, vocab)``, what each token was drawn from, given those before it; None: the tokens
             were not drawn by chance. Only ``acceptance="rejection"`` reads it.
-        grade: drafts of one grade are expected to stand equally often. chance: how often a token of this grade stands
+        bucket: drafts of one bucket are expected to stand equally often. chance: how often a token of this bucket stands
             if those before it do, before anything is known, 0 to 1.
         parents: of a tree, for each token the index of the one that it follows (a smaller one; -1: the text). None: a
             chain.
@@ -53,7 +53,7 @@ class Draft:
 
     tokens: Sequence[int]
     probabilities: Tensor | None = None
-    grade: Hashable = 0
+    bucket: Hashable = 0
     chance: float = 0.5
     parents: tuple[int, ...] | None = None
     ranks: tuple[int, ...] = ()

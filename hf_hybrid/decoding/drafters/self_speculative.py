@@ -58,7 +58,7 @@ class SelfDrafter(Drafter):
         offers = [self._offered.pop(text.row, []) for text in texts]
         sure = [copy if copy.chance >= _SURE else Draft(()) for copy in copies]
         return [
-            Draft(offer[:length], grade="window", chance=0.9) if offer else copy
+            Draft(offer[:length], bucket="window", chance=0.9) if offer else copy
             for offer, copy in zip(offers, sure, strict=True)
         ]
 

@@ -76,7 +76,7 @@ class SuffixDrafter(Drafter):
         reading = self._readings[text]
         # The token behind the draft was written by the model: the next one to copy stands behind it.
         reading.place += stood + 1
-        if draft.grade == RESUMED and not stood:
+        if draft.bucket == RESUMED and not stood:
             reading.source = None
         if self.recycle and chosen:
             self._successor.update(zip((text.tokens[-1], *draft.tokens), chosen, strict=False))
@@ -100,18 +100,18 @@ class SuffixDrafter(Drafter):
             reading.place += _copied(reading.source, reading.place, 1) == text.tokens[-1:]  # a word was left out
             resumed = _copied(reading.source, reading.place, length)
             if resumed:
-                return Draft(resumed, grade=RESUMED, chance=0.5)  # ``source`` and ``place`` stay
+                return Draft(resumed, bucket=RESUMED, chance=0.5)  # ``source`` and ``place`` stay
         if tokens:
             reading.source, reading.place = source, place
-            grade, chance = next((name, chance) for most, name, chance in GRADES if matched <= most)
-            return Draft(tokens, grade=grade, chance=chance)
+            bucket, chance = next((name, chance) for most, name, chance in GRADES if matched <= most)
+            return Draft(tokens, bucket=bucket, chance=chance)
         reading.source = None
         if not self.recycle:
             return Draft(())
         last = text.tokens[-1]
         while len(tokens) < min(length, _RECYCLED_LENGTH) and (last := self._successor.get(last, GAP)) != GAP:
             tokens.append(last)
-        return Draft(tokens, grade=RECYCLED, chance=0.25)
+        return Draft(tokens, bucket=RECYCLED, chance=0.25)
 
     def _read(self, reading: _Reading, tokens: list[int]) -> None:
         """Let the automata read what is new."""

@@ -116,7 +116,7 @@ class TreeDrafter(Drafter):
                 behind = trunk and next_rank == 0
                 heapq.heappush(heap, (reached * share, count, next_token, node, place + 1, next_rank, behind))
                 count += 1
-        return Draft(tokens, None, draft.grade, draft.chance, tuple(parents), tuple(ranks))
+        return Draft(tokens, None, draft.bucket, draft.chance, tuple(parents), tuple(ranks))
 
 
 class _Listening:

@@ -214,7 +214,7 @@ class Speculative(Writer):
         if not sampled:  # a draft that was drawn by chance must not be cut by what was drawn
             tokens = super().draft(self.lane, tokens)
         probabilities = draft.probabilities[: len(tokens)] if sampled and draft.probabilities is not None else None
-        return Draft(tokens, probabilities, draft.grade, draft.chance)
+        return Draft(tokens, probabilities, draft.bucket, draft.chance)
 
     # What became of it.
 
@@ -242,7 +242,7 @@ class Speculative(Writer):
             ended = draft.tokens[count : count + 1] == checked[count : count + 1]  # nor behind an end that was drafted
             length = count if doubted or ended else len(draft.tokens)
             self.drafted.note(length, count)
-            shared.drafting.note(self.canvas.row, draft.grade, length, count)
+            shared.drafting.note(self.canvas.row, draft.bucket, length, count)
         if checked and not shared.drafting.broken:
             shared.drafter.learn(self.text, draft, count, checked)
 
@@ -252,7 +252,7 @@ class Speculative(Writer):
         nodes = [-1, *path]
         for depth, node in enumerate(nodes[:-1] if doubted else nodes):
             for child in (i for i, parent in enumerate(parents) if parent == node):
-                bucket = rank_of(draft, draft.ranks[child]).grade
+                bucket = rank_of(draft, draft.ranks[child]).bucket
                 self.shared.drafting.note_one(self.canvas.row, bucket, depth, child in path)
         self.drafted.note(len(path) + (nodes[-1] in parents and not doubted), len(path))
-        return Draft([draft.tokens[node] for node in path], None, draft.grade, draft.chance)
+        return Draft([draft.tokens[node] for node in path], None, draft.bucket, draft.chance)

@@ -49,7 +49,7 @@ def test_behind_a_replaced_word_the_copy_goes_on() -> None:
     drafter.learn(text, draft, 1, [3, 20])
     text.tokens += [3, 20]
     (draft,) = drafter.propose([text], 3, NOBODY)
-    assert list(draft.tokens) == [5, 6, 7] and draft.grade == "resumed"
+    assert list(draft.tokens) == [5, 6, 7] and draft.bucket == "resumed"
     # It does not stand: the place is given up.
     drafter.learn(text, draft, 0, [30])
     text.tokens += [30]
