@@ -31,7 +31,7 @@ from hf_hybrid import ControlTokens
 VOCAB = 61
 MAX_POSITIONS = 128
 
-_SHARED: dict[str, Any] = {
+SHARED: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -57,12 +57,12 @@ _GPT2: dict[str, Any] = {
 }
 
 MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM, _SHARED),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, _SHARED),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {**_SHARED, "head_dim": 16}),
-    "mistral": (MistralConfig, MistralForCausalLM, {**_SHARED, "sliding_window": None}),
+    "llama": (LlamaConfig, LlamaForCausalLM, SHARED),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, SHARED),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {**SHARED, "head_dim": 16}),
+    "mistral": (MistralConfig, MistralForCausalLM, {**SHARED, "sliding_window": None}),
     "gpt2": (GPT2Config, GPT2LMHeadModel, _GPT2),
-    "gemma": (GemmaConfig, GemmaForCausalLM, {**_SHARED, "num_key_value_heads": 1, "head_dim": 16}),
+    "gemma": (GemmaConfig, GemmaForCausalLM, {**SHARED, "num_key_value_heads": 1, "head_dim": 16}),
 }
 """Name -> configuration class, model class, sizes."""
 

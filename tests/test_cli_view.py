@@ -15,20 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_for_tests import read_checkpoint, write_checkpoint
+from checkpoint_for_tests import read_checkpoint
 from rich.console import Console
-from test_cli import call
 
 from hf_hybrid import ControlTokens, control_tokens
 from hf_hybrid.cli.parts import Entry, read_trunk, readable
 from hf_hybrid.cli.race import Race
 from hf_hybrid.cli.view import MASK, CanvasView, Pace, watchable
 from hf_hybrid.core.canvas import Canvas, Lane
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+from tests.cli_for_tests import call
 
 
 def canvas_of(parts: int, tokens: int) -> Canvas:

@@ -19,17 +19,9 @@ import hf_hybrid
 from hf_hybrid.models.vocabulary import control_tokens
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.recipe import RecipeError, build_model, read_recipe, read_task, run_recipe
-from tests.recipes_for_tests import counting_task, fields_of, written
+from tests.recipes_for_tests import fields_of, written
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The indices that were drawn; registers the task ``counting``."""
-    indices: list[int] = []
-    monkeypatch.setitem(recipes.TASKS, "counting", counting_task(indices))
-    return indices
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
