@@ -7,6 +7,7 @@
 #   make test-gpu      the theorems on a CUDA device, where there is one
 #   make test-integration   the tests with PEFT, TRL, lm-eval and what else people plug in
 #   make bench         measure the strategies        make train   train the shipped checkpoint anew
+#   make speculative   measure drafting beside other packages (docs/speculative.md)
 #   make wheel         build dist/*.whl              make clean   remove what was built, environments included
 #
 # On Linux the default torch brings CUDA libraries (gigabytes). A smaller one, for the CPU alone:
@@ -37,7 +38,7 @@ ON_NEWEST := tests/contracts/test_host_seam.py tests/contracts/test_readme.py te
 	tests/equivalence/test_planned.py::test_verified_spans_equal_each_part_written_alone
 ACROSS := tests/hub/across_hosts.py
 
-.PHONY: demo test test-floor test-newest test-gpu test-integration bench train card wheel clean
+.PHONY: demo test test-floor test-newest test-gpu test-integration bench speculative train card wheel clean
 
 demo: .venv/.stamp-run
 	$(BIN)/hf-hybrid demo $(ARGS)
@@ -46,7 +47,11 @@ bench: .venv/.stamp-run
 	$(BIN)/hf-hybrid bench $(ARGS)
 
 train: .venv/.stamp-run
-	$(BIN)/hf-hybrid train $(ARGS)
+	$(BIN)/python -m benchmarks.train $(ARGS)
+
+speculative: .venv/.stamp-run
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[benchmarks]'
+	$(BIN)/python -m benchmarks.speculative $(ARGS)
 
 # The card and the README's table, from what `make bench ARGS="--json model_cards/results/hybrid-pocket.json"` measured.
 card: .venv/.stamp-run
@@ -71,7 +76,7 @@ test-newest: wheel .venv-floor/.stamp
 	$(NEWEST)/python $(INSTALL_TORCH) $(TORCH)
 	$(NEWEST)/python $(INSTALL) dist/*.whl pytest
 	mkdir -p build/newest
-	cp -r tests docs examples model_cards recipes *.md *.txt pyproject.toml build/newest
+	cp -r benchmarks tests docs examples model_cards recipes *.md *.txt pyproject.toml build/newest
 	cd build/newest && ../../$(NEWEST)/python -W error::DeprecationWarning:hf_hybrid ../../.ci/wheel_is_whole.py ../..
 	cd build/newest && ../../$(NEWEST)/python -m pytest -q $(ON_NEWEST)
 	$(FLOOR)/python build/newest/$(ACROSS) $(FLOOR)/python $(NEWEST)/python build/newest/upwards
@@ -113,7 +118,7 @@ clean:
 .venv-floor/.stamp: pyproject.toml constraints-floor.txt
 	$(PYTHON) -m venv .venv-floor
 	$(FLOOR)/python $(INSTALL_TORCH) -c constraints-floor.txt $(TORCH)
-	$(FLOOR)/python $(INSTALL) -c constraints-floor.txt -e '.[plots]' pytest pytest-xdist
+	$(FLOOR)/python $(INSTALL) -c constraints-floor.txt -e '.[plots,benchmarks]' pytest pytest-xdist
 	touch $@
 
 .venv-integration/.stamp: pyproject.toml constraints.txt constraints-integration.txt

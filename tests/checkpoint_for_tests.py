@@ -11,10 +11,10 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import hf_hybrid
+from benchmarks.data import factbook
 from hf_hybrid.training.recipe import TEST_SET
-from hf_hybrid.training.recipes import factbook
 from hf_hybrid.training.recipes.sheets import TestItem, read_test_set
-from hf_hybrid.training.recipes.tokenizer import build_tokenizer, token_counter, training_texts
+from hf_hybrid.training.recipes.tokenizer import build_tokenizer, token_counter
 
 VOCAB_SIZE = 700
 
@@ -34,7 +34,7 @@ def write_checkpoint(folder: Path) -> Path:
     """Write the checkpoint into ``folder``: one held-out prompt for each of 26 countries."""
     records = made_up_records()
     sampler = factbook.SheetSampler(records, seed=3)
-    tokenizer = build_tokenizer(training_texts(sampler, 40), factbook.HEADINGS, VOCAB_SIZE)
+    tokenizer = build_tokenizer(factbook.training_texts(sampler, 40), factbook.HEADINGS, VOCAB_SIZE)
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,

@@ -1,58 +1,47 @@
-"""GGUF files for tests, written value by value: the slow counterpart of ``hf_hybrid.weights.gguf``."""
+"""GGUF files of a tiny Llama, for tests."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quantize
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-Tensors = Mapping[str, tuple[tuple[int, ...], int, bytes]]  # name -> shape (numpy order), kind, data
+Tensors = Mapping[str, tuple[np.ndarray, GGMLQuantizationType]]  # name -> data, kind
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = ("t h", "th e", "Ġ the", "Ġ Ġ")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
 
 
-def text(value: str) -> bytes:
-    raw = value.encode()
-    return struct.pack("<Q", len(raw)) + raw
+def write_file(path: Path, metadata: Mapping[str, Any], tensors: Tensors) -> Path:
+    """A GGUF file."""
+    writer = GGUFWriter(path, metadata["general.architecture"])
+    for key, value in metadata.items():
+        if key != "general.architecture":  # which the writer adds itself
+            writer.add_key_value(key, value, GGUFValueType.get_type(value))
+    for name, (data, kind) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
-def value_of(value: Any) -> bytes:
-    """Type and value; numbers in lists are int32, others as Python has them."""
-    if isinstance(value, bool):
-        return struct.pack("<I?", 7, value)
-    if isinstance(value, int):
-        return struct.pack("<II", 4, value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + text(value)
-    if isinstance(value[0], str):
-        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
-    return struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
-
-
-def gguf(metadata: Mapping[str, Any], tensors: Tensors, version: int = 3, alignment: int = 32) -> bytes:
-    """The bytes of a file."""
-    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
-    head += b"".join(text(key) + value_of(value) for key, value in metadata.items())
-    data = b""
-    for name, (shape, kind, raw) in tensors.items():
-        data += b"\0" * (-len(data) % alignment)
-        head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, len(data))
-        data += raw
-    return head + b"\0" * (-len(head) % alignment) + data
-
-
-def float32(values: np.ndarray) -> tuple[tuple[int, ...], int, bytes]:
-    return values.shape, 0, values.astype("<f4").tobytes()
+def quantised(tensors: Tensors, kinds: Mapping[str, GGMLQuantizationType]) -> Tensors:
+    """The tensors whose names end like a key of ``kinds``, as that kind."""
+    changed = dict(tensors)
+    for name, (data, _) in tensors.items():
+        for ending, kind in kinds.items():
+            if name.endswith(ending):
+                changed[name] = (quantize(data, kind), kind)
+    return changed
 
 
 def vocabulary() -> list[str]:
@@ -124,16 +113,16 @@ def llama_metadata() -> dict[str, Any]:
     }
 
 
-def llama_tensors(model: LlamaForCausalLM) -> dict[str, tuple[tuple[int, ...], int, bytes]]:
+def llama_tensors(model: LlamaForCausalLM) -> Tensors:
     """The weights of ``tiny_llama()`` under the names of the file."""
 
     def own(name: str) -> np.ndarray:
         return model.get_parameter(f"model.{name}.weight").detach().numpy()
 
-    tensors = {"token_embd.weight": float32(own("embed_tokens")), "output_norm.weight": float32(own("norm"))}
+    arrays = {"token_embd.weight": own("embed_tokens"), "output_norm.weight": own("norm")}
     for n in range(2):
         attention, mlp = f"layers.{n}.self_attn", f"layers.{n}.mlp"
-        arrays = {
+        layer = {
             "attn_norm": own(f"layers.{n}.input_layernorm"),
             "attn_q": _paired(own(f"{attention}.q_proj"), 4),
             "attn_k": _paired(own(f"{attention}.k_proj"), 2),
@@ -144,14 +133,13 @@ def llama_tensors(model: LlamaForCausalLM) -> dict[str, tuple[tuple[int, ...], i
             "ffn_up": own(f"{mlp}.up_proj"),
             "ffn_down": own(f"{mlp}.down_proj"),
         }
-        tensors |= {f"blk.{n}.{name}.weight": float32(array) for name, array in arrays.items()}
-    return tensors
+        arrays |= {f"blk.{n}.{name}.weight": array for name, array in layer.items()}
+    return {name: (array, GGMLQuantizationType.F32) for name, array in arrays.items()}
 
 
 def write_llama(path: Path) -> Path:
     """``tiny_llama()`` as a GGUF file."""
-    path.write_bytes(gguf(llama_metadata(), llama_tensors(tiny_llama())))
-    return path
+    return write_file(path, llama_metadata(), llama_tensors(tiny_llama()))
 
 
 def write_package(site: Path) -> Path:

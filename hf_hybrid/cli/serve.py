@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hf_hybrid.checkpoints import BUNDLED, bundled
-from hf_hybrid.cli.command import DEFAULT_MODEL, SMOLLM2, UsageError
+from hf_hybrid.cli.command import DEFAULT_MODEL, WRITTEN_FIRST, UsageError
 from hf_hybrid.cli.folder import check_folder
 from hf_hybrid.config import SETTINGS
 
@@ -83,8 +83,8 @@ def model_and_type(options: dict[str, Any], typed: bool) -> str:
     if Path(given).is_dir():
         check_folder(Path(given))
         return Path(given).resolve().name
-    if given == SMOLLM2:
-        raise UsageError(f"{SMOLLM2} is read from a package and cannot be served; save it into a folder first")
+    if given in WRITTEN_FIRST:
+        raise UsageError(f"there is no folder {given}; {WRITTEN_FIRST[given]}")
     if given in BUNDLED:
         options["force_model"] = str(bundled(given))
         if not typed:

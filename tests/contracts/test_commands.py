@@ -1,4 +1,4 @@
-"""Every ``hf-hybrid`` line of the pages is one that the command line takes.
+"""Every ``hf-hybrid`` and ``python -m benchmarks`` line of the pages is one that the command line takes.
 
 Catches: a page that names a command or an option which is gone or was renamed, or leaves a required one out.
 """
@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from benchmarks.smollm2 import save
+from benchmarks.speculative import bench
+from benchmarks.train import train
 from hf_hybrid.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +34,12 @@ def commands(page: str) -> list[list[str]]:
     return found
 
 
+def benchmarks(page: str) -> list[list[str]]:
+    """Name and arguments of every ``python -m benchmarks.NAME`` of a page, in a line of its own or in backticks."""
+    lines = re.findall(r"^python -m benchmarks\.([^\n&|>]+)|`python -m benchmarks\.([^`]+)`", page, re.M)
+    return [shlex.split(block or marked, comments=True) for block, marked in lines]
+
+
 def parse(arguments: list[str]) -> str:
     """Read ``arguments`` as the command line does, without carrying them out; the name of the command."""
     group = typer.main.get_command(app)
@@ -46,6 +55,15 @@ def test_the_command_line_takes_what_the_pages_say() -> None:
     assert len(said) > 20
     for arguments in said:
         assert parse(arguments) == arguments[0]
+
+
+def test_the_commands_of_the_checkout_take_what_the_pages_say() -> None:
+    said = [line for page in PAGES for line in benchmarks((ROOT / page).read_text(encoding="utf-8"))]
+    assert {line[0] for line in said} == {"smollm2", "speculative", "train"}
+    for name, *arguments in said:
+        app = typer.Typer()
+        app.command()({"smollm2": save, "speculative": bench, "train": train}[name])
+        typer.main.get_command(app).make_context(name, arguments).close()
 
 
 def test_the_readme_shows_every_command() -> None:

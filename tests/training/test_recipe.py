@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import hf_hybrid
+from benchmarks.data.tasks import EVERY_TASK
 from hf_hybrid.models.vocabulary import control_tokens
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.recipe import RecipeError, build_model, read_recipe, read_task, run_recipe
@@ -28,7 +29,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"nam": "x"}, r"recipe\.yaml: unknown field 'nam'; did you mean 'name'\?"),
     "far from any": ({"zzzz": 1}, "unknown field 'zzzz'; choose from batches, data, generation, model"),
     "missing field": ({"task": None}, "missing field 'task'"),
-    "unknown task": ({"task": "countin"}, "unknown task 'countin'; choose one of .*factbook.*counting"),
+    "unknown task": ({"task": "countin"}, "unknown task 'countin'; choose one of jsonl, counting$"),
+    "task of the checkout": ({"task": "factbook"}, "choose one of jsonl, counting; python -m benchmarks.train trains"),
     "task is a list": ({"task": ["counting"]}, "unknown task"),
     "model": ({"model": {"hiden_size": 8}}, r"model: unknown field 'hiden_size'; did you mean 'hidden_size'\?"),
     "vocabulary": ({"model": {"vocab_size": 8}}, "model: unknown field 'vocab_size'"),
@@ -111,8 +113,9 @@ def test_the_recipes_of_the_repository_are_valid() -> None:
     found = sorted((ROOT / "recipes").glob("*.yaml"))
     assert found
     for path in found:
-        recipe = read_recipe(path)
-        assert recipe.name and recipe.task in recipes.TASKS and recipe.batches.num_rows > 0
+        recipe = read_recipe(path, EVERY_TASK)
+        assert recipe.name and recipe.batches.num_rows > 0
+    assert {"factbook", "wordnet"} == EVERY_TASK.keys() - recipes.TASKS.keys() == set(recipes.IN_THE_CHECKOUT)
 
 
 def test_a_whole_run(drawn: list[int], tmp_path: Path) -> None:

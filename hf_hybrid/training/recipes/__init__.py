@@ -1,1 +1,1 @@
-"""Ready-made training recipes: data, tokenizer and task of a small model each."""
+"""What a recipe makes of data: sheets, their plans and their tokenizer."""

@@ -1,7 +1,7 @@
 """Sheets: a prompt and an answer in parts, as text; how a written answer is scored; the file of held-out prompts.
 
-Every recipe makes sheets. The file of held-out prompts beside a checkpoint holds them, so that whatever measures the
-checkpoint needs to know neither the recipe nor its data.
+Every task of a recipe makes sheets. The file of held-out prompts beside a checkpoint holds them, so that whatever
+measures the checkpoint needs to know neither the recipe nor its data.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 SPLITS = ("dev", "test")
+SUMMARY = "Summary"
+"""Heading of a part whose lines name other parts: ``- Section: its first value``."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,35 @@ def exact_match(sheet: Sheet, text: str) -> bool:
     if sheet.open:
         return _scored(sheet, text) == _scored(sheet, sheet.answer)
     return text.strip() == sheet.answer.strip()
+
+
+def contradictions(text: str) -> tuple[int, int]:
+    """(disagreeing, all): how many lines of `text` state a fact that an earlier part of the same record states, and how
+    many of them state it otherwise.
+
+    A fact is a field of a record (what stands under one title). `- **Field:** value` states the field, in whatever
+    part; a line `- Section: value` of the summary states the first field that stands under that section. What no
+    earlier part states, and a line twice in one part, is no restatement.
+    """
+    stated: dict[tuple[int, str], tuple[str, str]] = {}  # (record, field) -> (heading, value)
+    leading: dict[tuple[int, str], str] = {}  # (record, heading) -> its first field
+    disagreeing, restated = 0, 0
+    for record, heading, line in keyed_lines(text):
+        if heading == f"## {SUMMARY}\n":
+            section, colon, value = line.removeprefix("- ").partition(": ")
+            field = leading.get((record, f"## {section}\n")) if colon else None
+        else:
+            field, colon, value = line.removeprefix("- **").partition(":** ")
+            if not line.startswith("- **") or not colon:
+                continue
+            leading.setdefault((record, heading), field)
+        if field is None:
+            continue
+        first, known = stated.setdefault((record, field), (heading, value))
+        if first != heading:
+            restated += 1
+            disagreeing += known != value
+    return disagreeing, restated
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hf_hybrid.core.plan import PlanLimits
 from hf_hybrid.training.examples import Example, Part
-from hf_hybrid.training.recipes.factbook import Record, Records, SheetSampler, TokenCounter
 from hf_hybrid.training.recipes.sheets import Sheet
+
+TokenCounter = Callable[[str], int]
 
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 SPECIAL_TOKENS = (
@@ -19,7 +20,6 @@ SPECIAL_TOKENS = (
     *(f"<len:{length}>" for length in LENGTHS),
     *(f"<dep:{number}>" for number in range(1, 9)),
 )
-MAX_VALUE_TOKENS = 18
 
 # A line's "- **" and ":**" are units; digits stand in groups of at most three, with the space before them.
 _WORDS = r"- \*\*|:\*\*| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -35,15 +35,6 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-
-
-def training_texts(sampler: SheetSampler, samples: int = 3000) -> Iterator[str]:
-    """Prompts and answers to train the tokenizer on: `samples` augmented sheets and as many plain ones."""
-    for index in range(samples):
-        for augment in (True, False):
-            sheet = sampler.draw(index, augment)
-            yield sheet.prompt
-            yield sheet.answer
 
 
 def build_tokenizer(
@@ -112,14 +103,6 @@ def token_counter(tokenizer: PreTrainedTokenizerFast) -> TokenCounter:
         return len(backend.encode(text, add_special_tokens=False).ids)
 
     return count
-
-
-def filter_values(records: Records, count_tokens: TokenCounter, limit: int = MAX_VALUE_TOKENS) -> dict[str, Record]:
-    """The records without the values of more than `limit` tokens."""
-    return {
-        name: {field: value for field, value in record.items() if count_tokens(" " + value) <= limit}
-        for name, record in records.items()
-    }
 
 
 class SheetEncoder:

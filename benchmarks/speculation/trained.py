@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.speculation.pair import Pair, weights_read
+from benchmarks.speculation.prompts import Prompt, token_ids
 from hf_hybrid.decoding import ModelDrafter
 from hf_hybrid.evaluation.harness import even_subset
-from hf_hybrid.evaluation.speculation.pair import Pair, weights_read
-from hf_hybrid.evaluation.speculation.prompts import Prompt, token_ids
 from hf_hybrid.training.recipes.sheets import TestItem
 
 COMPARED_PROMPTS = 8

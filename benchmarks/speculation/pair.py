@@ -1,5 +1,5 @@
 """Drafting with a smaller model beside the host's assisted generation, by a pair of random models; by a trained pair
-see `hf_hybrid.evaluation.speculation.trained`.
+see `benchmarks.speculation.trained`.
 
 What such a pair is worth follows from two numbers alone: what a draft costs, and how often it stands. So no trained
 weights are needed: the draft is the first layers of the target with noise on their output, as much as it takes to agree
@@ -18,9 +18,9 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.speculation.methods import ASSISTED, PLAIN, Method, Writer, generated
+from benchmarks.speculation.prompts import Prompt
 from hf_hybrid.decoding import ModelDrafter, TreeDrafter
-from hf_hybrid.evaluation.speculation.methods import ASSISTED, PLAIN, Method, Writer, generated
-from hf_hybrid.evaluation.speculation.prompts import Prompt
 from hf_hybrid.mixin import enable
 from hf_hybrid.models.host import end_ids
 

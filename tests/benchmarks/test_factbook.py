@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_hybrid.training.recipes import factbook
-from hf_hybrid.training.recipes.factbook import FIELDS, HEADINGS, SECTION_OF, SheetSampler
-from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, exact_match, read_test_set, score_fields
+from benchmarks.data import factbook
+from benchmarks.data.factbook import FIELDS, HEADINGS, SECTION_OF, SheetSampler, filter_values, training_texts
+from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, contradictions, exact_match, read_test_set, score_fields
 from hf_hybrid.training.recipes.tokenizer import (
     SPECIAL_TOKENS,
     SheetEncoder,
     build_tokenizer,
-    filter_values,
     token_counter,
-    training_texts,
 )
 
 VOCAB_SIZE = 800
@@ -250,7 +248,7 @@ SOUND = (
 
 
 def test_contradictions_are_facts_that_are_stated_again_otherwise() -> None:
-    assert factbook.contradictions(SOUND) == (0, 2)
+    assert contradictions(SOUND) == (0, 2)
     planted = {
         "- People: 5": ("- People: 6", (1, 2)),  # the summary says otherwise
         "- **Oil use:** 7": ("- **Oil use:** 8", (1, 2)),  # the part does
@@ -262,7 +260,7 @@ def test_contradictions_are_facts_that_are_stated_again_otherwise() -> None:
     }
     for old, (new, found) in planted.items():
         assert SOUND.count(old) == 1
-        assert factbook.contradictions(SOUND.replace(old, new)) == found, new
+        assert contradictions(SOUND.replace(old, new)) == found, new
     # The same field of another record is another fact.
-    assert factbook.contradictions(SOUND + SOUND.replace("# A", "# B").replace("5", "9")) == (0, 4)
-    assert factbook.contradictions("") == factbook.contradictions("## Summary\n- People: 5\n") == (0, 0)
+    assert contradictions(SOUND + SOUND.replace("# A", "# B").replace("5", "9")) == (0, 4)
+    assert contradictions("") == contradictions("## Summary\n- People: 5\n") == (0, 0)

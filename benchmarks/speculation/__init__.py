@@ -1,12 +1,12 @@
 """Speculative decoding beside plain decoding, stock prompt lookup and other packages: ``bench --task speculative``."""
 
-from hf_hybrid.evaluation.speculation.checks import Difference, difference, loop_free_length
-from hf_hybrid.evaluation.speculation.journal import Journal, JournalError
-from hf_hybrid.evaluation.speculation.measure import Bench, run
-from hf_hybrid.evaluation.speculation.methods import METHODS, Method, Written
-from hf_hybrid.evaluation.speculation.pair import Numbers, Pair, PairSizes, random_pair, random_prompts
-from hf_hybrid.evaluation.speculation.prompts import CATEGORIES, Category, Prompt, copying, prompts_of
-from hf_hybrid.evaluation.speculation.results import (
+from benchmarks.speculation.checks import Difference, difference, loop_free_length
+from benchmarks.speculation.journal import Journal, JournalError
+from benchmarks.speculation.measure import Bench, run
+from benchmarks.speculation.methods import METHODS, Method, Written
+from benchmarks.speculation.pair import Numbers, Pair, PairSizes, random_pair, random_prompts
+from benchmarks.speculation.prompts import CATEGORIES, Category, Prompt, copying, prompts_of
+from benchmarks.speculation.results import (
     BatchResult,
     FlipResult,
     SpeculationResult,
@@ -16,7 +16,7 @@ from hf_hybrid.evaluation.speculation.results import (
     speculation_json,
     speculation_results,
 )
-from hf_hybrid.evaluation.speculation.trained import held_out_prompts, trained_pair
+from benchmarks.speculation.trained import held_out_prompts, trained_pair
 
 __all__ = [
     "CATEGORIES",

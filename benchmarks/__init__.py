@@ -1,0 +1,5 @@
+"""What the project is compared with others by, and what its checkpoint is trained on; no part of the wheel.
+
+`speculative` compares speculative decoding with plain decoding and other packages, `train` trains a recipe on the data
+of `data/`, and `smollm2` writes SmolLM2 into a folder. Each is run as ``python -m benchmarks.NAME``.
+"""
