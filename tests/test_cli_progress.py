@@ -78,7 +78,7 @@ def test_the_demo_says_how_far_it_is(folder: Path, terminal: io.StringIO) -> Non
 
 @pytest.mark.parametrize("shown", [partial(progress.waiting, "loading"), progress.counting])
 def test_standard_output_stays_standard_output(
-    terminal: io.StringIO, capsys: pytest.CaptureFixture[str], shown
+    terminal: io.StringIO, capsys: pytest.CaptureFixture[str], shown: Any
 ) -> None:
     before = sys.stdout
     with shown():

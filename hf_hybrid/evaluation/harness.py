@@ -129,11 +129,11 @@ def measure(
 
     starts = range(0, len(items), batch_size)
     total = (1 + len(starts)) * len(candidates)
-    told = itertools.count()
+    begun = itertools.count()
 
     def write(stage: str, batch: Sequence[TestItem], candidate: Candidate, read_back: bool) -> list[Measurement]:
         if progress is not None:
-            progress(stage, candidate.name, next(told), total)
+            progress(stage, candidate.name, next(begun), total)
         return answer(models[candidate.name], tokenizer, batch, candidate, max_new_tokens, read_back, temperature)
 
     try:

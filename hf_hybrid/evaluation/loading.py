@@ -88,11 +88,12 @@ def loading_cost(
     """
     classes = (AutoModelForCausalLM, AutoHybridModelForCausalLM)
     processes = min(rounds, MOST_PROCESSES)
-    total, told = 2 * (rounds + 2 + processes), itertools.count()
+    total = 2 * (rounds + 2 + processes)
+    done = itertools.count()
 
     def tell(stage: str, place: int) -> None:
         if progress is not None:
-            progress(stage, LOADERS[place].partition(":")[0], next(told), total)
+            progress(stage, LOADERS[place].partition(":")[0], next(done), total)
 
     def load_here(place: int) -> float:
         tell("loading", place)
