@@ -53,9 +53,12 @@ speculative: .venv/.stamp-run
 	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks.speculative $(ARGS)
 
-# The card and the README's table, from what `make bench ARGS="--json model_cards/results/hybrid-pocket.json"` measured.
-card: .venv/.stamp-run
-	$(BIN)/hf-hybrid card hybrid-pocket --portable --about model_cards/hybrid-pocket/about.md --picture docs/frontier.png \
+# The card, the README's table and the picture of the sweep, from what these two measured:
+#   make bench ARGS="--passes --coherence --json model_cards/results/hybrid-pocket.json"
+#   make bench ARGS="--sweep --json model_cards/results/hybrid-pocket-sweep.json"
+card: .venv/.stamp-dev
+	$(BIN)/hf-hybrid card hybrid-pocket --portable --about model_cards/hybrid-pocket/about.md \
+		--draw model_cards/results/hybrid-pocket-sweep.json --picture docs/frontier.png \
 		--results model_cards/results/hybrid-pocket.json --out model_cards/hybrid-pocket/README.md --readme README.md
 
 test: .venv/.stamp-dev

@@ -22,10 +22,8 @@ from hf_hybrid.evaluation import (
     FEEDBACK,
     Candidate,
     Measurement,
-    PlotError,
     Run,
     bootstrap_interval,
-    draw_frontier,
     groups_of,
     in_types,
     kinds_of,
@@ -35,7 +33,6 @@ from hf_hybrid.evaluation import (
     shape_of,
     to_json,
 )
-from hf_hybrid.evaluation.frontier import families
 from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, TestItem
 
 
@@ -213,24 +210,6 @@ def test_every_feedback_rule_is_on_once_and_off_once() -> None:
 
 def test_an_empty_run_has_no_results() -> None:
     assert results_of(Run(CANDIDATES, [], {c.name: [] for c in CANDIDATES})) == []
-
-
-def test_a_picture_shows_families_and_defaults(tmp_path: Path) -> None:
-    names = ("block w4", "block default", "host", "verified w4")
-    candidates = tuple(Candidate(name, None if name == "host" else "block_diffusion") for name in names)
-    rows = {c.name: [measured(1.0 + n, n != 1)] for n, c in enumerate(candidates)}
-    run = Run(candidates, [item("0", "A")], rows)
-    facts = {"device": {"dtype": "float32", "processor": "Abacus", "threads": 2}}
-    content = to_json(run, results_of(run), {}, facts, "bench")
-    groups = families(content["results"])
-    assert list(groups) == ["block", "host", "verified"]
-    assert [r["name"] for r in groups["block"]] == ["block default", "block w4"]  # from slow to fast
-    draw_frontier(content, tmp_path / "frontier.svg")
-    text = (tmp_path / "frontier.svg").read_text()
-    for shown in ("<!-- verified -->", "<!-- block default -->", "<!-- answer tokens per second -->", "Abacus"):
-        assert shown in text
-    with pytest.raises(PlotError, match="no results"):
-        draw_frontier({**content, "results": []}, tmp_path / "none.png")
 
 
 def test_shape_of_a_test_set() -> None:

@@ -120,10 +120,13 @@ def test_the_host_is_the_host_and_everyone_is_greedy() -> None:
 @pytest.mark.parametrize(("call", "finished"), [(2, 0), (4, 0), (7, 1), (8, 1), (12, 2)])
 def test_an_interrupt_keeps_whole_prompts(call: int, finished: int) -> None:
     items = [item(str(n), "A") for n in range(3)]
-    told: list[int] = []
-    run = measure(Scripted(call), Digits(), items, THREE, progress=told.append)
+    told: list[tuple[str, str, int, int]] = []
+    run = measure(Scripted(call), Digits(), items, THREE, progress=lambda *step: told.append(step))
     assert run.interrupted and [i.id for i in run.items] == [str(n) for n in range(finished)]
-    assert [len(m) for m in run.measurements.values()] == [finished] * 3 and sum(told) == finished
+    assert [len(m) for m in run.measurements.values()] == [finished] * 3
+    # Every answer was told before it began, the warm-up first, then in the order that rotates.
+    stages = ["warming up"] * 3 + ["answering"] * 9
+    assert told == list(zip(stages, "abcabcbcacab", range(12), [12] * 12, strict=True))[:call]
 
 
 def test_a_subset_takes_every_country_in_turn() -> None:

@@ -16,13 +16,13 @@ import torch
 from hf_hybrid.config import SpeculativeSettings
 from hf_hybrid.decoding.branches import BranchError, as_tree, depth, pruned, standing
 from hf_hybrid.decoding.call import Context
+from hf_hybrid.decoding.draft_length import Acceptance, DraftLength, acceptance_of_text, experience_of
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
 from hf_hybrid.decoding.drafters.lease import Lease
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.output import DecodingError
-from hf_hybrid.decoding.draft_length import Acceptance, DraftLength, acceptance_of_text, experience_of
 from hf_hybrid.decoding.sampling import DraftSampler
 from hf_hybrid.models.cost_model import GuessedCosts, cost_model_of
 from hf_hybrid.models.vocabulary import readable

@@ -231,7 +231,7 @@ def _measured(runs: Sequence[Mapping[str, Any]], picture: Path | None) -> str:
         return "Nothing was measured yet; `hf-hybrid bench --model FOLDER --json FILE` measures."
     blocks = [block for run in runs for block in (render_table(run), render_passes(run)) if block]
     if picture is not None:
-        blocks.append(f"![Lines right against tokens per second, of every setting of a sweep]({picture.name})")
+        blocks.append(f"![Right answers against speed, of every setting of a sweep]({picture.name})")
     return "\n\n".join(blocks)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from hf_hybrid import Draft, Drafter, ModelDrafter, SuffixDrafter, TreeDrafter
-from hf_hybrid.decoding.draft_length import PROBE_SHARE, Acceptance, Experience, DraftLength, experience_of
+from hf_hybrid.decoding.draft_length import PROBE_SHARE, Acceptance, DraftLength, Experience, experience_of
 from hf_hybrid.models.cost_model import MOST_ROWS, MeasuredCosts, cost_model_of
 from tests.models_for_tests import tiny
 
