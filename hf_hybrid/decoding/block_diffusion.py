@@ -28,8 +28,9 @@ class BlockDiffusion(Strategy):
                 "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
             )
         self.settings = settings
-        self.spad = control.spad
-        self.controls = tuple(token for token in control.banned if token != control.spad)
+        noise = control.noise
+        self.filler = noise.filler
+        self.controls = tuple(token for token in noise.banned if token != noise.filler)
 
     def begin(self, canvas: Canvas, line: int) -> None:
         """One lane: the prompt, with a window behind it."""
@@ -47,9 +48,9 @@ class BlockDiffusion(Strategy):
         return "text"
 
     def forbidden(self, lane: Lane) -> tuple[int, ...]:
-        """Control tags are no text; behind the end a window may hold ``<spad>``."""
+        """Control tags are no text; behind the end a window may hold the filler."""
         return self.controls
 
     def terminators(self, lane: Lane) -> dict[int, bool]:
-        """``eos``, and ``<spad>`` (if the model has it) where a window put it without one."""
-        return super().terminators(lane) | ({} if self.spad is None else {self.spad: False})
+        """``eos``, and the filler (if the model has one) where a window put it without one."""
+        return super().terminators(lane) | ({} if self.filler is None else {self.filler: False})

@@ -229,7 +229,7 @@ def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
     if partner is None and settings.drafter == "suffix":
         return SuffixDrafter()
     if partner is None and control is not None:
-        return SelfDrafter(control, settings.window_length)
+        return SelfDrafter(control.noise, settings.window_length)
     if partner is None:
         raise DecodingError(
             "drafter='self' needs a mask token, and the model has none; take drafter='suffix', or add one with "

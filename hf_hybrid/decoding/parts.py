@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from hf_hybrid.config import PlannedDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
-from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar
+from hf_hybrid.core.grammars import Grammar
+from hf_hybrid.core.plan import Plan
 from hf_hybrid.decoding.output import DecodingError, GenerationReport, SpanReport
 from hf_hybrid.models.runner import Runner
 
@@ -38,13 +39,11 @@ class Parts:
     """Makes lanes for the parts of rounds.
 
     Args:
-        settings: of the call. control: ids of the tags. grammar: of the plans. runner: learns what a part reads.
+        settings: of the call. grammar: of the plans. runner: learns what a part reads.
     """
 
-    def __init__(
-        self, settings: PlannedDiffusionSettings, control: ControlTokens, grammar: PlanGrammar, runner: Runner
-    ):
-        self.settings, self.control, self.grammar, self.runner = settings, control, grammar, runner
+    def __init__(self, settings: PlannedDiffusionSettings, grammar: Grammar, runner: Runner):
+        self.settings, self.grammar, self.runner = settings, grammar, runner
         self.window = settings.window_length if settings.span_decoding == "diffusion" else 0
 
     def start(self, canvas: Canvas, current: Round, line: int) -> None:
@@ -53,16 +52,17 @@ class Parts:
         Each may outgrow its plan, however much room the answer has: it is cut in text order, so that a part does not
         depend on where. Parts whose text is given are finished; their rows ride in the next pass.
         """
-        settings, control, trunk, plan, lanes = self.settings, self.control, current.trunk, current.plan, current.lanes
+        settings, grammar, trunk, plan, lanes = self.settings, self.grammar, current.trunk, current.plan, current.lanes
         if len(lanes) == len(plan.spans):
             return
         related = plan.depends("sparse" if settings.visibility == "sparse" else "dag").tolist()
-        starts = plan.starts(trunk.start + current.begin)
+        starts = grammar.starts(plan, trunk.start + current.begin)
         for number in range(len(lanes), len(plan.spans)):
             span = plan.spans[number]
-            lane = Lane("span", trunk.span + 1 + 2 * number, starts[number], [control.async_, *span.label])
-            lane.opening, lane.hidden, lane.part, lane.planned = span.opening, [(0, 1)], number, span.length
-            lane.limit = span.opening + math.ceil(span.length * settings.max_span_extension)
+            lane = Lane("span", trunk.span + 1 + 2 * number, starts[number], list(grammar.opening(span)))
+            lane.opening, lane.hidden = len(lane.tokens), [(0, grammar.silent(span))]
+            lane.part, lane.planned = number, span.length
+            lane.limit = lane.opening + math.ceil(span.length * settings.max_span_extension)
             lane.positions = canvas.positions
             lane.window, lane.verified = self.window, settings.verify_spans
             lane.depends = tuple(lanes[k] for k, reads in enumerate(related[number][:number]) if reads)
@@ -93,17 +93,18 @@ class Parts:
 
     def split(self, canvas: Canvas, current: Round, lane: Lane) -> None:
         """A filled dense round becomes one finished lane per part; they go into the cache as clean rows of one span."""
-        plan, lanes = current.plan, current.lanes
+        grammar, plan, lanes = self.grammar, current.plan, current.lanes
         at = canvas.lanes.index(lane)
         lanes.clear()
-        for number, (span, start) in enumerate(zip(plan.spans, plan.dense_starts(lane.start), strict=True)):
+        for number, (span, start) in enumerate(zip(plan.spans, grammar.dense_starts(plan, lane.start), strict=True)):
             begin = start - lane.start
-            body = lane.tokens[begin + span.opening : begin + span.opening + span.length]
-            ended = self.control.spad in body
-            body = body[: body.index(self.control.spad)] if ended else body
-            opening = lane.tokens[begin : begin + span.opening]
-            part = Lane("span", lane.span, start, [*opening, *body], hidden=[(0, 1)], part=number)
-            part.opening, part.planned, part.passes = span.opening, span.length, lane.passes
+            text = begin + len(grammar.opening(span))
+            body = lane.tokens[text : text + span.length]
+            ended = grammar.part_end in body
+            body = body[: body.index(grammar.part_end)] if ended else body
+            part = Lane("span", lane.span, start, [*lane.tokens[begin:text], *body], part=number)
+            part.hidden, part.opening = [(0, grammar.silent(span))], text - begin
+            part.planned, part.passes = span.length, lane.passes
             part.finish("end" if ended else "limit" if len(body) == span.length else "length")
             lanes.append(part)
         canvas.lanes[at : at + 1] = lanes
@@ -135,14 +136,13 @@ def report_parts(report: GenerationReport, number: int, current: Round) -> None:
 def check_plans(
     plans: Plan | Sequence[Plan] | None,
     settings: PlannedDiffusionSettings,
-    control: ControlTokens,
-    vocab_size: int,
+    grammar: Grammar,
     ends: frozenset[int],
 ) -> tuple[Plan, ...]:
     """The plans that a call brings, one per round.
 
     Args:
-        vocab_size: ids that the model knows. ends: ids that end an answer.
+        ends: ids that end an answer.
 
     Raises:
         DecodingError: they are no plans, or cannot be carried out with these settings.
@@ -155,20 +155,20 @@ def check_plans(
         raise DecodingError("plan= takes a hf_hybrid.Plan, or one per round")
     if len(given) > settings.max_rounds:
         raise DecodingError(f"{len(given)} plans are more than max_rounds={settings.max_rounds}")
-    known = {length for length, _ in control.lengths}
     for plan in given:
-        plan.check(settings.limits, control, vocab_size)
+        grammar.check(plan)
         if any(ends.intersection((*plan.lead, *span.label, *(span.text or ()))) for span in plan.spans):
             raise DecodingError("the plan holds an id that ends an answer (eos_token_id); leave it out of its texts")
         if settings.visibility == "dense" and any(span.text is not None for span in plan.spans):
             raise DecodingError("visibility='dense' writes a whole round at once; leave the given texts out")
-        odd = [span.length for span in plan.spans if span.length > max(known)]
+        longest = grammar.lengths[-1]
+        odd = [span.length for span in plan.spans if span.length > longest]
         if odd:
-            raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({max(known)})")
+            raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({longest})")
     return given
 
 
-def check_room(plans: Sequence[Plan], canvas: Canvas, dense: bool) -> None:
+def check_room(plans: Sequence[Plan], grammar: Grammar, canvas: Canvas, dense: bool) -> None:
     """Refuse given plans whose own tokens do not fit, whatever is written for them. Planned lengths are guesses: an
     answer that needs them all is cut instead.
 
@@ -179,18 +179,20 @@ def check_room(plans: Sequence[Plan], canvas: Canvas, dense: bool) -> None:
         DecodingError: too many tokens for ``max_new_tokens``, or more positions than the model has.
     """
     needed, end = 0, len(canvas.prompt)
-    for plan in plans:
-        texts = [len(span.label) + len(span.text or ()) for span in plan.spans]
-        entries = sum(span.entry for span in plan.spans)
-        needed += len(plan.lead) + sum(texts)
-        needed += (1 + entries + len(plan.spans)) * canvas.control  # <par> or <sync/>, and an <async> for each part
-        begin = end + 1 + len(plan.lead)
+    for number, plan in enumerate(plans):
+        opened = len(grammar.resume if number else grammar.switch)
+        parts = [len(grammar.opening(span)) + len(span.text or ()) for span in plan.spans]
+        silent = sum(grammar.silent(span) for span in plan.spans)
+        entries = len(grammar.render(plan))
+        needed += len(plan.lead) + sum(parts) - silent
+        needed += (opened + entries + silent) * canvas.control
+        begin = end + opened + len(plan.lead)
         end = begin + entries
         if dense:
-            end += sum(span.opening + span.length for span in plan.spans)
+            end += grammar.total(plan.spans)
         else:
-            starts = plan.starts(begin)
-            end = max(end, *(start + 1 + size for start, size in zip(starts, texts, strict=True)))
+            starts = grammar.starts(plan, begin)
+            end = max(end, *(start + size for start, size in zip(starts, parts, strict=True)))
     if needed > canvas.budget:
         raise DecodingError(
             f"the given plan alone holds {needed} tokens, and max_new_tokens leaves {canvas.budget}; raise it"

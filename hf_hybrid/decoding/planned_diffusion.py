@@ -5,21 +5,22 @@ Source: Israel et al., "Planned Diffusion", 2025, section 3; lanes that finish a
 text may stand before, between and behind rounds, a part may outgrow its plan, and by default every drafted token is
 checked by the clean rows of the next pass, so that the text equals ``span_decoding="autoregressive"``.
 
-The trunk is a chain of lanes, one per segment: the prompt with the switch ``<par>``, and each ``<sync/>`` with what
-follows it. Between two segments stand the lanes of a round. A part reads the trunk as far as its own entry of the
-plan, so it begins when that entry stands, beside the rest of the plan: every further entry is a span of its own (in one
-lane), which the parts before it do not read.
+The trunk is a chain of lanes, one per segment: the prompt with the switch of the grammar, and what follows each round,
+from the tokens that resume the trunk. Between two segments stand the lanes of a round. A part reads the trunk as far as
+its own entry of the plan, so it begins when that entry stands, beside the rest of the plan: every further entry is a
+span of its own (in one lane), which the parts before it do not read.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from torch import Tensor
 
 from hf_hybrid.config import PlannedDiffusionSettings
 from hf_hybrid.core.canvas import Canvas, Lane
-from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanState
+from hf_hybrid.core.grammars import PlanState, grammar_of
+from hf_hybrid.core.plan import Plan
 from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.output import DecodingError
 from hf_hybrid.decoding.parts import Parts, Round, check_plans, check_room, report_parts
@@ -33,7 +34,7 @@ class PlannedDiffusion(Strategy):
         super().__init__(context)
         settings, control = context.call.settings, context.call.control
         assert isinstance(settings, PlannedDiffusionSettings)
-        if not isinstance(control, ControlTokens):
+        if control is None or control.tags is None:
             raise DecodingError(
                 "planned_diffusion needs control tokens, and the model has none; add them with "
                 "hf_hybrid.prepare_vocabulary(model, tokenizer) and train it"
@@ -42,32 +43,30 @@ class PlannedDiffusion(Strategy):
         if settings.commit == "block" and settings.verify_spans and diffusing and settings.visibility != "dense":
             raise DecodingError("commit='block' keeps a block noisy, so nothing can be checked; add verify_spans=False")
         self.settings = settings
-        self.control: ControlTokens = control
-        self.grammar = PlanGrammar(control, context.vocab_size, settings.limits)
-        self.parts = Parts(settings, control, self.grammar, context.runner)
-        self.given = check_plans(context.call.plan, settings, control, context.vocab_size, context.ends)
+        self.grammar = grammar_of(control, context.vocab_size, settings.limits)
+        self.parts = Parts(settings, self.grammar, context.runner)
+        self.given = check_plans(context.call.plan, settings, self.grammar, context.ends)
         self.states: dict[Lane, PlanState] = {}
         self.rounds: dict[int, list[Round]] = {}
-        self.in_span = tuple({*control.banned, *context.ends} - {control.spad})
-        self.lengths = frozenset(token for _, token in control.lengths)
-        self.in_canvas = (control.mask, control.par, control.sync)
+        self.resumed = len(self.grammar.resume)
+        self.in_part = tuple({*self.grammar.never_in_part, *context.ends} - {self.grammar.part_end})
 
     # The trunk.
 
     def begin(self, canvas: Canvas, line: int) -> None:
-        """The prompt and the switch, and an optimistic first ``<topic>``."""
+        """The prompt and the switch, and optimistically the first token of a plan."""
         self.rounds[canvas.row] = []
         first = len(canvas.prompt)
         trunk = Lane("trunk", canvas.new_span(), 0, list(canvas.prompt), positions=canvas.positions)
         canvas.lanes.append(trunk)
-        check_room(self.given, canvas, self.settings.visibility == "dense")
+        check_room(self.given, self.grammar, canvas, self.settings.visibility == "dense")
         if fault := self._no_plan(canvas):
             trunk.limit = first + canvas.budget
             self.reports[canvas.row].fallbacks.append(f"no plan: {fault}")
             self.states[trunk] = PlanState()
             return
-        trunk.tokens.append(self.control.par)
-        trunk.hidden.append((first, first + 1))
+        trunk.tokens += self.grammar.switch
+        trunk.hidden.append((first, len(trunk.tokens)))
         self._open_segment(canvas, trunk, line)
 
     def _no_plan(self, canvas: Canvas) -> str:
@@ -80,8 +79,7 @@ class PlannedDiffusion(Strategy):
                 )
             return "the prompt ends inside of an answer (continue_final_message)"
         left = canvas.positions - len(canvas.prompt)
-        # <par>, an entry and an opening with the longest label, and some text: decided before anything is written.
-        needed = 4 + 2 * self.settings.max_label_length + self.control.lengths[0][0]
+        needed = self.grammar.least_round  # decided before anything is written
         short = left < needed and not self.given
         return f"the model has {left} positions left, and a part may need {needed}" if short else ""
 
@@ -91,7 +89,8 @@ class PlannedDiffusion(Strategy):
         number = len(self.rounds[canvas.row])
         if number < len(self.given):
             plan = self.given[number]
-            forced = [*plan.lead, *plan.render(self.control)]
+            entries = self.grammar.entries(plan)
+            forced = [*plan.lead, *chain(*entries)]
             if len(trunk.tokens) + len(forced) > trunk.most:  # the parts before it took the positions
                 trunk.tokens += plan.lead[: trunk.most - len(trunk.tokens)]
                 trunk.finish("length")
@@ -101,7 +100,7 @@ class PlannedDiffusion(Strategy):
             trunk.hidden.append((begin, len(trunk.tokens) + len(forced)))
             trunk.tokens += forced
             if self.settings.visibility != "dense":
-                trunk.breaks = [begin + size for size in accumulate(span.entry for span in plan.spans[:-1])]
+                trunk.breaks = [begin + size for size in accumulate(map(len, entries[:-1]))]
             trunk.finish("end")
             self._carry_out(canvas, trunk, begin, plan, line, whole=True)
             return
@@ -120,20 +119,21 @@ class PlannedDiffusion(Strategy):
         return masks
 
     def forbidden(self, lane: Lane) -> tuple[int, ...]:
-        """Spans hold text and end in ``<spad>``; windows over the trunk may propose a plan."""
+        """Parts hold text and what ends them; windows over the trunk may propose a plan."""
         if lane.kind == "trunk":
-            return self.in_canvas if lane.window else ()
-        return self.in_span
+            return self.grammar.never_in_window if lane.window else ()
+        return self.in_part
 
     def terminators(self, lane: Lane) -> dict[int, bool]:
-        """A span ends with its first ``<spad>``, a plan with ``<async>``, which opens one, the answer with ``eos``."""
+        """What ends a part, a plan, and the answer."""
         if lane.kind == "trunk":
-            return {**super().terminators(lane), self.control.async_: False}
-        # In a dense round <spad> ends its part alone; the lane ends when it is full.
-        return {} if lane.kind == "canvas" else {self.control.spad: False}
+            return {**super().terminators(lane), self.grammar.plan_end: False}
+        # In a dense round the end of a part ends nothing else; the lane ends when it is full.
+        return {} if lane.kind == "canvas" else {self.grammar.part_end: False}
 
     def draft(self, canvas: Canvas, lane: Lane, proposed: list[int]) -> list[int]:
-        """Proposals as far as the grammar allows them; without any, an optimistic ``<topic>`` where one may follow."""
+        """Proposals as far as the grammar allows them; without any, optimistically what opens an entry where one may
+        follow."""
         drafted = super().draft(canvas, lane, proposed)
         if lane.kind != "trunk":
             return drafted
@@ -141,7 +141,7 @@ class PlannedDiffusion(Strategy):
         self._forget_breaks(lane, len(lane.tokens))
         for token in drafted:
             text, control = self.grammar.choices(state, self._rounds_left(canvas))
-            special = token in self.control.banned or token in self.context.ends
+            special = token in self.grammar.banned or token in self.context.ends
             if not (token in control if special else text):
                 break
             state = self._follow(lane, state, token, len(lane.tokens) + len(legal))
@@ -150,14 +150,15 @@ class PlannedDiffusion(Strategy):
         fresh = self._fresh(canvas, lane) and not lane.window
         if not (legal or lane.ending) and (self.states[lane].stage == "length" or fresh):
             _, control = self.grammar.choices(self.states[lane], self._rounds_left(canvas))
-            if self.control.topic in control and len(lane.tokens) < lane.most:
-                legal = [self.control.topic]
-                self._follow(lane, self.states[lane], self.control.topic, len(lane.tokens))
+            opening = next(filter(self.grammar.opens, control), None)
+            if opening is not None and len(lane.tokens) < lane.most:
+                legal = [opening]
+                self._follow(lane, self.states[lane], opening, len(lane.tokens))
         return legal
 
     def guesses(self, lane: Lane) -> frozenset[int]:
         """A planned length is a guess, which seldom changes the labels behind it."""
-        return self.lengths if lane.kind == "trunk" else frozenset()
+        return self.grammar.guesses if lane.kind == "trunk" else frozenset()
 
     def settled(self, canvas: Canvas, lane: Lane, tokens: list[int], line: int) -> None:
         """Follow the grammar on the trunk, report finished spans, and start what comes next."""
@@ -172,7 +173,7 @@ class PlannedDiffusion(Strategy):
         state, first = self.states[lane], len(lane.tokens) - len(tokens)
         self._forget_breaks(lane, first)
         for number, token in enumerate(tokens, first):
-            if token == self.control.topic and state.stage == "text":
+            if state.stage == "text" and self.grammar.opens(token):
                 lane.hidden.append((number, 1 << 40))
             if token not in self.context.ends:
                 state = self._follow(lane, state, token, number)
@@ -184,21 +185,21 @@ class PlannedDiffusion(Strategy):
             state = state if lane.done else self._follow(lane, state, control[0], len(lane.tokens) - 1)
         self.states[lane] = state
         whole = lane.done and lane.reason == "end" and state.stage == "length"
-        complete = state.parts if whole else state.parts[: state.complete]
+        complete = state.parts if whole else state.parts[: self.grammar.complete(state)]
         if lane.done and not whole and (state.stage == "text" or not complete or canvas.control):
             canvas.finished = True
             if lane.reason != "end":
                 canvas.end_by_length()
         elif state.stage != "text":
             begin = lane.hidden[-1][0]
-            # Behind the prompt and <par>, or behind <sync/>, up to the plan.
+            # Behind the tokens that opened the segment, up to the plan.
             lead = tuple(lane.tokens[lane.hidden[0][1] : begin])
             # Where positions end inside of a plan, the parts that it names so far are written, and nothing behind them.
             self._carry_out(canvas, lane, begin, Plan(complete, lead), line, lane.done)
 
     def _follow(self, trunk: Lane, state: PlanState, token: int, index: int) -> PlanState:
         """The state behind ``token``, which stands (or is on trial) at ``index``; notes where an entry begins."""
-        if token == self.control.topic and state.stage == "length" and self.settings.visibility != "dense":
+        if state.stage == "length" and self.grammar.opens(token) and self.settings.visibility != "dense":
             trunk.breaks.append(index)
         return self.grammar.advance(state, token)
 
@@ -237,18 +238,11 @@ class PlannedDiffusion(Strategy):
             self._span_finished(canvas, line)
 
     def close(self, lane: Lane, fills: list[int | None]) -> list[int | None]:
-        """In a dense round ``<spad>`` closes the rest of its part alone."""
-        if lane.kind != "canvas":
-            return super().close(lane, fills)
-        closed: list[int | None] = []
-        ended = False
-        for token in fills:
-            ended = token == self.control.spad or (ended and token != self.control.async_)
-            closed.append(self.control.spad if ended else token)
-        return closed
+        """In a dense round the end of a part closes the rest of that part alone."""
+        return self.grammar.closed(fills) if lane.kind == "canvas" else super().close(lane, fills)
 
     def _span_finished(self, canvas: Canvas, line: int) -> None:
-        """When the whole round stands, open the next trunk segment with ``<sync/>``."""
+        """When the whole round stands, open the next trunk segment."""
         current = self.rounds[canvas.row][-1]
         if not current.whole or not all(lane.done for lane in current.lanes):
             return
@@ -258,24 +252,24 @@ class PlannedDiffusion(Strategy):
                 return
             self._withdraw(canvas, ahead)
         end = canvas.end
-        if canvas.room <= 0 or current.trunk.reason == "length" or end + 1 >= canvas.positions:
+        if canvas.room <= 0 or current.trunk.reason == "length" or end + self.resumed >= canvas.positions:
             canvas.end_by_length()
             return
-        self._open_sync(canvas, line, end, [])
+        self._resume(canvas, line, end, [])
 
-    def _open_sync(self, canvas: Canvas, line: int, end: int, trial: list[tuple[Lane, list[int]]]) -> None:
+    def _resume(self, canvas: Canvas, line: int, end: int, trial: list[tuple[Lane, list[int]]]) -> None:
         """The next trunk segment, at position ``end`` behind parts that stand or, on ``trial``, are expected to
         stand."""
         before = tuple(range(canvas.num_spans))
-        sync = Lane("trunk", canvas.new_span(), end, [self.control.sync], hidden=[(0, 1)], sees=before, trial=trial)
-        sync.positions = canvas.positions
-        self.runner.relate(line, sync.span, before)
-        canvas.lanes.append(sync)
-        self._open_segment(canvas, sync, line)
+        trunk = Lane("trunk", canvas.new_span(), end, list(self.grammar.resume), sees=before, trial=trial)
+        trunk.hidden, trunk.positions = [(0, self.resumed)], canvas.positions
+        self.runner.relate(line, trunk.span, before)
+        canvas.lanes.append(trunk)
+        self._open_segment(canvas, trunk, line)
 
     def look_ahead(self, canvas: Canvas, line: int) -> None:
-        """A part whose last dependency is expected to end, and ``<sync/>`` where the last part is, ride in the pass
-        that checks the end. Entries of the plan that are on trial get their spans."""
+        """A part whose last dependency is expected to end, and the next segment where the last part is, ride in the
+        pass that checks the end. Entries of the plan that are on trial get their spans."""
         for lane in canvas.running():
             self._reserve(lane, line)
         rounds = self.rounds[canvas.row]
@@ -292,19 +286,19 @@ class PlannedDiffusion(Strategy):
         trial = canvas.expected(current.lanes)
         end = max([canvas.end, *(lane.start + len(tokens) for lane, tokens in trial)])
         more = sum(len(tokens) - len(lane.tokens) for lane, tokens in trial)
-        if trial and more < canvas.room and end + 1 < canvas.positions:
-            self._open_sync(canvas, line, end, trial)
+        if trial and more < canvas.room and end + self.resumed < canvas.positions:
+            self._resume(canvas, line, end, trial)
 
     def dismiss(self, canvas: Canvas, lane: Lane) -> None:
-        """A ``<sync/>`` too early is taken back."""
+        """A segment that was opened too early is taken back."""
         super().dismiss(canvas, lane)
         if lane.kind == "trunk" and lane in canvas.lanes:
             self._withdraw(canvas, lane)
 
-    def _withdraw(self, canvas: Canvas, sync: Lane) -> None:
-        canvas.lanes.remove(sync)
-        canvas.num_spans = sync.span
-        del self.states[sync]
+    def _withdraw(self, canvas: Canvas, trunk: Lane) -> None:
+        canvas.lanes.remove(trunk)
+        canvas.num_spans = trunk.span
+        del self.states[trunk]
 
     def finished(self, canvas: Canvas) -> None:
         """Report every plan, and every part as it stands in the answer."""
@@ -329,9 +323,9 @@ class PlannedDiffusion(Strategy):
     # Bounds.
 
     def _rounds_left(self, canvas: Canvas) -> bool:
-        switched = bool(canvas.lanes[0].hidden)  # True: <par> was put behind the prompt
+        switched = bool(canvas.lanes[0].hidden)  # True: the switch was put behind the prompt
         return switched and not self.given and len(self.rounds[canvas.row]) < self.settings.max_rounds
 
     def _fresh(self, canvas: Canvas, lane: Lane) -> bool:
-        """True: nothing was written behind the switch or ``<sync/>`` that opened the segment."""
-        return lane.tokens[-1] in (self.control.par, self.control.sync) and self.states[lane].stage == "text"
+        """True: nothing was written behind the tokens that opened the segment."""
+        return bool(lane.hidden) and len(lane.tokens) == lane.hidden[0][1] and self.states[lane].stage == "text"

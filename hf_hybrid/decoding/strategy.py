@@ -138,7 +138,7 @@ class Strategy(ABC):
     def mask_token(self) -> int:
         """Id that stands at open positions; 0 for a model without one, which then has no open positions."""
         control = self.context.call.control
-        return control.mask if control is not None else 0
+        return control.noise.mask if control is not None else 0
 
     def advance(self, canvases: list[Canvas], first: int = 0) -> None:
         """One pass over all lanes of ``canvases``, the active batch rows of the Runner from ``first`` on, and what it

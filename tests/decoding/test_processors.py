@@ -16,17 +16,17 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as host
 
-from hf_hybrid.core.plan import ControlTokens, PlanGrammar, PlanLimits
+from hf_hybrid.core.grammars.native import NativeGrammar, PlanTags
+from hf_hybrid.core.plan import PlanLimits
+from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.decoding import DecodingError
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, ProcessorError, Processors
 from tests.models_for_tests import VOCAB, tiny
 
-TOKENS = ControlTokens(
-    mask=44, eos=45, par=46, topic=47, async_=48, sync=49, spad=50,
-    lengths=((2, 51), (4, 52), (8, 53)), depends=(54, 55),
-)  # fmt: skip
+TAGS = PlanTags(par=46, topic=47, async_=48, sync=49, lengths=((2, 51), (4, 52), (8, 53)), depends=(54, 55))
+TOKENS = ControlTokens.of(mask=44, end=45, filler=50, tags=TAGS)
 LIMITS = PlanLimits(max_parts=3, max_part_length=4, max_plan_length=20, max_label_length=2)
-GRAMMAR = PlanGrammar(TOKENS, VOCAB, LIMITS)
+GRAMMAR = NativeGrammar(TOKENS, VOCAB, LIMITS)
 PAD, ROOM = 1, 24  # the host fills beams up with eos when the padding id is 0
 PROMPT = torch.tensor(
     [  # the first row is padded; the second holds a plan, opened and half of the next
@@ -49,7 +49,7 @@ class Reparsed(LogitsProcessor):
         out = self.processor(input_ids, scores)
         for ids, before, after in zip(input_ids.tolist(), scores, out, strict=True):
             new = ids[self.processor.prompt_length :]
-            if TOKENS.eos in new:
+            if TOKENS.noise.end in new:
                 assert torch.equal(before, after)
                 continue
             allowed = self.allowed(new)
@@ -64,20 +64,20 @@ class Reparsed(LogitsProcessor):
         try:
             state, read = GRAMMAR.parse(new)
         except ValueError:
-            return {TOKENS.eos}
+            return {TOKENS.noise.end}
         if state.stage == "written" or read < len(new) or (state.stage == "text" and left == 1):
-            return {TOKENS.eos}
+            return {TOKENS.noise.end}
         text, control = GRAMMAR.choices(state, room=left)
-        return set(control) | (set(range(VOCAB)) - {*TOKENS.banned, TOKENS.eos} if text else set())
+        return set(control) | (set(range(VOCAB)) - {*TOKENS.noise.banned, TOKENS.noise.end} if text else set())
 
 
 def write(**arguments: Any) -> tuple[Tensor, Reparsed]:
     """The host's ``generate()`` on three prompts, with a bias that makes plans likely."""
     checked = Reparsed(PlanLogitsProcessor(GRAMMAR, PROMPT.shape[1], max_new_tokens=ROOM))
     # 53 is the length above its cap: the model must want it and not get it.
-    bias = [[[TOKENS.topic], 4.0], [[52], 2.0], [[53], 6.0], [[TOKENS.depends[0]], 2.0]]
+    bias = [[[TAGS.topic], 4.0], [[52], 2.0], [[53], 6.0], [[TAGS.depends[0]], 2.0]]
     out = tiny("llama").generate(
-        PROMPT, attention_mask=MASK, max_new_tokens=ROOM, eos_token_id=TOKENS.eos, pad_token_id=PAD,
+        PROMPT, attention_mask=MASK, max_new_tokens=ROOM, eos_token_id=TOKENS.noise.end, pad_token_id=PAD,
         sequence_bias=bias, logits_processor=LogitsProcessorList([checked]), **arguments,
     )  # fmt: skip
     assert checked.calls > 0
@@ -86,7 +86,7 @@ def write(**arguments: Any) -> tuple[Tensor, Reparsed]:
 
 def check_answer(new: list[int]) -> tuple[int, ...]:
     """Check every rule on the new tokens of one row, and return the label lengths of its plan (none without one)."""
-    end = new.index(TOKENS.eos)  # every answer ends with one
+    end = new.index(TOKENS.noise.end)  # every answer ends with one
     assert all(token == PAD for token in new[end + 1 :])
     answer = new[:end]
     state, read = GRAMMAR.parse(answer)
@@ -95,10 +95,10 @@ def check_answer(new: list[int]) -> tuple[int, ...]:
     if state.stage == "text":
         assert plan is None
         return ()
-    assert state.stage == "written" and answer[-1] == TOKENS.async_
+    assert state.stage == "written" and answer[-1] == TAGS.async_
     assert plan is not None and plan == state.plan
-    plan.check(LIMITS, TOKENS)
-    assert answer.index(TOKENS.topic) + len(GRAMMAR.render(plan)) + state.total <= ROOM
+    GRAMMAR.check(plan)
+    assert answer.index(TAGS.topic) + len(GRAMMAR.render(plan)) + GRAMMAR.total(state.parts) <= ROOM
     return tuple(len(span.label) for span in plan.spans)
 
 
@@ -127,7 +127,7 @@ def test_a_text_ends_inside_the_room() -> None:
     processor = PlanLogitsProcessor(GRAMMAR, 1, max_rounds=0, max_new_tokens=4)
     for length in range(1, 5):
         finite = processor(torch.full((1, length), 3), torch.zeros(1, VOCAB))[0] == 0
-        assert bool(finite[TOKENS.eos]) and not finite[TOKENS.topic]
+        assert bool(finite[TOKENS.noise.end]) and not finite[TAGS.topic]
         assert bool(finite[3]) == (length < 4)
 
 
@@ -136,14 +136,14 @@ def test_tags_of_the_prompt_change_nothing() -> None:
     tagged = torch.tensor([[47, 3, 51, 48, 47, 5]])  # (1, 6)
     scores = torch.randn(1, VOCAB)
     out, same = (PlanLogitsProcessor(GRAMMAR, 4)(ids, scores) for ids in (plain, tagged))
-    assert torch.equal(out, same) and out[0, 51].isfinite() and not out[0, TOKENS.eos].isfinite()
+    assert torch.equal(out, same) and out[0, 51].isfinite() and not out[0, TOKENS.noise.end].isfinite()
     assert PlanLogitsProcessor.read_plan(tagged[0], GRAMMAR, 4) is None
 
 
 def test_a_call_advances_over_new_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    advance = PlanGrammar.advance
-    monkeypatch.setattr(PlanGrammar, "advance", lambda *args: steps.append(args[2]) or advance(*args))
+    advance = NativeGrammar.advance
+    monkeypatch.setattr(NativeGrammar, "advance", lambda *args: steps.append(args[2]) or advance(*args))
     processor = PlanLogitsProcessor(GRAMMAR, 1)
     scores = torch.zeros(2, VOCAB)
     first, second = [9, 47, 3, 52], [9, 5, 5, 47]
@@ -169,11 +169,11 @@ def test_no_row_is_left_without_a_token() -> None:
     processor = PlanLogitsProcessor(GRAMMAR, 0)
     plan = [47, 3, 51, 48]
     scores = torch.randn(3, VOCAB)
-    scores[:, TOKENS.eos] = -torch.inf  # as min_new_tokens does
+    scores[:, TOKENS.noise.end] = -torch.inf  # as min_new_tokens does
     # Finished and padded, written, off the grammar.
     out = processor(torch.tensor([[*plan, 45, PAD], [5, 5, *plan], [5, 49, 5, 5, 5, 5]]), scores)
     assert torch.equal(out[0], scores[0])
-    only_eos = torch.full((VOCAB,), -torch.inf).index_fill(0, torch.tensor(TOKENS.eos), 0.0)  # (VOCAB,)
+    only_eos = torch.full((VOCAB,), -torch.inf).index_fill(0, torch.tensor(TOKENS.noise.end), 0.0)  # (VOCAB,)
     assert torch.equal(out[1], only_eos) and torch.equal(out[2], only_eos)
 
 
@@ -238,7 +238,7 @@ def with_prefix() -> list[Any]:
 def noisy_scores(rows: int) -> Tensor:
     """Scores ``(rows, VOCAB)``, float64, with the control ids banned."""
     scores = 3 * torch.randn(rows, VOCAB, dtype=torch.float64)
-    scores[:, list(TOKENS.banned)] = -torch.inf
+    scores[:, list(TOKENS.noise.banned)] = -torch.inf
     return scores
 
 
@@ -255,7 +255,7 @@ def test_batched_is_the_hosts_list_row_by_row() -> None:
             assert torch.equal(LogitsProcessorList(processors)(ids, row[None])[0], after)
             assert torch.equal(ours.in_order(ids, row[None])[0], after)
         assert torch.equal(scores, given)
-        assert bool((out[:, list(TOKENS.banned)] == -torch.inf).all())
+        assert bool((out[:, list(TOKENS.noise.banned)] == -torch.inf).all())
         assert not torch.equal(out, scores)
 
 
@@ -273,7 +273,7 @@ def test_bans_survive_processors_that_lift_them() -> None:
     scores[:, 5] = torch.nan
     expected = LogitsProcessorList(lifting)(None, scores)
     assert torch.isfinite(expected).all()
-    expected[:, list(TOKENS.banned)] = -torch.inf
+    expected[:, list(TOKENS.noise.banned)] = -torch.inf
     assert torch.equal(split(*lifting).batched(scores), expected)
     # A forced token was let in on purpose.
     ours = split(host.ForcedEOSTokenLogitsProcessor(5, 47), *lifting, verified=True)

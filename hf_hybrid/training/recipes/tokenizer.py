@@ -7,17 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hf_hybrid.core.grammars.native import NativeGrammar
 from hf_hybrid.core.plan import PlanLimits
+from hf_hybrid.models.vocabulary import LENGTHS, MAX_DEPENDS
 from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.recipes.factbook import Record, Records, SheetSampler, TokenCounter
 from hf_hybrid.training.recipes.sheets import Sheet
 
-LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 SPECIAL_TOKENS = (
     *("<pad>", "<eos>", "<mask>", "<|user|>", "<|assistant|>"),
-    *("<par>", "<topic>", "<async>", "<sync/>", "<spad>"),
-    *(f"<len:{length}>" for length in LENGTHS),
-    *(f"<dep:{number}>" for number in range(1, 9)),
+    *NativeGrammar.texts(LENGTHS, MAX_DEPENDS),
 )
 MAX_VALUE_TOKENS = 18
 
