@@ -260,15 +260,15 @@ class SlowPlanned:
     def write(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
         """The answer to ``prompt``, cut behind ``max_new_tokens`` tokens, control tokens included."""
         self.grammar = grammar_of(self.control, self.model.config.vocab_size, PlanLimits(max_parts=self.max_parts))
-        self.rows, self.reads = clean([*prompt, self.control.tags.par]), {0: set[int]()}
+        self.rows, self.reads = clean([*prompt, *self.grammar.switch]), {0: set[int]()}
         self.answer, self.budget = Answer([], [], []), len(prompt) + max_new_tokens
         while (plan := self._trunk()) is not None:
             self._round(plan)
             if len(self.rows) >= self.budget:
                 break
-            sync = max(row.span for row in self.rows) + 1
-            self.reads[sync] = set(range(sync))
-            self.rows.append(Row(self.control.tags.sync, max(row.position for row in self.rows) + 1, sync))
+            trunk = max(row.span for row in self.rows) + 1
+            self.reads[trunk] = set(range(trunk))
+            self.rows += clean(self.grammar.resume, max(row.position for row in self.rows) + 1, trunk)
         self.answer.rows = self.rows[len(prompt) : self.budget]  # cut in text order
         return self.answer
 
@@ -292,14 +292,14 @@ class SlowPlanned:
             scores = self.pick.scores(scores, allowed, [row.token for row in self.rows])
             position = self.rows[-1].position + 1
             token = self.pick.token(scores, trunk, position)
-            if token == self.control.tags.async_:
+            if token == self.grammar.plan_end:
                 return replace(state.plan, lead=tuple(lead))
-            if state.stage == "text" and token != self.control.tags.topic:
+            if state.stage == "text" and not self.grammar.opens(token):
                 lead.append(token)
-            if state.stage == "text" and token == self.control.tags.topic:
+            if state.stage == "text" and self.grammar.opens(token):
                 self.begin = len(self.rows)
-            # A further <topic> opens an entry that the parts before it do not read.
-            entry = len(state.parts) - (state.stage != "label" and token != self.control.tags.topic)
+            # A further opening begins an entry that the parts before it do not read.
+            entry = len(state.parts) - (state.stage != "label" and not self.grammar.opens(token))
             self.rows.append(Row(token, position, self._entry_span(trunk, max(entry, 0))))
             if token == self.control.noise.end:
                 return None
@@ -322,8 +322,8 @@ class SlowPlanned:
         """Every part of ``plan``: the rows of what it reads, its opening, and what follows."""
         allowed = torch.ones(self.model.config.vocab_size, dtype=torch.bool)  # (vocab,), True: may stand in a part
         allowed[[*self.control.noise.banned, self.control.noise.end]] = False
-        allowed[self.control.noise.filler] = True
-        trunk, ends = self.rows[self.begin].span, {self.control.noise.filler: False}
+        allowed[self.grammar.part_end] = True
+        trunk, ends = self.rows[self.begin].span, {self.grammar.part_end: False}
         used = [self._entry_end(plan, number) for number in range(len(plan.spans))]
         trunk_start, moved = self.rows[self.begin].position, 0
         parts: list[list[int]] = []
@@ -332,7 +332,7 @@ class SlowPlanned:
             known = {trunk, *(trunk + 2 * entry for entry in range(1, number + 1))}
             self.reads[span] = self.reads[trunk].union(known, named, *(self.reads[s] for s in named))
             start = trunk_start + used[number] - self.begin + moved
-            own = clean([self.control.tags.async_, *part.label], start, span)
+            own = clean(self.grammar.opening(part), start, span)
             moved += len(own) + part.length  # however long the part becomes
             context = [row for row in self.rows if row.span in self.reads[span]]
             limit = math.ceil(part.length * self.extension)
