@@ -25,12 +25,13 @@ from transformers import (
 )
 
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, Settings, merged, settings_for, stored_strategy
-from hf_hybrid.core.plan import ControlTokens, Plan
+from hf_hybrid.core.plan import Plan
+from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.decoding import Call, ModelDrafter, Queue, decode
 from hf_hybrid.decoding.prompts import check_keywords
 from hf_hybrid.models.host import CACHE, CACHES, forward_parameters
 from hf_hybrid.models.seams import check_seams
-from hf_hybrid.models.vocabulary import WindowTokens, control_tokens, window_tokens
+from hf_hybrid.models.vocabulary import control_tokens, noise_tokens
 from hf_hybrid.stored import check_call
 
 _Host: Any = GenerationMixin  # its generate() types ``self`` by a protocol that it does not meet itself
@@ -144,12 +145,12 @@ def named_strategy(model: Any, arguments: Mapping[str, Any]) -> str | None:
     return named if named is not None else stored_strategy(_stored(model, arguments))
 
 
-def _control(model: Any, strategy: str, settings: Any) -> ControlTokens | WindowTokens | None:
+def _control(model: Any, settings: Settings) -> ControlTokens | None:
     """What the strategy needs of the vocabulary; None: nothing, or the model does not have it."""
-    if strategy == "planned_diffusion":
+    if settings.needs == "grammar":
         return control_tokens(model)
-    windows = strategy == "block_diffusion" or getattr(settings, "drafter", None) == "self"
-    return window_tokens(model) if windows else None
+    noise = noise_tokens(model) if settings.needs == "noise" else None
+    return None if noise is None else ControlTokens(noise)
 
 
 def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from hf_hybrid.core import selection
 from hf_hybrid.core.acceptance import keyed_noise
-from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanLimits, PlanState
+from hf_hybrid.core.grammars import PlanState, grammar_of
+from hf_hybrid.core.plan import Plan, PlanLimits
 from hf_hybrid.core.rows import PADDING, Rows
+from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.models.host import CACHE
 
 
@@ -257,16 +259,16 @@ class SlowPlanned:
 
     def write(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
         """The answer to ``prompt``, cut behind ``max_new_tokens`` tokens, control tokens included."""
-        self.grammar = PlanGrammar(self.control, self.model.config.vocab_size, PlanLimits(max_parts=self.max_parts))
-        self.rows, self.reads = clean([*prompt, self.control.par]), {0: set[int]()}
+        self.grammar = grammar_of(self.control, self.model.config.vocab_size, PlanLimits(max_parts=self.max_parts))
+        self.rows, self.reads = clean([*prompt, *self.grammar.switch]), {0: set[int]()}
         self.answer, self.budget = Answer([], [], []), len(prompt) + max_new_tokens
         while (plan := self._trunk()) is not None:
             self._round(plan)
             if len(self.rows) >= self.budget:
                 break
-            sync = max(row.span for row in self.rows) + 1
-            self.reads[sync] = set(range(sync))
-            self.rows.append(Row(self.control.sync, max(row.position for row in self.rows) + 1, sync))
+            trunk = max(row.span for row in self.rows) + 1
+            self.reads[trunk] = set(range(trunk))
+            self.rows += clean(self.grammar.resume, max(row.position for row in self.rows) + 1, trunk)
         self.answer.rows = self.rows[len(prompt) : self.budget]  # cut in text order
         return self.answer
 
@@ -278,7 +280,7 @@ class SlowPlanned:
             self.rows += clean(plan.lead, self.rows[-1].position + 1, trunk)
             self.begin = len(self.rows)
             for part in range(len(plan.spans)):
-                entry = Plan(plan.spans[: part + 1]).render(self.control)[
+                entry = self.grammar.render(Plan(plan.spans[: part + 1]))[
                     self._entry_end(plan, part - 1) - self.begin :
                 ]
                 self.rows += clean(entry, self.rows[-1].position + 1, self._entry_span(trunk, part))
@@ -290,16 +292,16 @@ class SlowPlanned:
             scores = self.pick.scores(scores, allowed, [row.token for row in self.rows])
             position = self.rows[-1].position + 1
             token = self.pick.token(scores, trunk, position)
-            if token == self.control.async_:
+            if token == self.grammar.plan_end:
                 return replace(state.plan, lead=tuple(lead))
-            if state.stage == "text" and token != self.control.topic:
+            if state.stage == "text" and not self.grammar.opens(token):
                 lead.append(token)
-            if state.stage == "text" and token == self.control.topic:
+            if state.stage == "text" and self.grammar.opens(token):
                 self.begin = len(self.rows)
-            # A further <topic> opens an entry that the parts before it do not read.
-            entry = len(state.parts) - (state.stage != "label" and token != self.control.topic)
+            # A further opening begins an entry that the parts before it do not read.
+            entry = len(state.parts) - (state.stage != "label" and not self.grammar.opens(token))
             self.rows.append(Row(token, position, self._entry_span(trunk, max(entry, 0))))
-            if token == self.control.eos:
+            if token == self.control.noise.end:
                 return None
             state = self.grammar.advance(state, token)
         return None
@@ -314,14 +316,14 @@ class SlowPlanned:
 
     def _entry_end(self, plan: Plan, part: int) -> int:
         """Number of rows as far as the entry of ``part``."""
-        return self.begin + len(Plan(plan.spans[: part + 1]).render(self.control))
+        return self.begin + len(self.grammar.render(Plan(plan.spans[: part + 1])))
 
     def _round(self, plan: Plan) -> None:
         """Every part of ``plan``: the rows of what it reads, its opening, and what follows."""
         allowed = torch.ones(self.model.config.vocab_size, dtype=torch.bool)  # (vocab,), True: may stand in a part
-        allowed[[*self.control.banned, self.control.eos]] = False
-        allowed[self.control.spad] = True
-        trunk, ends = self.rows[self.begin].span, {self.control.spad: False}
+        allowed[[*self.control.noise.banned, self.control.noise.end]] = False
+        allowed[self.grammar.part_end] = True
+        trunk, ends = self.rows[self.begin].span, {self.grammar.part_end: False}
         used = [self._entry_end(plan, number) for number in range(len(plan.spans))]
         trunk_start, moved = self.rows[self.begin].position, 0
         parts: list[list[int]] = []
@@ -330,7 +332,7 @@ class SlowPlanned:
             known = {trunk, *(trunk + 2 * entry for entry in range(1, number + 1))}
             self.reads[span] = self.reads[trunk].union(known, named, *(self.reads[s] for s in named))
             start = trunk_start + used[number] - self.begin + moved
-            own = clean([self.control.async_, *part.label], start, span)
+            own = clean(self.grammar.opening(part), start, span)
             moved += len(own) + part.length  # however long the part becomes
             context = [row for row in self.rows if row.span in self.reads[span]]
             limit = math.ceil(part.length * self.extension)
@@ -338,7 +340,7 @@ class SlowPlanned:
             if part.text is not None:
                 written = clean([row.token for row in own] + list(part.text), own[0].position, span)
             else:
-                written = write_noisy(*place, self.how, self.control.mask) if self.how else write_plain(*place)
+                written = write_noisy(*place, self.how, self.control.noise.mask) if self.how else write_plain(*place)
             self.rows += written
             kept = max(0, self.budget - len(self.rows) + len(written) - len(own))  # inside the budget
             parts.append([row.token for row in written[len(own) :]][:kept])

@@ -164,6 +164,16 @@ class Lane:
         return bool(self.reason)
 
     @property
+    def opening(self) -> int:
+        """How many of its first tokens are given, not written."""
+        return self.part.opening if self.part is not None else 0
+
+    @property
+    def planned(self) -> int:
+        """Planned length of its text, 0 for the trunk."""
+        return self.part.planned if self.part is not None else 0
+
+    @property
     def open_length(self) -> int:
         """Positions of the noisy window in the next pass: one more than the room left, for the terminator."""
         if self.done or self.drafted.ending:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_hybrid.config import Settings
-from hf_hybrid.core.plan import ControlTokens, Plan
+from hf_hybrid.core.plan import Plan
+from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.models.host import RopeSwitch
 from hf_hybrid.models.runner import Runner
-from hf_hybrid.models.vocabulary import WindowTokens
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Call:
     streamer: Any = None
     tokenizer: Any = None
     plan: Plan | Sequence[Plan] | None = None
-    control: ControlTokens | WindowTokens | None = None
+    control: ControlTokens | None = None
     queue: Queue | None = None
     drafter: Any = None
     cache: Any = None

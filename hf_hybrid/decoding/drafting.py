@@ -1,7 +1,7 @@
-"""Drafting: whether to ask the drafter, and how much of what it drafts goes on trial.
+"""Drafting: whether to ask the drafter, and how much of what it drafts is checked.
 
-Both follow from what passes cost and from how often drafts stood (`hf_hybrid.decoding.draft_length`), and change time alone.
-What a draft does to a lane, and which of it stands, is `hf_hybrid.decoding.speculative`.
+Both follow from the cost model and from how often drafts were accepted (`hf_hybrid.decoding.draft_length`), and change
+time alone. What a draft does to a lane is `hf_hybrid.decoding.writers.speculative`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Drafting:
     Attributes:
         drafter: asked before every pass. window: open positions that it wants behind the text; 0: none.
         timed: True: what passes and drafts take is measured; False: guessed.
-        adaptive: True: lengths follow from the cost model and acceptance. probing: True: the coming pass drafts only to see
-            whether it pays. broken: why drafting is switched off for the rest of the call; empty: it is not.
+        adaptive: True: lengths follow from the cost model and acceptance. probing: True: the coming pass drafts only to
+            see whether it pays. broken: why drafting is switched off for the rest of the call; empty: it is not.
     """
 
     def __init__(self, context: Context, settings: SpeculativeSettings, rejecting: bool):
@@ -233,7 +233,7 @@ def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
     if partner is None and settings.drafter == "suffix":
         return SuffixDrafter()
     if partner is None and control is not None:
-        return SelfDrafter(control, settings.window_length)
+        return SelfDrafter(control.noise, settings.window_length)
     if partner is None:
         raise DecodingError(
             "drafter='self' needs a mask token, and the model has none; take drafter='suffix', or add one with "

@@ -77,7 +77,8 @@ def write_repository_card(model: Any, folder: Path, name: str) -> None:
     """
     metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=list(TAGS))
     host = causal_model(model)
-    hybrid = control_tokens(host) is not None
+    control = control_tokens(host)
+    hybrid = control is not None and control.tags is not None
     strategies = [name for name in SETTINGS if hybrid or "diffusion" not in name]
     default = stored_strategy(getattr(host.generation_config, "hf_hybrid", None))
     template = Template(Path(__file__).with_name("repository_card.md").read_text(encoding="utf-8"))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from hf_hybrid.core.plan import ControlTokens, PlanGrammar, PlanLimits
+from hf_hybrid.core.grammars.native import NativeGrammar, PlanTags
+from hf_hybrid.core.plan import PlanLimits
+from hf_hybrid.core.tokens import ControlTokens
 from tests.models_for_tests import VOCAB
 
-TOKENS = ControlTokens(
-    mask=44, eos=45, par=46, topic=47, async_=48, sync=49, spad=50,
-    lengths=((2, 51), (4, 52), (8, 53)), depends=(54, 55),
-)  # fmt: skip
+TAGS = PlanTags(par=46, topic=47, async_=48, sync=49, lengths=((2, 51), (4, 52), (8, 53)), depends=(54, 55))
+TOKENS = ControlTokens.of(mask=44, end=45, filler=50, tags=TAGS)
 LIMITS = PlanLimits(max_parts=3, max_part_length=4, max_plan_length=20, max_label_length=2)
-GRAMMAR = PlanGrammar(TOKENS, VOCAB, LIMITS)
+GRAMMAR = NativeGrammar(TOKENS, VOCAB, LIMITS)
 PAD, ROOM = 1, 24  # the host fills beams up with eos when the padding id is 0
 PROMPT = torch.tensor(
     [  # the first row is padded; the second holds a plan, opened and half of the next

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from hf_hybrid.core.plan import PlanGrammar
+from hf_hybrid.core.grammars.native import NativeGrammar
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, ProcessorError
-from tests.decoding.tagged_prompts import GRAMMAR, LIMITS, MASK, PAD, PROMPT, ROOM, TOKENS
+from tests.decoding.tagged_prompts import GRAMMAR, LIMITS, MASK, PAD, PROMPT, ROOM, TAGS, TOKENS
 from tests.models_for_tests import VOCAB, tiny
 
 
@@ -30,7 +30,7 @@ class Reparsed(LogitsProcessor):
         out = self.processor(input_ids, scores)
         for ids, before, after in zip(input_ids.tolist(), scores, out, strict=True):
             new = ids[self.processor.prompt_length :]
-            if TOKENS.eos in new:
+            if TOKENS.noise.end in new:
                 assert torch.equal(before, after)
                 continue
             allowed = self.allowed(new)
@@ -45,20 +45,20 @@ class Reparsed(LogitsProcessor):
         try:
             state, read = GRAMMAR.parse(new)
         except ValueError:
-            return {TOKENS.eos}
+            return {TOKENS.noise.end}
         if state.stage == "written" or read < len(new) or (state.stage == "text" and left == 1):
-            return {TOKENS.eos}
+            return {TOKENS.noise.end}
         text, control = GRAMMAR.choices(state, room=left)
-        return set(control) | (set(range(VOCAB)) - {*TOKENS.banned, TOKENS.eos} if text else set())
+        return set(control) | (set(range(VOCAB)) - {*TOKENS.noise.banned, TOKENS.noise.end} if text else set())
 
 
 def write(**arguments: Any) -> tuple[Tensor, Reparsed]:
     """The host's ``generate()`` on three prompts, with a bias that makes plans likely."""
     checked = Reparsed(PlanLogitsProcessor(GRAMMAR, PROMPT.shape[1], max_new_tokens=ROOM))
     # 53 is the length above its cap: the model must want it and not get it.
-    bias = [[[TOKENS.topic], 4.0], [[52], 2.0], [[53], 6.0], [[TOKENS.depends[0]], 2.0]]
+    bias = [[[TAGS.topic], 4.0], [[52], 2.0], [[53], 6.0], [[TAGS.depends[0]], 2.0]]
     out = tiny("llama").generate(
-        PROMPT, attention_mask=MASK, max_new_tokens=ROOM, eos_token_id=TOKENS.eos, pad_token_id=PAD,
+        PROMPT, attention_mask=MASK, max_new_tokens=ROOM, eos_token_id=TOKENS.noise.end, pad_token_id=PAD,
         sequence_bias=bias, logits_processor=LogitsProcessorList([checked]), **arguments,
     )  # fmt: skip
     assert checked.calls > 0
@@ -67,7 +67,7 @@ def write(**arguments: Any) -> tuple[Tensor, Reparsed]:
 
 def check_answer(new: list[int]) -> tuple[int, ...]:
     """Check every rule on the new tokens of one row, and return the label lengths of its plan (none without one)."""
-    end = new.index(TOKENS.eos)  # every answer ends with one
+    end = new.index(TOKENS.noise.end)  # every answer ends with one
     assert all(token == PAD for token in new[end + 1 :])
     answer = new[:end]
     state, read = GRAMMAR.parse(answer)
@@ -76,10 +76,10 @@ def check_answer(new: list[int]) -> tuple[int, ...]:
     if state.stage == "text":
         assert plan is None
         return ()
-    assert state.stage == "written" and answer[-1] == TOKENS.async_
+    assert state.stage == "written" and answer[-1] == TAGS.async_
     assert plan is not None and plan == state.plan
-    plan.check(LIMITS, TOKENS)
-    assert answer.index(TOKENS.topic) + len(GRAMMAR.render(plan)) + state.total <= ROOM
+    GRAMMAR.check(plan)
+    assert answer.index(TAGS.topic) + len(GRAMMAR.render(plan)) + GRAMMAR.total(state.parts) <= ROOM
     return tuple(len(span.label) for span in plan.spans)
 
 
@@ -108,7 +108,7 @@ def test_a_text_ends_inside_the_room() -> None:
     processor = PlanLogitsProcessor(GRAMMAR, 1, max_rounds=0, max_new_tokens=4)
     for length in range(1, 5):
         finite = processor(torch.full((1, length), 3), torch.zeros(1, VOCAB))[0] == 0
-        assert bool(finite[TOKENS.eos]) and not finite[TOKENS.topic]
+        assert bool(finite[TOKENS.noise.end]) and not finite[TAGS.topic]
         assert bool(finite[3]) == (length < 4)
 
 
@@ -117,14 +117,14 @@ def test_tags_of_the_prompt_change_nothing() -> None:
     tagged = torch.tensor([[47, 3, 51, 48, 47, 5]])  # (1, 6)
     scores = torch.randn(1, VOCAB)
     out, same = (PlanLogitsProcessor(GRAMMAR, 4)(ids, scores) for ids in (plain, tagged))
-    assert torch.equal(out, same) and out[0, 51].isfinite() and not out[0, TOKENS.eos].isfinite()
+    assert torch.equal(out, same) and out[0, 51].isfinite() and not out[0, TOKENS.noise.end].isfinite()
     assert PlanLogitsProcessor.read_plan(tagged[0], GRAMMAR, 4) is None
 
 
 def test_a_call_advances_over_new_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    advance = PlanGrammar.advance
-    monkeypatch.setattr(PlanGrammar, "advance", lambda *args: steps.append(args[2]) or advance(*args))
+    advance = NativeGrammar.advance
+    monkeypatch.setattr(NativeGrammar, "advance", lambda *args: steps.append(args[2]) or advance(*args))
     processor = PlanLogitsProcessor(GRAMMAR, 1)
     scores = torch.zeros(2, VOCAB)
     first, second = [9, 47, 3, 52], [9, 5, 5, 47]
@@ -150,11 +150,11 @@ def test_no_row_is_left_without_a_token() -> None:
     processor = PlanLogitsProcessor(GRAMMAR, 0)
     plan = [47, 3, 51, 48]
     scores = torch.randn(3, VOCAB)
-    scores[:, TOKENS.eos] = -torch.inf  # as min_new_tokens does
+    scores[:, TOKENS.noise.end] = -torch.inf  # as min_new_tokens does
     # Finished and padded, written, off the grammar.
     out = processor(torch.tensor([[*plan, 45, PAD], [5, 5, *plan], [5, 49, 5, 5, 5, 5]]), scores)
     assert torch.equal(out[0], scores[0])
-    only_eos = torch.full((VOCAB,), -torch.inf).index_fill(0, torch.tensor(TOKENS.eos), 0.0)  # (VOCAB,)
+    only_eos = torch.full((VOCAB,), -torch.inf).index_fill(0, torch.tensor(TOKENS.noise.end), 0.0)  # (VOCAB,)
     assert torch.equal(out[1], only_eos) and torch.equal(out[2], only_eos)
 
 

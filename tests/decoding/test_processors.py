@@ -71,7 +71,7 @@ def with_prefix() -> list[Any]:
 def noisy_scores(rows: int) -> Tensor:
     """Scores ``(rows, VOCAB)``, float64, with the control ids banned."""
     scores = 3 * torch.randn(rows, VOCAB, dtype=torch.float64)
-    scores[:, list(TOKENS.banned)] = -torch.inf
+    scores[:, list(TOKENS.noise.banned)] = -torch.inf
     return scores
 
 
@@ -88,7 +88,7 @@ def test_batched_is_the_hosts_list_row_by_row() -> None:
             assert torch.equal(LogitsProcessorList(processors)(ids, row[None])[0], after)
             assert torch.equal(ours.in_order(ids, row[None])[0], after)
         assert torch.equal(scores, given)
-        assert bool((out[:, list(TOKENS.banned)] == -torch.inf).all())
+        assert bool((out[:, list(TOKENS.noise.banned)] == -torch.inf).all())
         assert not torch.equal(out, scores)
 
 
@@ -106,7 +106,7 @@ def test_bans_survive_processors_that_lift_them() -> None:
     scores[:, 5] = torch.nan
     expected = LogitsProcessorList(lifting)(None, scores)
     assert torch.isfinite(expected).all()
-    expected[:, list(TOKENS.banned)] = -torch.inf
+    expected[:, list(TOKENS.noise.banned)] = -torch.inf
     assert torch.equal(split(*lifting).batched(scores), expected)
     # A forced token was let in on purpose.
     ours = split(host.ForcedEOSTokenLogitsProcessor(5, 47), *lifting, verified=True)

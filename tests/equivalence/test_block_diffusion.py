@@ -23,15 +23,15 @@ GREEDY = Pick()
 
 @cache
 def model(eos: float = 0.0, name: str = "llama") -> Any:
-    return hybrid(name, seed=31, favours={CONTROL.eos: eos})
+    return hybrid(name, seed=31, favours={CONTROL.noise.end: eos})
 
 
 def slow(host: Any, new: int, how: Denoising, pick: Pick = GREEDY) -> list[int]:
     """New tokens of the oracle."""
     allowed = torch.ones(VOCAB, dtype=torch.bool)  # (vocab,), True: may be written
-    allowed[[i for i in CONTROL.banned if i != CONTROL.spad]] = False
-    ends = {CONTROL.eos: True, CONTROL.spad: False}
-    rows = write_noisy(host, [], clean(PROMPT), {}, allowed, ends, new, pick, how, CONTROL.mask)
+    allowed[[i for i in CONTROL.noise.banned if i != CONTROL.noise.filler]] = False
+    ends = {CONTROL.noise.end: True, CONTROL.noise.filler: False}
+    rows = write_noisy(host, [], clean(PROMPT), {}, allowed, ends, new, pick, how, CONTROL.noise.mask)
     return [row.token for row in rows[len(PROMPT) :]]
 
 
@@ -52,17 +52,17 @@ def masked_diffusion(host: Any, new: int, steps: int) -> list[int]:
     """Plain masked diffusion of ``new`` positions and one for the end, the surest ``(new + 1) / steps`` in each step.
 
     As in the strategy, the first position of the first step is the causal token."""
-    tokens, size = [CONTROL.mask] * (new + 1), new + 1
+    tokens, size = [CONTROL.noise.mask] * (new + 1), new + 1
     for step in range(1, steps + 1):
         ids = torch.tensor([[*PROMPT, *tokens]])
         length = ids.shape[1]
         sees = torch.ones(length, length, dtype=torch.bool).tril()
         sees[len(PROMPT) :, :] = True
         logits = host(ids, attention_mask=sees[None, None], position_ids=torch.arange(length)[None]).logits[0]
-        logits[:, list(CONTROL.banned)] = -torch.inf
+        logits[:, list(CONTROL.noise.banned)] = -torch.inf
         first = int(logits[len(PROMPT) - 1].argmax())
         probability, best = logits[len(PROMPT) :].softmax(dim=-1).max(dim=-1)  # (size,)
-        still = [i for i, token in enumerate(tokens) if token == CONTROL.mask]
+        still = [i for i, token in enumerate(tokens) if token == CONTROL.noise.mask]
         still.sort(key=lambda i: -float(probability[i]))
         for i in still[: len(still) - (size - round(size * step / steps))]:
             tokens[i] = int(best[i])
@@ -75,7 +75,7 @@ def masked_diffusion(host: Any, new: int, steps: int) -> list[int]:
 def test_one_block_is_plain_masked_diffusion(steps: int) -> None:
     # Never an end, so that nothing but selection matters; a threshold of 1 is reached by nobody.
     host = model(-99.0)
-    host.get_output_embeddings().bias.data[CONTROL.spad] = -99.0
+    host.get_output_embeddings().bias.data[CONTROL.noise.filler] = -99.0
     how = Denoising(64, "block", 1.0, max_denoising_steps=steps)
     with torch.no_grad():
         assert written(host, 14, how)[0] == masked_diffusion(host, 14, steps)
@@ -116,8 +116,8 @@ def test_an_end_inside_a_block_ends_the_answer(commit: str) -> None:
             how = Denoising(8, commit, threshold)
             ids, _ = written(model(eos), 30, how)
             assert ids == slow(model(eos), 30, how)
-            assert CONTROL.eos not in ids[:-1] and not set(CONTROL.banned) & set(ids)
-            ends += ids[-1] == CONTROL.eos and len(ids) % 8 > 0
+            assert CONTROL.noise.end not in ids[:-1] and not set(CONTROL.noise.banned) & set(ids)
+            ends += ids[-1] == CONTROL.noise.end and len(ids) % 8 > 0
     assert ends, "an end inside a block really happens"
 
 
@@ -125,7 +125,7 @@ def test_an_end_inside_a_block_ends_the_answer(commit: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_a_schedule_bounds_the_passes_of_every_block(new: int, steps: int) -> None:
     how = Denoising(8, "block", 1.0, max_denoising_steps=steps)
-    host = hybrid(seed=31, favours={CONTROL.eos: -99.0, CONTROL.spad: -99.0})
+    host = hybrid(seed=31, favours={CONTROL.noise.end: -99.0, CONTROL.noise.filler: -99.0})
     ids, report = written(host, new, how)
     assert len(ids) == new
     assert report.num_forwards <= steps * (new // 8 + 1)  # one block more when the end falls behind a full one

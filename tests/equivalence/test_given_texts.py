@@ -100,8 +100,8 @@ def test_the_lead_is_text_and_the_plan_is_not() -> None:
 @pytest.mark.parametrize(
     ("plan", "error", "match"),
     [
-        (Plan((Span((5,), 3, text=(CONTROL.topic,)),)), PlanError, "text of part 1 holds a control token"),
-        (Plan((Span((5,), 3),), lead=(CONTROL.eos,)), PlanError, "before the parts holds a control token"),
+        (Plan((Span((5,), 3, text=(CONTROL.tags.topic,)),)), PlanError, "text of part 1 holds a control token"),
+        (Plan((Span((5,), 3),), lead=(CONTROL.noise.end,)), PlanError, "before the parts holds a control token"),
         (Plan((Span((5,), 3, text=(9,) * 9999),)), PlanError, "a given text has 9999 tokens"),
         (Plan((Span((5,), 3, text=(9,) * 90),)), DecodingError, "alone holds 96 tokens, and max_new_tokens leaves 80"),
     ],

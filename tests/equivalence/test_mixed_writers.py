@@ -6,7 +6,7 @@ and a lane that keeps the window or the rule of whoever wrote it before.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_each_answer_of_a_batch_in_its_own_way(monkeypatch: pytest.MonkeyPatch, 
 class Relay(Writer):
     """The first tokens in one way, the rest in another."""
 
-    STRETCHES: list[tuple[Way, int]] = []
+    STRETCHES: ClassVar[list[tuple[Way, int]]] = []
 
     def __init__(self, context: Context, shared: Shared | None, canvas: Canvas, report: GenerationReport):
         super().__init__(context, shared, canvas, report)

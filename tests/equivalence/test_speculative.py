@@ -59,7 +59,7 @@ def model(name: str = "llama") -> Any:
     """Writes long and varied texts; an end is chosen so that the rows of the batch finish at different times."""
     host = hybrid(name, seed=26)
     row = host.generate(**left_padded(), max_new_tokens=30, strategy="autoregressive")[0, 8:].tolist()
-    host.generation_config.eos_token_id = [CONTROL.eos, max(set(row), key=row.index)]
+    host.generation_config.eos_token_id = [CONTROL.noise.end, max(set(row), key=row.index)]
     return host
 
 
@@ -124,7 +124,7 @@ CASES: dict[str, dict[str, Any]] = {
     "min_new_tokens": {"min_new_tokens": 12},
     "repetition_penalty": {"repetition_penalty": 1.7},
     "no_repeat_ngram": {"no_repeat_ngram_size": 2},
-    "bad_words": {"bad_words_ids": [[22], [34, 34], [17, 18], [CONTROL.eos]]},
+    "bad_words": {"bad_words_ids": [[22], [34, 34], [17, 18], [CONTROL.noise.end]]},
     "sampled": SAMPLED,
     "sampled with penalty": {**SAMPLED, "repetition_penalty": 1.4},
 }
@@ -193,7 +193,7 @@ def test_a_draft_stops_at_max_new_tokens_and_at_the_positions_of_the_model() -> 
         found = speculative(Oracle(answers_of(plain())), max_new_tokens=budget)
         assert torch.equal(found.sequences, expected)
     prompt = torch.tensor([[3, 7, 9] * 40])  # 120 of 128 positions
-    host = hybrid("gpt2", seed=4, favours={CONTROL.eos: -99.0})
+    host = hybrid("gpt2", seed=4, favours={CONTROL.noise.end: -99.0})
     expected = host.generate(prompt, strategy="autoregressive", max_new_tokens=50)
     answer = expected[0, 120:].tolist()
     drafter = Oracle({tuple(prompt[0].tolist()): answer})
@@ -266,7 +266,7 @@ class Matching(LogitsProcessor):
 def test_a_grammar_with_a_state_per_row_serves_every_row(grown: bool) -> None:
     host = hybrid(seed=26)
     del host.config.hf_hybrid  # so that the host may write tags as well
-    base = {**BASE, "do_sample": False, "eos_token_id": CONTROL.eos, "pad_token_id": 0}
+    base = {**BASE, "do_sample": False, "eos_token_id": CONTROL.noise.end, "pad_token_id": 0}
     expected = host.generate(**base, logits_processor=LogitsProcessorList([Matching(grown)]))
     for drafter in ("suffix", Oracle(answers_of(expected), wrong=0.3)):
         options = {"strategy": "speculative", "adaptive": False, "drafter": drafter}

@@ -25,6 +25,7 @@ from training_examples import BARE, CONTROL, FORMS, OVERRUN, PAD, TWO_ROUNDS, ba
 
 import hf_hybrid
 from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.core.grammars import grammar_of
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.models.cached import CachedRunner
 from hf_hybrid.models.runner import Scores
@@ -39,16 +40,16 @@ WINDOW = 4
 
 
 def model() -> Any:
-    made = tiny("llama", eos_token_id=CONTROL.eos, pad_token_id=PAD)
+    made = tiny("llama", eos_token_id=CONTROL.noise.end, pad_token_id=PAD)
     made.config.hf_hybrid = {
-        "mask_token_id": CONTROL.mask,
-        "par": CONTROL.par,
-        "topic": CONTROL.topic,
-        "async": CONTROL.async_,
-        "sync": CONTROL.sync,
-        "spad": CONTROL.spad,
-        "lengths": [list(pair) for pair in CONTROL.lengths],
-        "depends": list(CONTROL.depends),
+        "mask_token_id": CONTROL.noise.mask,
+        "par": CONTROL.tags.par,
+        "topic": CONTROL.tags.topic,
+        "async": CONTROL.tags.async_,
+        "sync": CONTROL.tags.sync,
+        "spad": CONTROL.noise.filler,
+        "lengths": [list(pair) for pair in CONTROL.tags.lengths],
+        "depends": list(CONTROL.tags.depends),
     }
     return hf_hybrid.enable(made)
 
@@ -126,7 +127,7 @@ def answer_of(layout: Layout) -> tuple[dict[tuple[int, int, int], int], Callable
                 offset = row.position - lane.start
                 if offset < len(lane.tokens):
                     return lane.tokens[offset]
-                return CONTROL.spad if lane.tail else None
+                return CONTROL.noise.filler if lane.tail else None
         return None
 
     return nexts, here
@@ -139,7 +140,7 @@ def check_rows(led: Led, layout: Layout) -> None:
         (token, lane.start + i, lane.span_at(i))
         for lane in led.canvas.lanes
         for i, token in enumerate(lane.tokens)
-        if token != CONTROL.eos
+        if token != CONTROL.noise.end
     ]
     laid_out = list(zip(layout.tokens, layout.position, layout.span, strict=True))
     assert written == laid_out
@@ -200,9 +201,9 @@ def test_planned_decoding_sees_what_training_showed(
 ) -> None:
     example = EXAMPLES[name]
     made = model()
-    layout = lay_out(example, form, CONTROL, random.Random(0), longer_plan)
+    layout = lay_out(example, form, grammar_of(CONTROL), random.Random(0), longer_plan)
     led = lead(made, example, layout, strategy="planned_diffusion", visibility=form, window_length=WINDOW, **SPANS[how])
-    assert led.answer == [*example.answer, CONTROL.eos]
+    assert led.answer == [*example.answer, CONTROL.noise.end]
     check_rows(led, layout)
     num_clean, num_blocks = check_logits(made, led, layout)
     assert num_clean >= len(layout.lanes)  # a check behind every lane at least
@@ -212,12 +213,12 @@ def test_planned_decoding_sees_what_training_showed(
 @pytest.mark.parametrize("settings", [{"commit": "prefix"}, {"commit": "block"}, None])
 def test_plain_decoding_sees_what_training_showed(lead: Lead, settings: dict[str, Any] | None) -> None:
     made = model()
-    layout = lay_out(TWO_ROUNDS, "plain", CONTROL, random.Random(0))
+    layout = lay_out(TWO_ROUNDS, "plain", grammar_of(CONTROL), random.Random(0))
     if settings is None:
         led = lead(made, TWO_ROUNDS, layout, strategy="autoregressive")
     else:
         led = lead(made, TWO_ROUNDS, layout, strategy="block_diffusion", window_length=WINDOW, **settings)
-    assert led.answer == [*TWO_ROUNDS.answer, CONTROL.eos]
+    assert led.answer == [*TWO_ROUNDS.answer, CONTROL.noise.end]
     laid_out = list(zip(layout.tokens, layout.position, layout.span, strict=True))
     assert led.canvas is not None
     (lane,) = led.canvas.lanes
@@ -256,7 +257,7 @@ def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> 
 
 def test_plain_training_is_the_causal_model() -> None:
     made = model()
-    layout = lay_out(TWO_ROUNDS, "plain", CONTROL, random.Random(0))
+    layout = lay_out(TWO_ROUNDS, "plain", grammar_of(CONTROL), random.Random(0))
     with torch.no_grad():
         causal = made(torch.tensor([layout.tokens])).logits[0]
     got = training_logits(made, batch_of(clean(layout.tokens), layout.depends))

@@ -115,12 +115,12 @@ def test_a_row_equals_its_own_batch_of_one() -> None:
 
 
 def test_a_minimum_counts_tokens_of_the_branch_not_nodes() -> None:
-    host = hybrid(seed=13, favours={CONTROL.eos: 99.0})  # ends as soon as it may
+    host = hybrid(seed=13, favours={CONTROL.noise.end: 99.0})  # ends as soon as it may
     ids = torch.tensor([PROMPTS[0]])
     options = {"min_new_tokens": 6, "max_new_tokens": 12, "do_sample": False}
     expected = host.generate(ids, strategy="autoregressive", **options)
     answer = expected[0, ids.shape[1] :].tolist()
-    assert answer.index(CONTROL.eos) == len(answer) - 1 == 6
+    assert answer.index(CONTROL.noise.end) == len(answer) - 1 == 6
 
     class Bushy(Drafter):
         """The answer, each of its tokens behind three that are wrong."""

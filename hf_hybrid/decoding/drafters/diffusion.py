@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
-from hf_hybrid.models.vocabulary import readable, window_tokens
+from hf_hybrid.models.vocabulary import noise_tokens, readable
 
 
 class DiffusionDrafter(Drafter):
@@ -41,14 +41,14 @@ class DiffusionDrafter(Drafter):
     def __init__(self, model: Any, *, window: int = 8, least_chance: float = 0.45):
         if not 1 <= window <= 1024 or not 0 <= least_chance <= 1:
             raise ValueError(f"window={window!r} must be 1 to 1024, least_chance={least_chance!r} 0 to 1")
-        control = window_tokens(model)
-        if control is None:
+        noise = noise_tokens(model)
+        if noise is None:
             raise DrafterError(
                 "the drafter has no mask token; add one with hf_hybrid.prepare_vocabulary(model, tokenizer) and train "
                 "it, or let it draft token by token: ModelDrafter"
             )
         self.model, self.window, self.least_chance = model, window, least_chance
-        self._mask, self._tags = control.mask, frozenset(control.banned)
+        self._mask, self._tags = noise.mask, frozenset(noise.banned)
         self._rows: BatchRows | None = None
         self._read: dict[Text, int] = {}  # tokens whose keys are in the cache
 

@@ -43,8 +43,8 @@ class Draft:
         tokens: ids; none: no idea.
         probabilities: ``(tokens, vocab)``, what each token was drawn from, given those before it; None: the tokens
             were not drawn by chance. Only ``acceptance="rejection"`` reads it.
-        bucket: drafts of one bucket are expected to stand equally often. chance: how often a token of this bucket stands
-            if those before it do, before anything is known, 0 to 1.
+        bucket: drafts of one bucket share an estimate of how often they are accepted. chance: how often a token of this
+            bucket is accepted if those before it are, before anything is known, 0 to 1.
         parents: of a tree, for each token the index of the one that it follows (a smaller one; -1: the text). None: a
             chain.
         ranks: of a tree, for each token which guess it is for its place, 0: the first; those of one rank are expected

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.core.tokens import NoiseTokens
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, Sampler, Text
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
-from hf_hybrid.models.vocabulary import WindowTokens
 
 _SURE = 0.8
 _KEPT = 0.9  # weight of the past in the running mean
@@ -23,7 +22,7 @@ class SelfDrafter(Drafter):
     first token than the clean row wrote, or a draft fell before it) the text is copied, as ``SuffixDrafter`` does.
 
     Args:
-        control: tags of the model, which no plain answer holds. window: open positions behind the last clean row.
+        noise: of the model; no plain answer holds what it bans. window: open positions behind the last clean row.
 
     Attributes:
         written: running mean of tokens per pass.
@@ -31,15 +30,15 @@ class SelfDrafter(Drafter):
 
     name = "self"
 
-    def __init__(self, control: ControlTokens | WindowTokens, window: int):
-        self.window, self._control = window, frozenset(control.banned)
+    def __init__(self, noise: NoiseTokens, window: int):
+        self.window, self._banned = window, frozenset(noise.banned)
         self._offered: dict[int, list[int]] = {}
         self._copies = SuffixDrafter(recycle=False)
         self.written = window / 2  # optimistic at first
 
     def offer(self, row: int, tokens: Sequence[int]) -> None:
         """The window behind text ``row`` proposed ``tokens``."""
-        stop = next((i for i, token in enumerate(tokens) if token in self._control), len(tokens))
+        stop = next((i for i, token in enumerate(tokens) if token in self._banned), len(tokens))
         self._offered[row] = list(tokens[:stop])
 
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:

@@ -133,11 +133,10 @@ def report_parts(report: GenerationReport, number: int, current: Round) -> None:
         plan = Plan(plan.spans[: len(lanes)], plan.lead)
     report.plans.append(plan)
     for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):
-        role = lane.part or PlannedPart()
-        text = lane.tokens[role.opening :]
+        text, passes = lane.tokens[lane.opening :], lane.part.passes if lane.part is not None else 0
         extended = len(text) > span.length and lane.reason != "given"
         report.spans.append(
-            SpanReport(number, part, span.label, span.depends, span.length, text, role.passes, extended, lane.reason)
+            SpanReport(number, part, span.label, span.depends, span.length, text, passes, extended, lane.reason)
         )
         name = f"part {part + 1} of round {number}"
         if extended:

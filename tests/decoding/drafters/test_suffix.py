@@ -115,4 +115,4 @@ def test_a_second_call_copies_the_first() -> None:
     assert memory.texts == [first.sequences[0].tolist()], "the same text once"
     # 40 tokens, 24 drafted a pass: the prompt with one token, then 25 and the rest.
     assert second.report[0].num_forwards <= 4 < first.report[0].num_forwards
-    assert hybrid(favours={CONTROL.eos: 0.0}).config.vocab_size == memory.vocab_size
+    assert hybrid(favours={CONTROL.noise.end: 0.0}).config.vocab_size == memory.vocab_size
