@@ -79,18 +79,19 @@ class Canvas:
         """The unfinished ones of ``lanes`` and what they hold once they end as their drafts say; empty when one of
         them does not seem to end in the next pass, or all are finished."""
         waiting = [lane for lane in lanes if not lane.done]
-        if not all(lane.drafted.ending and lane.ready() and not lane.assumed for lane in waiting):
+        if not all(lane.ready() and (lane.done or (lane.drafted.ending and not lane.assumed)) for lane in lanes):
             return []
         return [(lane, lane.tokens + lane.drafted.tokens) for lane in waiting]
 
     def pending(self) -> list[Lane]:
-        """Finished lanes whose last tokens are not in the cache; they ride with whatever comes next."""
-        return [lane for lane in self.lanes if lane.done and lane.cached < len(lane.tokens)]
+        """Finished lanes whose last tokens are not in the cache; they ride with whatever comes next. A given text that
+        reads a part waits until that part is finished."""
+        return [lane for lane in self.lanes if lane.done and lane.cached < len(lane.tokens) and lane.ready()]
 
     def clip(self) -> None:
         """Cut the answer in text order, behind ``budget`` returned tokens or where a lane ran out of positions.
 
-        What is sure to stand behind that place is dropped at once, and once all in front of it is settled the answer is
+        What is sure to follow is dropped at once, and once all in front of it is settled the answer is
         finished.
         """
         left, settled = self.budget + len(self.prompt), True
@@ -121,7 +122,7 @@ class Canvas:
             left -= lane.size(False)
 
     def _drop_behind(self, number: int, count: int, control: bool, reason: str) -> bool:
-        """Drop what stands behind the first ``count`` tokens of lane ``number``; True: there was something."""
+        """Drop what is behind the first ``count`` tokens of lane ``number``; True: there was something."""
         keep = [self.lanes[number].behind(count, control)] + [0] * (len(self.lanes) - number - 1)
         dropped = False
         for lane, kept in zip(self.lanes[number:], keep, strict=True):
@@ -147,7 +148,7 @@ class Canvas:
         return out
 
     def draft(self, mask: int) -> list[int]:
-        """The whole answer as it stands, in text order: settled tokens, drafts and fills, ``mask`` at open
+        """The whole answer so far, in text order: settled tokens, drafts and fills, ``mask`` at open
         positions."""
         out: list[int] = []
         for number, lane in enumerate(self.lanes):

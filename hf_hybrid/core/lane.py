@@ -56,12 +56,12 @@ class Bounds:
 
 @dataclass(eq=False)
 class Drafted:
-    """What stands behind the settled tokens of a lane until the next pass has checked it.
+    """What is drafted behind the settled tokens of a lane, until the next pass has checked it.
 
     Attributes:
         tokens: ids. parents: of a tree, for each the index of the one that it follows, -1: the settled text; empty: a
         chain. spans: of a tree, whose text each is until it is accepted. ending: True: the lane is expected to end
-        right behind them, so no window stands there.
+        right behind them, so there is no window.
     """
 
     tokens: list[int] = field(default_factory=list[int])
@@ -113,7 +113,7 @@ class PlannedPart:
 
 @dataclass(eq=False)
 class Entries:
-    """Spans of a trunk segment: entries of a plan are read apart from what stands before them.
+    """Spans of a trunk segment: entries of a plan are read apart from what is before them.
 
     Attributes:
         sees: spans that the segment reads besides its own. begins: rising indices into settled and drafted tokens at

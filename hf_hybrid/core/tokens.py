@@ -23,7 +23,7 @@ class NoiseTokens:
     """What a noisy window needs of a vocabulary.
 
     Attributes:
-        mask: stands at open positions. end: ends an answer, None: the model names no such id. filler: stands behind
+        mask: at open positions. end: ends an answer, None: the model names no such id. filler: behind
         the end of a text, where a window reaches beyond it, and is never committed; None: the model has none.
         banned: every id that is never part of a text, tags included; all but ``end``.
     """

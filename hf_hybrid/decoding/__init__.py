@@ -1,4 +1,4 @@
-"""Decoding: ids in, ids out. Ways of writing stand in the literal table ``WRITERS``."""
+"""Decoding: ids in, ids out. Ways of writing are in the literal table ``WRITERS``."""
 
 from hf_hybrid.decoding.call import Call, Context, Queue
 from hf_hybrid.decoding.drafters.diffusion import DiffusionDrafter

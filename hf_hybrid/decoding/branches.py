@@ -1,7 +1,8 @@
 """Trees of drafts: cut to what may be checked, what each token is worth, and whose text it is in the row rule.
 
 A token with a sibling begins a span of its own, which reads the spans of those before it and nothing beside it; an only
-child goes on in the span of its parent, so that a tree of width one is the chain. What stands becomes rows of the text.
+child goes on in the span of its parent, so that a tree of width one is the chain. What is accepted becomes rows of the
+text.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from hf_hybrid.decoding.drafters.drafter import Draft
 from hf_hybrid.models.runner import Runner
 
 MOST = 1024
-"""Most tokens of a tree that are put on trial."""
+"""Most tokens of a tree that are checked."""
 
 
 class BranchError(ValueError):
@@ -24,7 +25,7 @@ class BranchError(ValueError):
 
 def pruned(draft: Draft, count: int, room: int, ends: Collection[int], width: int = 1 << 62) -> Draft:
     """The first ``count`` tokens of a tree, at most ``room`` deep, without ``ends``, ids from ``width`` on and what
-    stands behind them; a chain when no token has a sibling.
+    follows them; a chain when no token has a sibling.
 
     Raises:
         BranchError: ``parents`` do not name a token each, in front of their own.
@@ -96,10 +97,10 @@ def rank_of(draft: Draft, rank: int) -> Draft:
 
 
 def standing(draft: Draft, chances: Callable[[Draft, int], list[float]]) -> list[float]:
-    """How likely each token of a tree stands.
+    """How likely each token of a tree is accepted.
 
     Args:
-        chances: of a bucket (``rank_of``), for so many places: how likely a token stands if those before it do.
+        chances: of a bucket (``rank_of``), for so many depths: how likely a token is accepted if those before it are.
     """
     parents = draft.parents or ()
     depths: list[int] = []

@@ -21,7 +21,7 @@ class Queue:
 
     Attributes:
         first: the number of each prompt of the batch that the host holds. more: number and ids of those that take the
-        batch rows which become free. max_length, min_length: tokens of a prompt and its answer together, None: the
+        sequences which become free. max_length, min_length: tokens of a prompt and its answer together, None: the
         call counts new tokens, so that the prompt does not matter.
     """
 
@@ -81,6 +81,6 @@ class Context:
 
     @property
     def mask(self) -> int:
-        """Id that stands at open positions; 0 for a model without one, which then has no open positions."""
+        """Id at open positions; 0 for a model without one, which then has no open positions."""
         control = self.call.control
         return control.noise.mask if control is not None else 0

@@ -91,7 +91,7 @@ def fill(
 
     Args:
         new: the token that a clean row wrote at the window's first position; empty: the pass had no such row.
-        close: fills what stands behind an end.
+        close: fills what is behind an end.
     """
     if lane.rule.commit == "prefix":
         # Behind a first token that the window did not expect, its other proposals belong to another text.

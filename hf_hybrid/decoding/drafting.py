@@ -91,14 +91,14 @@ class Drafting:
         self.own.pop(row, None)
         self._read.discard(row)
 
-    # What goes on trial.
+    # What is drafted.
 
     def rest(self) -> None:
         """The coming pass has no drafts."""
         self.probing, self.draft_seconds = False, 0.0
 
     def ask(self, texts: Sequence[Text], rows: Sequence[int]) -> tuple[Sequence[Draft], int]:
-        """A draft for every text, and how much of each is worth a trial.
+        """A draft for every text, and how much of each is worth a check.
 
         Args:
             rows: clean rows of each text in the coming pass without a draft.
@@ -146,7 +146,7 @@ class Drafting:
 
     def _written(self, draft: Draft) -> Draft:
         """``draft``, checked; a chain ends in front of an id that the model reads and cannot write (a placeholder of an
-        image, say): a copy of a prompt may hold some, and none of them stands."""
+        image, say): a copy of a prompt may hold some, and none of them is ever accepted."""
         if any(type(token) is not int or not 0 <= token < self.readable for token in draft.tokens):
             raise DecodingError(
                 f"{self.name} drafted {list(draft.tokens)}; a draft holds token ids (int) from 0 to {self.width - 1}"
@@ -158,7 +158,7 @@ class Drafting:
         return replace(draft, tokens=list(draft.tokens[:stop]), probabilities=law)
 
     def _nodes(self, texts: Sequence[Text], drafts: Sequence[Draft], rows: Sequence[int]) -> int:
-        """How many tokens of each tree are worth a trial; those that come first are the likeliest."""
+        """How many tokens of each tree are worth a check; those that come first are the likeliest."""
         if not self.adaptive:
             return 1 << 30
         chances: list[list[float]] = []
@@ -194,26 +194,27 @@ class Drafting:
         return pays or self.probing
 
     def _of_bucket(self, text: Text, bucket: Draft, length: int) -> list[float]:
-        """For so many places, how likely a token of that bucket stands if those before it do."""
+        """For so many depths, how likely a token of that bucket is accepted if those before it are."""
         return self.own[text.row].refined(
             bucket.bucket, self.known.acceptance.chances(bucket.bucket, bucket.chance, length)
         )
 
     def _chances(self, text: Text, draft: Draft) -> list[float]:
-        """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
+        """For each drafted token, how likely it is accepted if those before it are: of this text, of all, as
+        claimed."""
         return self._of_bucket(text, draft, min(len(draft.tokens), self.settings.draft_length))
 
     # What became of it.
 
-    def note(self, row: int, bucket: Hashable, length: int, stood: int) -> None:
-        """``stood`` of ``length`` tokens drafted for ``row`` stand."""
+    def note(self, row: int, bucket: Hashable, length: int, accepted: int) -> None:
+        """``accepted`` of ``length`` tokens drafted for ``row`` were accepted."""
         for acceptance in (self.known.acceptance, self.own[row]):
-            acceptance.note(bucket, length, stood)
+            acceptance.note(bucket, length, accepted)
 
-    def note_one(self, row: int, bucket: Hashable, place: int, stood: bool) -> None:
-        """One token at ``place`` of a tree for ``row`` was checked, behind tokens that stand."""
+    def note_one(self, row: int, bucket: Hashable, depth: int, accepted: bool) -> None:
+        """One token at ``depth`` of a tree for ``row`` was checked, behind accepted ones."""
         for acceptance in (self.known.acceptance, self.own[row]):
-            acceptance.note_one(bucket, place, stood)
+            acceptance.note_one(bucket, depth, accepted)
 
     def measured(self, texts: int, rows: int, written: float, seconds: float) -> None:
         """A pass over ``texts``, of ``rows`` rows in all, took ``seconds`` and wrote ``written`` tokens per text."""

@@ -1,6 +1,6 @@
 """From lanes to the rows of one pass, and which column of the logits belongs to what.
 
-The rows of a sequence stand at the right end of the pass: first clean rows whose logits nobody needs, then for every
+The rows of a sequence are at the right end of the pass: first clean rows whose logits nobody needs, then for every
 lane its last settled token, its draft and its window. So the logits of the last ``keep`` columns are all that the pass
 computes.
 """
@@ -68,7 +68,7 @@ def build_pass(
     """The rows of all lanes that run, and the last tokens of finished lanes, which ride along.
 
     Args:
-        mask_token: stands at open positions and in rows that stand for nothing.
+        mask_token: id at open positions and in rows of padding.
         filled: rows -> rows up to which a pass of one sequence is filled (``Runner.filled``); None: those it has.
         first_row: sequence of the Runner that the first canvas is.
     """

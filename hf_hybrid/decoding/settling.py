@@ -61,7 +61,7 @@ def _proposed(
     """
     lane = rows.lane
     draft, rule = lane.drafted.tokens, lane.rule
-    if accepted < len(draft) or fed_again:  # the window stands behind a token that was rejected
+    if accepted < len(draft) or fed_again:  # the window is behind a token that was rejected
         guesses = writer.guesses(lane)
         if not new or fed_again or not {draft[accepted], new[-1]} <= guesses:
             return new, []

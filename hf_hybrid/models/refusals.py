@@ -51,7 +51,7 @@ def refuse_windows(model: Any) -> None:
 
 
 def refuse_counted_positions(model: Any) -> None:
-    """Rows stand at positions of their own, not at the number of keys."""
+    """Rows have positions of their own, not at the number of keys."""
     if getattr(text_config(model), "alibi", False):
         name = type(unwrapped(model)).__name__
         raise Unsupported(f"{name} counts keys as positions (ALiBi); use a model with rotary or learned positions")

@@ -1,7 +1,7 @@
 """Runner: rows in, scores out. The interface of all that may run the passes of a model.
 
 Only a Runner calls a model's ``forward`` or touches a cache. ``run`` makes a pass, ``commit`` says which of its clean
-rows stay, and whatever does not stay was never there. What a Runner can do beside that stands in its ``abilities``;
+rows stay, and whatever does not stay was never there. What a Runner can do beside that is in its ``abilities``;
 ``hf_hybrid.models.opening`` chooses one for a model.
 """
 
@@ -217,7 +217,7 @@ class Runner(ABC):
         raise Unsupported(f"{type(self).__name__} keeps no keys; pass the whole text as input_ids, without a cache")
 
     def catch_up(self, texts: Sequence[tuple[int, list[int]]]) -> None:
-        """Read what no pass has read yet of texts that all stand in span 0, such as the last token of one that ended
+        """Read what no pass has read yet of texts that are all in span 0, such as the last token of one that ended
         before the others. Sequences that left are active again.
 
         Args:
@@ -226,7 +226,7 @@ class Runner(ABC):
         raise Unsupported(f"{type(self).__name__} keeps no keys")
 
     def layers(self, entries: Sequence[tuple[int, list[int]]], length: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values per layer, each ``(entries, heads, length, head_dim)``, of texts that all stand in span 0.
+        """Keys and values per layer, each ``(entries, heads, length, head_dim)``, of texts that are all in span 0.
 
         Args:
             entries: for each its sequence, and the columns that its positions 0, 1, ... take; other columns are zero.
@@ -249,7 +249,7 @@ class Runner(ABC):
 
     @abstractmethod
     def _num_spans(self) -> int:
-        """Spans that may stand in rows."""
+        """Spans that rows may have."""
 
     def _forward(self, tokens: Tensor, rows: Rows, mask: Any, keep: int, lines: slice, **arguments: Any) -> Scores:
         """Call the model, and count the pass of the sequences ``lines``. The scores are of the last ``keep`` columns of

@@ -143,7 +143,7 @@ def test_a_call_by_chance_writes_the_text_of_plain_decoding(number: int) -> None
     for report in found.report:
         drafting = report.drafting
         assert drafting.rounds + drafting.off + drafting.empty + drafting.rechecked == report.num_forwards
-        assert sum(drafting.stood) == sum(report.accepted_per_round)
+        assert sum(drafting.accepted) == sum(report.accepted_per_round)
 
 
 def test_the_calls_are_of_every_kind() -> None:

@@ -1,7 +1,7 @@
 """Runner: its cache against the host's, its slots, ragged batches, refusals, adoption.
 
 Catches: a rejected or noisy row that stays, holes that are never used again, metadata that moves to another slot than
-its keys, a pass that sees a neighbour's padding, a batch row that leaves and takes another's spans along, a host mask
+its keys, a pass that sees a neighbour's padding, a sequence that leaves and takes another's spans along, a host mask
 used where slots are dead, models and caches that would be silently wrong.
 """
 
@@ -69,7 +69,7 @@ def test_row_cache_equals_dynamic_cache_token_by_token(name: str, attention: str
 
 @torch.no_grad()
 def test_a_rewound_row_equals_a_fresh_one():
-    """Two batch rows of different lengths, each rewound to another place; only what stands is seen afterwards."""
+    """Two sequences of different lengths, each rewound to another place; only what stands is seen afterwards."""
     model = tiny("llama")
     texts = [PROMPT + MORE, MORE[:3] + PROMPT]
     runner = CachedRunner(model, 2, capacity=4)
@@ -161,7 +161,7 @@ def test_a_pass_without_commit_leaves_nothing_behind():
 
 
 def test_a_longer_pass_without_commit_is_not_seen_behind_a_longer_neighbour():
-    """Batch row 0 is shorter, so the slots behind its own are looked at: an abandoned draft must not be found there."""
+    """Sequence 0 is shorter, so the slots behind its own are looked at: an abandoned draft must not be found there."""
     model = tiny("llama")
     runner = CachedRunner(model, 2)
     runner.run(*pack([clean(PROMPT[:1]), clean(PROMPT + MORE)]), 1)
@@ -224,7 +224,7 @@ def test_ragged_batch_equals_batches_of_one_while_rows_leave(attention: str):
 def test_leave_takes_the_spans_of_the_row_that_moves():
     model = tiny("llama")
     runner = CachedRunner(model, 2)
-    runner.relate(1, 1, [0])  # in batch row 0 span 1 reads nothing
+    runner.relate(1, 1, [0])  # in sequence 0 span 1 reads nothing
     runner.run(*pack([clean(PROMPT), clean(PROMPT)]), 1)
     runner.commit()
     assert runner.leave(0) == 1
@@ -241,7 +241,7 @@ def test_padding_rows_are_finite_and_counted_nowhere():
         runner.commit()
         assert logits.isfinite().all()
         assert runner.num_rows.tolist() == [5, 0] and runner.committed(1).span.shape == (1, 0)
-        # Now the batch rows use different slots.
+        # Now the sequences use different slots.
         assert runner.run(*pack([clean(MORE, 5), [FILLER] * 5]), 5).logits.isfinite().all()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
-from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
+from hf_hybrid.decoding.drafters.partner import TextsInRunner, check_family, positions_of
 from hf_hybrid.models.vocabulary import noise_tokens, readable
 
 
@@ -49,23 +49,23 @@ class DiffusionDrafter(Drafter):
             )
         self.model, self.window, self.least_chance = model, window, least_chance
         self._mask, self._tags = noise.mask, frozenset(noise.banned)
-        self._rows: BatchRows | None = None
+        self._rows: TextsInRunner | None = None
         self._read: dict[Text, int] = {}  # tokens whose keys are in the cache
 
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
         """Compare the models, and make a Runner for the call."""
         check_family(self.model, model, vocab_size)
         self._known, self._held = readable(self.model), positions_of(self.model)
-        self._rows, self._read = BatchRows(self.model, batch_size), {}
+        self._rows, self._read = TextsInRunner(self.model, batch_size), {}
 
     def begin(self, text: Text) -> None:
-        """A batch row for ``text``."""
+        """A sequence of the Runner for ``text``."""
         assert self._rows is not None
         self._rows.enter(text)
         self._read[text] = 0
 
     def end(self, text: Text) -> None:
-        """Its batch row is free."""
+        """Its sequence is free."""
         if text not in self._read:
             return
         assert self._rows is not None

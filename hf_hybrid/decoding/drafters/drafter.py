@@ -48,7 +48,7 @@ class Draft:
         parents: of a tree, for each token the index of the one that it follows (a smaller one; -1: the text). None: a
             chain.
         ranks: of a tree, for each token which guess it is for its place, 0: the first; those of one rank are expected
-            to stand equally often.
+            to be accepted equally often.
     """
 
     tokens: Sequence[int]
@@ -60,7 +60,7 @@ class Draft:
 
 
 class Sampler(Protocol):
-    """Draws tokens for a drafter as the model draws its own, so that drafts stand as often as they can."""
+    """Draws tokens for a drafter as the model draws its own, so that drafts are accepted as often as they can."""
 
     def draw(self, logits: Tensor, texts: Sequence[Text], ahead: int) -> tuple[list[int], Tensor, Tensor | None]:
         """One token for each of ``texts``, ``ahead`` tokens behind what is settled.
@@ -121,11 +121,11 @@ class Drafter(ABC):
         """``text`` will be asked for from now on; it holds its prompt."""
         return
 
-    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
+    def learn(self, text: Text, draft: Draft, accepted: int, chosen: Sequence[int]) -> None:
         """The model checked ``draft`` (which may be empty, or cut) behind ``text``, which is about to grow.
 
         Args:
-            stood: how many drafted tokens stand.
+            accepted: how many drafted tokens were accepted.
             chosen: the model's own token behind the text and behind each drafted token, wrong ones included; it
                 may end at the first wrong one.
         """

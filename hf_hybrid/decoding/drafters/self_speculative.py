@@ -19,7 +19,8 @@ _KEPT = 0.9  # weight of the past in the running mean
 
 class SelfDrafter(Drafter):
     """Hands on what the model's own window proposed in the last pass. Where it proposed nothing (it expected another
-    first token than the clean row wrote, or a draft fell before it) the text is copied, as ``SuffixDrafter`` does.
+    first token than the clean row wrote, or a draft before it was rejected) the text is copied, as ``SuffixDrafter``
+    does.
 
     Args:
         noise: of the model; no plain answer holds what it bans. window: open positions behind the last clean row.
@@ -51,8 +52,8 @@ class SelfDrafter(Drafter):
         self._copies.begin(text)
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> list[Draft]:
-        """What was offered since the last pass, else a copy that is almost sure: one that falls takes the window behind
-        it along."""
+        """What was offered since the last pass, else a copy that is almost sure: one that is rejected takes the window
+        behind it along."""
         copies = self._copies.propose(texts, min(length, self.window), sampler)
         offers = [self._offered.pop(text.row, []) for text in texts]
         sure = [copy if copy.chance >= _SURE else Draft(()) for copy in copies]
@@ -61,10 +62,10 @@ class SelfDrafter(Drafter):
             for offer, copy in zip(offers, sure, strict=True)
         ]
 
-    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
+    def learn(self, text: Text, draft: Draft, accepted: int, chosen: Sequence[int]) -> None:
         """Tokens per pass, and where a copy would go on."""
-        self.written = _KEPT * self.written + (1 - _KEPT) * (1 + stood)
-        self._copies.learn(text, draft, stood, chosen)
+        self.written = _KEPT * self.written + (1 - _KEPT) * (1 + accepted)
+        self._copies.learn(text, draft, accepted, chosen)
 
     def end(self, text: Text) -> None:
         """The text is finished."""

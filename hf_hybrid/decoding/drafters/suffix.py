@@ -1,4 +1,4 @@
-"""SuffixDrafter: copies what followed the last words when they stood before. No weights, any model, microseconds.
+"""SuffixDrafter: copies what followed the last words where they occurred before. No weights, any model, microseconds.
 
 Sources: Saxena, "Prompt Lookup Decoding", 2023, for the idea; Hu et al., "SAM Decoding", 2024, for the automaton; Luo
 et al., "Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling", 2024, for
@@ -24,7 +24,7 @@ GRADES: tuple[tuple[int, str, float], ...] = (
     (8, "up to eight words", 0.8),
     (1 << 30, "more words", 0.92),
 )
-"""Longest match, name, and how often a copied token stands before anything is known."""
+"""Longest match, name, and how often a copied token is accepted before anything is known."""
 RESUMED, RECYCLED = "resumed", "recycled"
 _RECYCLED_LENGTH = 4
 
@@ -71,12 +71,12 @@ class SuffixDrafter(Drafter):
         with nullcontext() if self.memory is None else self.memory.lock:  # a text of another call may be added
             return [self._draft(text, min(length, text.room)) for text in texts]
 
-    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
+    def learn(self, text: Text, draft: Draft, accepted: int, chosen: Sequence[int]) -> None:
         """Where the copy would go on, and what the model put behind each token."""
         reading = self._readings[text]
-        # The token behind the draft was written by the model: the next one to copy stands behind it.
-        reading.place += stood + 1
-        if draft.bucket == RESUMED and not stood:
+        # The token behind the draft was written by the model: the next one to copy follows it.
+        reading.place += accepted + 1
+        if draft.bucket == RESUMED and not accepted:
             reading.source = None
         if self.recycle and chosen:
             self._successor.update(zip((text.tokens[-1], *draft.tokens), chosen, strict=False))

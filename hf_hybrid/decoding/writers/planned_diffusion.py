@@ -6,9 +6,9 @@ text may stand before, between and behind rounds, a part may outgrow its plan, a
 checked by the clean rows of the next pass, so that the text equals ``span_decoding="autoregressive"``.
 
 The trunk is a chain of lanes, one per segment: the prompt with the switch of the grammar, and what follows each round,
-from the tokens that resume the trunk. Between two segments stand the lanes of a round. A part reads the trunk as far as
-its own entry of the plan, so it begins when that entry stands, beside the rest of the plan: every further entry is a
-span of its own (in one lane), which the parts before it do not read.
+from the tokens that resume the trunk. Between two segments are the lanes of a round. A part reads the trunk as far as
+its own entry of the plan, so it begins when that entry is settled, beside the rest of the plan: every further entry is
+a span of its own (in one lane), which the parts before it do not read.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ class PlannedDiffusion(Writer):
     # Rounds.
 
     def _carry_out(self, trunk: Lane, begin: int, plan: Plan, whole: bool) -> None:
-        """Lanes for the parts of ``plan``, which stands at ``trunk.tokens[begin:]``; ``whole``: no part will follow."""
+        """Lanes for the parts of ``plan``, which begins at ``trunk.tokens[begin]``; ``whole``: no part will follow."""
         dense = self.shared.dense
         if not plan.spans or (dense and not whole):
             return
@@ -320,7 +320,7 @@ class PlannedDiffusion(Writer):
         del self.states[trunk]
 
     def finished(self) -> None:
-        """Report every plan, and every part as it stands in the answer."""
+        """Report every plan, and every part as it is in the answer."""
         for number, current in enumerate(self.rounds, 1):
             report_parts(self.report, number, current)
 
@@ -333,20 +333,20 @@ class PlannedDiffusion(Writer):
         return "text" if self.states[trunk].stage == "text" and self.rounds else "plan"
 
     def prefix_of(self, lane: Lane) -> list[int]:
-        """The prompt, the plan as far as the entry of a part, the parts that it depends on, and its own tokens."""
+        """The prompt, earlier rounds, the plan as far as the entry of a part, the parts that it depends on, and its own
+        tokens."""
         canvas = self.canvas
         before = canvas.lanes[: canvas.lanes.index(lane)]
         trunks = [other for other in before if other.kind == "trunk"]
         seen = list(canvas.prompt if canvas.given is None else canvas.given)
         skip = len(canvas.prompt)  # it stands in the first lane
         for other in before:
-            if lane.part is None or other in lane.part.depends:
+            if lane.part is None or other in lane.part.depends or other.span in trunks[-1].entries.sees:
                 seen += other.tokens[skip:]
-            elif other.kind == "trunk":
+            elif other is trunks[-1]:
                 # Of its own plan a part reads no entry behind its own.
                 begins, number = other.entries.begins, lane.part.number
-                whole = other is not trunks[-1] or number >= len(begins)
-                seen += other.tokens[skip : None if whole else begins[number]]
+                seen += other.tokens[skip : begins[number] if number < len(begins) else None]
             skip = 0
         return seen + lane.tokens[skip:]
 

@@ -1,6 +1,6 @@
 """Parts: the lanes of a round, made from its plan.
 
-Where a part stands, how long it may become, what it reads, and how it is reported. When a round begins and what follows
+Where a part begins, how long it may become, what it reads, and how it is reported. When a round begins and what follows
 it is `hf_hybrid.decoding.writers.planned_diffusion`.
 """
 
@@ -123,7 +123,7 @@ class Parts:
 
 
 def report_parts(report: GenerationReport, number: int, current: Round) -> None:
-    """Report the plan of round ``number`` (from 1) and its parts as they stand in the answer; nothing, when the answer
+    """Report the plan of round ``number`` (from 1) and its parts as they are in the answer; nothing, when the answer
     was cut before the first of them."""
     plan, lanes = current.plan, current.lanes
     if not any(lane.tokens for lane in lanes):

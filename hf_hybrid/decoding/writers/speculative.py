@@ -89,7 +89,7 @@ class Speculation(Shared):
         self.recheck.waiting -= waiting
 
     def behind(self, lane: Lane) -> int:
-        """Rows that may stand behind the last settled token without changing its rotary factors."""
+        """Rows that may follow the last settled token without changing its rotary factors."""
         switch = self.context.switch
         room = switch.room(len(lane.tokens)) if switch is not None else None
         return 1 << 30 if room is None else room

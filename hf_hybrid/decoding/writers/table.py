@@ -1,4 +1,4 @@
-"""The table of writers, by the name of their strategy; their settings stand in ``hf_hybrid.config.SETTINGS``."""
+"""The table of writers, by the name of their strategy; their settings are in ``hf_hybrid.config.SETTINGS``."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_behind_a_replaced_word_the_copy_goes_on() -> None:
     drafter, text = begun([1, 2, 3, 4, 5, 6, 7, 8, 1, 2])
     (draft,) = drafter.propose([text], 4, NOBODY)
     assert list(draft.tokens) == [3, 4, 5, 6]
-    # The model writes 3, then 20 where 4 stood: 5 is expected next.
+    # The model writes 3, then 20 where 4 accepted: 5 is expected next.
     drafter.learn(text, draft, 1, [3, 20])
     text.tokens += [3, 20]
     (draft,) = drafter.propose([text], 3, NOBODY)
