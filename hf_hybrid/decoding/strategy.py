@@ -324,11 +324,11 @@ def prefix_of(canvas: Canvas, lane: Lane) -> list[int]:
     seen = list(canvas.prompt if canvas.given is None else canvas.given)
     skip = len(canvas.prompt)  # it stands in the first lane
     for other in before:
-        if lane.kind == "trunk" or other in lane.depends:
+        if lane.kind == "trunk" or other in lane.depends or other.span in trunks[-1].sees:
             seen += other.tokens[skip:]
-        elif other.kind == "trunk":
+        elif other is trunks[-1]:
             # A part reads the plan as far as its own entry.
-            whole = other is not trunks[-1] or lane.part is None or lane.part >= len(other.breaks)
+            whole = lane.part is None or lane.part >= len(other.breaks)
             seen += other.tokens[skip : None if whole else other.breaks[lane.part or 0]]
         skip = 0
     return seen + lane.tokens[skip:]
