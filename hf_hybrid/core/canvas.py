@@ -257,13 +257,14 @@ class Canvas:
         """The unfinished ones of ``lanes`` and what they hold once they end as their drafts say; empty when one of
         them does not seem to end in the next pass, or all are finished."""
         waiting = [lane for lane in lanes if not lane.done]
-        if not all(lane.ending and lane.ready() and not lane.trial for lane in waiting):
+        if not all(lane.ready() and (lane.done or (lane.ending and not lane.trial)) for lane in lanes):
             return []
         return [(lane, lane.tokens + lane.draft) for lane in waiting]
 
     def pending(self) -> list[Lane]:
-        """Finished lanes whose last tokens are not in the cache; they ride with whatever comes next."""
-        return [lane for lane in self.lanes if lane.done and lane.cached < len(lane.tokens)]
+        """Finished lanes whose last tokens are not in the cache; they ride with whatever comes next. A given text that
+        reads a part waits until that part is finished."""
+        return [lane for lane in self.lanes if lane.done and lane.cached < len(lane.tokens) and lane.ready()]
 
     def clip(self) -> None:
         """Cut the answer in text order, behind ``budget`` returned tokens or where a lane ran out of positions.
