@@ -103,17 +103,18 @@ def causal(model: Any, rows: Sequence[Row], reads: dict[int, set[int]]) -> Tenso
 class Pick:
     """How plain decoding chooses a token: greedily, or with noise keyed by seed, span and position.
 
-    ``warpers`` read the tokens before (``ids``) and the scores.
+    ``warpers`` read the tokens before (``ids``, behind ``padding``) and the scores.
     """
 
     seed: int | None = None
     warpers: tuple[Any, ...] = ()
+    padding: tuple[int, ...] = ()
 
     def scores(self, logits: Tensor, allowed: Tensor, ids: Sequence[int] = ()) -> Tensor:
         """``(vocab,)``, behind the bans and the processors."""
         scores = logits.masked_fill(~allowed, -torch.inf).unsqueeze(0)  # (1, vocab)
         for warper in self.warpers:
-            scores = warper(torch.tensor([ids], dtype=torch.long), scores)
+            scores = warper(torch.tensor([[*self.padding, *ids]], dtype=torch.long), scores)
         return scores[0]
 
     def token(self, scores: Tensor, span: int, position: int) -> int:
@@ -125,13 +126,14 @@ class Pick:
 
 @dataclass(frozen=True)
 class Denoising:
-    """How an unverified lane of noisy windows settles; the fields are those of ``DiffusionSettings``."""
+    """How an unverified lane of noisy windows settles; the fields are those of ``BlockDiffusionSettings``."""
 
     window_length: int = 8
     commit: str = "prefix"
     confidence_threshold: float = 0.95
     selection: Any = "confidence"
     max_denoising_steps: int | None = None
+    seed: int = 0
 
 
 def write_plain(
@@ -185,7 +187,7 @@ def write_noisy(
         scores = torch.stack([pick.scores(row, allowed) for row in logits])
         first = pick.token(scores[0], span, anchor)  # what the clean row in front of the window says
         tokens = [pick.token(row, span, anchor + i) for i, row in enumerate(scores[1:])]
-        settled = _settled(scores[1:], tokens, fills, how)
+        settled = _settled(scores[1:], tokens, fills, how, (span << 32) + anchor)
         new: list[int] = []
         if how.commit == "prefix":
             new, fills = [first], []
@@ -210,10 +212,14 @@ def write_noisy(
     return own
 
 
-def _settled(scores: Tensor, tokens: Sequence[int], fills: Sequence[int | None], how: Denoising) -> list[bool]:
-    """Which positions of one window settle: ``core.selection`` on the scores, the schedule as a count."""
+def _settled(
+    scores: Tensor, tokens: Sequence[int], fills: Sequence[int | None], how: Denoising, key: int
+) -> list[bool]:
+    """Which positions of one window settle: ``core.selection`` on the scores, the schedule as a count. ``key``: of its
+    first position, for a random order."""
     size, filled = len(tokens), sum(token is not None for token in fills)
-    score, _ = selection.scores(scores, how.selection, torch.tensor(tokens))
+    drawn = [keyed_noise(how.seed ^ 0x5EED, [key + i], 1)[0, 0] for i in range(size)]
+    score, _ = selection.scores(scores, how.selection, torch.tensor(tokens), torch.exp(-torch.exp(-torch.stack(drawn))))
     count = None
     if how.max_denoising_steps is not None:
         steps = min(how.max_denoising_steps, size)
@@ -223,7 +229,8 @@ def _settled(scores: Tensor, tokens: Sequence[int], fills: Sequence[int | None],
             share = next(goal for goal in goals if goal > filled) - filled
         count = torch.tensor([share])
     open_ = torch.tensor([[token is None for token in fills]])
-    return selection.settle(score[None], open_, how.confidence_threshold, count, how.commit == "prefix")[0].tolist()
+    threshold = 2.0 if how.selection == "random" else how.confidence_threshold  # which a random number says nothing of
+    return selection.settle(score[None], open_, threshold, count, how.commit == "prefix")[0].tolist()
 
 
 @dataclass
@@ -254,6 +261,7 @@ class SlowPlanned:
     visibility: str = "dag"
     extension: float = 1.5
     max_parts: int = 16
+    max_rounds: int = 8
     pick: Pick = field(default_factory=Pick)
     how: Denoising | None = None
 
@@ -287,7 +295,7 @@ class SlowPlanned:
             return plan
         state, lead = PlanState(), list[int]()
         while len(self.rows) < self.budget:
-            allowed = self.grammar.allowed(state, not self.plans and number < 8)
+            allowed = self.grammar.allowed(state, not self.plans and number < self.max_rounds)
             scores = causal(self.model, self.rows, self.reads)
             scores = self.pick.scores(scores, allowed, [row.token for row in self.rows])
             position = self.rows[-1].position + 1

@@ -2,7 +2,8 @@
 
 Bugs these tests catch: a window that sees itself in the cache, or a clean row that a window saw before it changed; a
 block that is shown with masks where tokens were settled; an ``eos`` inside a block after which text goes on, or before
-which text is lost; a schedule that takes more passes than it may; a last block that is too long or too short.
+which text is lost; a schedule that takes more passes than it may; a last block that is too long or too short; a random
+order without its seed, or one order for all blocks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import TemperatureLogitsWarper
+from transformers.generation.streamers import BaseStreamer
 
 from tests.models_for_tests import CONTROL, VOCAB, hybrid
 from tests.oracles import Denoising, Pick, clean, write_noisy
@@ -42,8 +44,7 @@ def written(host: Any, new: int, how: Denoising, **host_arguments: Any) -> tuple
         strategy="block_diffusion",
         max_new_tokens=new,
         return_dict_in_generate=True,
-        **vars(how),
-        **host_arguments,
+        **{**vars(how), **host_arguments},
     )
     return output.sequences[0, len(PROMPT) :].tolist(), output.report[0]
 
@@ -93,6 +94,8 @@ def test_one_block_is_plain_masked_diffusion(steps: int) -> None:
         {"window_length": 8, "confidence_threshold": 1.0, "max_denoising_steps": 3},
         {"window_length": 6, "confidence_threshold": 0.2, "selection": "margin"},
         {"window_length": 6, "confidence_threshold": 0.5, "selection": "entropy"},
+        {"window_length": 6, "selection": "random", "seed": 5},
+        {"window_length": 7, "selection": "random", "max_denoising_steps": 3, "seed": 1 << 41},
     ],
     ids=str,
 )
@@ -106,6 +109,53 @@ def test_sampled_blocks_equal_uncached_blocks(commit: str) -> None:
     how, pick = Denoising(5, commit, 0.3), Pick(23, (TemperatureLogitsWarper(1.3),))
     ids, _ = written(model(), 20, how, do_sample=True, temperature=1.3, top_k=0, seed=23)
     assert ids == slow(model(), 20, how, pick) != slow(model(), 20, how)
+
+
+class Unmasking(BaseStreamer):
+    """Notes the order in which the positions of every block are filled; the first one is that of the clean row."""
+
+    def __init__(self, size: int):
+        self.fresh = set(range(1, size))
+        self.left, self.order = set(self.fresh), list[int]()
+        self.orders: list[tuple[int, ...]] = []
+
+    def put(self, value: torch.Tensor) -> None: ...
+
+    def put_draft(self, value: torch.Tensor) -> None:
+        left = {i for i, token in enumerate(value.tolist()) if token == CONTROL.mask}
+        if 0 in left:  # the next block
+            self.end()
+        else:
+            self.order += self.left - left
+            self.left = left
+
+    def end(self) -> None:
+        (last,) = self.left
+        self.orders.append((*self.order, last))
+        self.left, self.order = set(self.fresh), []
+
+
+def test_a_random_order_is_drawn_with_the_seed() -> None:
+    """Every block has an order of its own, another seed other ones, and every position comes first now and then."""
+    size, firsts = 5, list[int]()
+    host = hybrid(seed=31, favours={CONTROL.eos: -99.0, CONTROL.spad: -99.0})
+    how: dict[str, Any] = {"strategy": "block_diffusion", "commit": "block", "selection": "random", "window_length": 5}
+
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        streamer = Unmasking(size)
+        host.generate(torch.tensor([PROMPT]), max_new_tokens=4 * size, seed=seed, streamer=streamer, **how)
+        return streamer.orders
+
+    for seed in range(20):
+        found = orders(seed)
+        assert len(found) == 4 and all(sorted(order) == [1, 2, 3, 4] for order in found)
+        assert len(set(found)) > 1 and found == orders(seed)
+        firsts += [order[0] for order in found]
+    # 80 blocks and four positions: 20 each, give or take 16, which are four standard deviations.
+    assert all(abs(firsts.count(position) - 20) < 16 for position in range(1, size))
+    # Sequences of a batch have seeds of their own.
+    batch = host.generate(torch.tensor([PROMPT] * 4), max_new_tokens=4 * size, seed=0, **how)
+    assert len({*map(tuple, batch.tolist())}) > 1
 
 
 @pytest.mark.parametrize("commit", ["prefix", "block"])

@@ -2,7 +2,8 @@
 
 Catches: a batch that depends on what was collated before, rows left empty, a block without a term in the loss, window
 lengths that decoding uses and training never shows, blocks that never reach behind an end, targets behind a plan,
-openings that are hidden, a shown token that is scored, and the leak of a block's own answer through its clean copy.
+openings that are hidden, a block over a plan that misses its earlier entries, a shown token that is scored, and the
+leak of a block's own answer through its clean copy.
 """
 
 from __future__ import annotations
@@ -122,6 +123,31 @@ def test_noisy_rows_hold_the_token_of_their_place(form: Form) -> None:
                 beyond[goal != IGNORE] += 1
     assert beyond[True] and beyond[False]  # shown and hidden pads behind an end
     assert ends[CONTROL.noise.filler if form in ("sparse", "dag") else CONTROL.noise.end]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_block_sees_all_that_stands_before_it_in_its_text(form: Form) -> None:
+    """As a window does in decoding: the rows of its text in front of its anchor, none behind, and what that text
+    reads. A plan is one text of several spans, and a window over its later entries reads the earlier ones."""
+    batch, later = many(form, trunk_share=0.6), 0
+    seen = attention_mask(batch)[:, 0]  # (batch, rows, rows)
+    for line in range(len(batch["span"])):
+        rows = rows_of(batch, line)
+        clean = [i for i, row in enumerate(rows) if not row.noisy]
+        roots = sorted({rows[i].span for i in clean if rows[i].token in (CONTROL.par, CONTROL.sync)} or {0})
+        entries = {rows[i].span for i in clean if rows[i].token == CONTROL.topic}
+        text = {s: max(r for r in roots if r <= s) if s in entries else s for s in {row.span for row in rows}}
+        for index in blocks_of(rows).values():
+            head = rows[index[0]]
+            own = {i for i in clean if text[rows[i].span] == text[head.span]}
+            before = {i for i in own if rows[i].position < head.position}
+            if text[head.span] in roots:  # all that was written before this segment
+                before |= {i for i in clean if rows[i].span < text[head.span]}
+            found = {i for i in clean if seen[line, index[0], i]}
+            assert before <= found and not found & (own - before), (head, rows)
+            assert text[head.span] not in roots or found == before
+            later += head.span not in roots and head.span in entries
+    assert later > 50 or form in ("plain", "dense")
 
 
 def test_nothing_is_learned_behind_a_plan() -> None:
