@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from hf_hybrid.cli import locked as locking
+from hf_hybrid import locks
 from hf_hybrid.cli.command import UsageError
 from hf_hybrid.cli.lines import ADDED, differences
 from hf_hybrid.cli.locked import locked
@@ -139,12 +139,7 @@ def test_a_copy_of_the_prompts_is_no_file_of_answers(folder: Path, prompts: Path
     assert output.read_bytes() == prompts.read_bytes()
 
 
-@pytest.mark.parametrize("system", ["fcntl", "none"])
-def test_two_runs_at_a_time_are_one_too_many(
-    folder: Path, prompts: Path, system: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if system == "none":
-        monkeypatch.setattr(locking, "fcntl", None)
+def test_two_runs_at_a_time_are_one_too_many(folder: Path, prompts: Path) -> None:
     output = prompts.parent / "out.jsonl"
     link = prompts.parent / "link.jsonl"
     link.symlink_to(output)
@@ -176,7 +171,7 @@ def test_a_file_that_cannot_be_locked_is_written_and_it_is_said(
     def refused(*arguments: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(locking.fcntl, "flock", refused)
+    monkeypatch.setattr(locks.FileLock, "acquire", refused)
     output = prompts.parent / "out.jsonl"
     assert "cannot be locked" in answer(folder, prompts, output).stderr
     assert len(lines(output)) == len(RECORDS)

@@ -20,18 +20,23 @@ def lm_eval(
     model's forward gives is the likelihood of autoregressive writing. Needs: pip install "lm-eval[hf]"
     """
     try:
-        from lm_eval.__main__ import cli_evaluate  # type: ignore[import-not-found]
+        from lm_eval._cli import HarnessCLI  # type: ignore[import-not-found]
+        from lm_eval.utils import setup_logging  # type: ignore[import-not-found]
     except ImportError as error:
-        raise UsageError(f'lm-eval is not there ({error}); pip install "lm-eval[hf]" beside hf-hybrid') from error
+        raise UsageError(
+            f'lm-eval is not there, or too old ({error}); pip install "lm-eval[hf]>=0.4.13" beside hf-hybrid'
+        ) from error
     from hf_hybrid import install, uninstall
     from hf_hybrid.evaluation.likelihoods import no_pretended_likelihoods, strategy_in
 
-    given = [*context.args, *(arguments or ())]
-    before, sys.argv = sys.argv, ["lm-eval", *given]
+    before, sys.argv = sys.argv, ["lm-eval", *context.args, *(arguments or ())]
     install()
     try:
-        with no_pretended_likelihoods(strategy_in(given)):
-            cli_evaluate()
+        setup_logging()
+        command = HarnessCLI()
+        parsed = command.parse_args()
+        with no_pretended_likelihoods(strategy_in(parsed)):
+            command.execute(parsed)
     finally:
         sys.argv = before
         uninstall()

@@ -7,8 +7,7 @@ run names. Under a diffusion strategy that would be a number with a wrong label,
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,22 +21,9 @@ class LikelihoodError(ValueError):
     """A likelihood was asked for under a strategy that has none that one pass could give."""
 
 
-def strategy_in(arguments: Sequence[str]) -> str | None:
-    """The strategy that ``--gen_kwargs`` of lm-eval's command line names, None when it names none."""
-    for place, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name != "--gen_kwargs":
-            continue
-        # Options that follow are not values; old lm-eval takes one text, newer ones several.
-        values = [value] if value else []
-        for more in arguments[place + 1 :] if not value else ():
-            if more.startswith("--"):
-                break
-            values.append(more)
-        found = re.search(r"""(?:^|[\s,{"'])strategy["']?\s*[=:]\s*["']?(\w+)""", " ".join(values))
-        if found:
-            return found[1]
-    return None
+def strategy_in(parsed: Any) -> str | None:
+    """The strategy that ``--gen_kwargs`` names in what lm-eval's own parser made of its command line; None: none."""
+    return (getattr(parsed, "gen_kwargs", None) or {}).get("strategy")
 
 
 @contextmanager

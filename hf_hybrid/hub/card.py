@@ -7,9 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -114,25 +112,29 @@ def write_card(
     out = out if out is not None else checkpoint / "README.md"
     if picture is not None and not picture.is_file():
         raise CardError(f"there is no picture {picture}; `hf-hybrid bench --sweep --plot` draws one")
-    sections = [f"## {heading}\n\n{text}" for heading, text in told.sections.items() if heading not in (FIRST, LIMITS)]
-    template = Template(files("hf_hybrid.hub").joinpath("card_template.md").read_text(encoding="utf-8"))
-    body = template.substitute(
+    card = ModelCard.from_template(
+        ModelCardData(**metadata),
+        template_path=str(Path(__file__).with_name("card_template.md")),
         name=title,
-        introduction=told.introduction or _introduction(read),
-        before=f"## {FIRST}\n\n{told.sections[FIRST]}" if FIRST in told.sections else "",
+        kind=read.config.get("model_type", "causal"),
+        parameters=f"{read.num_parameters / 1e6:.1f}",
+        modes=read.modes,
+        stored=read.stored,
+        portable=read.portable,
+        introduction=told.introduction,
+        first_heading=FIRST,
+        first=told.sections.get(FIRST),
         place=json.dumps(title),
         dtype=dtype,
         prompt=_prompt(told),
-        modes="\n".join(_commands(read)),
-        plugin=_plugin(read, dtype),
-        measured=_measured(runs, picture),
-        after="\n\n".join(sections),
-        provenance="\n".join(_provenance(read, told, metadata, runs)),
-        limits="\n\n".join([*filter(None, [told.sections.get(LIMITS)]), *_limits(read)]),
+        measured=[block for run in runs for block in (render_table(run), render_passes(run)) if block],
+        picture=picture.name if picture is not None else None,
+        sections={heading: text for heading, text in told.sections.items() if heading not in (FIRST, LIMITS)},
+        provenance=_provenance(read, told, metadata, runs),
+        limits=told.sections.get(LIMITS),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    body = re.sub(r"\n{3,}", "\n\n", body)
-    card = ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body}")
+    card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
     replace_file(out, str(card).encode("utf-8"))
     beside = out.parent / picture.name if picture is not None else None
     if picture is not None and beside is not None and picture.absolute() != beside.absolute():
@@ -178,61 +180,10 @@ def _facts(read: Checkpoint, title: str, runs: Sequence[Mapping[str, Any]]) -> d
     return facts
 
 
-def _introduction(read: Checkpoint) -> str:
-    kind, *modes = read.config.get("model_type", "causal"), *(mode.replace("_", " ") for mode in read.modes)
-    return (
-        f"A language model (`{kind}`, {read.num_parameters / 1e6:.1f} million parameters) that writes in more ways "
-        f"than one with the same weights: {', '.join(modes)}."
-    )
-
-
 def _prompt(told: About) -> str:
     """The first example of the metadata, as Python."""
     texts = [item["text"] for item in told.metadata.get("widget", []) if isinstance(item, dict) and "text" in item]
     return json.dumps(str(texts[0]) if texts else "Once upon a time", ensure_ascii=False)
-
-
-def _commands(read: Checkpoint) -> list[str]:
-    """A line per mode."""
-    masked = "block_diffusion" in read.modes
-    lines = [(read.stored or "token by token, by the host", "")]
-    if "planned_diffusion" in read.modes:
-        lines.append(("drafts are checked: the text is that of the next line", ', strategy="planned_diffusion"'))
-        extra = ', strategy="planned_diffusion", span_decoding="autoregressive"'
-        lines.append(("every part token by token", extra))
-    if masked:
-        lines.append(("block by block, not checked", ', strategy="block_diffusion"'))
-    drafter = "self" if masked else "suffix"
-    lines.append(("the text of plain decoding", f', strategy="speculative", drafter="{drafter}"'))
-    return [f"model.generate(**inputs{options})  # {comment}" for comment, options in lines]
-
-
-def _plugin(read: Checkpoint, dtype: str) -> str:
-    """What happens without the plugin; only what is true of this folder."""
-    install = "`hf_hybrid` is a plugin for transformers (the package `hf-hybrid`)."
-    if not read.portable:
-        return f"{install} Without it `AutoModelForCausalLM` loads these weights too, and writes token by token."
-    strategy = read.modes[0]
-    how = "writes by what `generation_config.json` names" if read.stored else "takes `strategy=` as well"
-    return (
-        f"{install} Without it the code in `custom_generate/` of this repository {how}, when it is trusted:\n\n"
-        "```python\n"
-        "from transformers import AutoModelForCausalLM\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True{dtype})\n"
-        f'model.generate(**inputs, strategy="{strategy}")\n'
-        "```\n\n"
-        "Read it, and pin a `revision`. Without `trust_remote_code=True` transformers says nothing, knows no "
-        "`strategy=`, and writes ordinary text, token by token."
-    )
-
-
-def _measured(runs: Sequence[Mapping[str, Any]], picture: Path | None) -> str:
-    if not runs:
-        return "Nothing was measured yet; `hf-hybrid bench --model FOLDER --json FILE` measures."
-    blocks = [block for run in runs for block in (render_table(run), render_passes(run)) if block]
-    if picture is not None:
-        blocks.append(f"![Right answers against speed, of every setting of a sweep]({picture.name})")
-    return "\n\n".join(blocks)
 
 
 def _provenance(
@@ -258,19 +209,6 @@ def _provenance(
         lines.append(f"* Measured with: commit {run['commit'] or 'not recorded'}; {versions}.")
     lines.append(f"* Licence of the weights: {metadata.get('license_name', metadata['license'])}.")
     return lines
-
-
-def _limits(read: Checkpoint) -> list[str]:
-    """What is true of every such checkpoint."""
-    limits = [
-        "The gain depends on the machine, the prompts and how much of an answer can be written at once: measure yours."
-    ]
-    if "block_diffusion" in read.modes:
-        limits.append(
-            "Text that is not checked (`block_diffusion`, `verify_spans=False`) differs from plain decoding and can be "
-            "worse."
-        )
-    return limits
 
 
 def _joined(value: str | Sequence[str]) -> str:

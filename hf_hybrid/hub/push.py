@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
@@ -75,18 +74,18 @@ def write_repository_card(model: Any, folder: Path, name: str) -> None:
 
     ``hf-hybrid card`` writes one with measured numbers.
     """
-    metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=list(TAGS))
     host = causal_model(model)
     control = control_tokens(host)
     hybrid = control is not None and control.tags is not None
     strategies = [name for name in SETTINGS if hybrid or "diffusion" not in name]
     default = stored_strategy(getattr(host.generation_config, "hf_hybrid", None))
-    template = Template(Path(__file__).with_name("repository_card.md").read_text(encoding="utf-8"))
-    body = template.substitute(
+    card = ModelCard.from_template(
+        ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=list(TAGS)),
+        template_path=str(Path(__file__).with_name("repository_card.md")),
         name=name,
         title=name.rpartition("/")[2],
         strategy=default or ("planned_diffusion" if hybrid else "speculative"),
         strategies=", ".join(f"`{s}`" for s in strategies),
         default=f"by `{default}`" if default else "token by token, as the host does",
     )
-    (folder / CARD).write_text(str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")), encoding="utf-8")
+    (folder / CARD).write_text(f"{card}\n", encoding="utf-8")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from checkpoint_for_tests import favour, write_checkpoint
 from lm_eval import simple_evaluate
+from lm_eval._cli import HarnessCLI
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from typer.testing import CliRunner
@@ -112,18 +113,22 @@ def test_the_command(folder: Path, task: str, calls: list[Any]) -> None:
     assert mixin._installed is None
 
 
-def test_the_strategy_is_found_in_every_spelling() -> None:
+def test_the_strategy_is_found_in_every_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parsed(arguments: list[str]) -> str | None:
+        monkeypatch.setattr("sys.argv", ["lm-eval", *arguments])
+        return strategy_in(HarnessCLI().parse_args())
+
     for given in (
         ["--gen_kwargs", "strategy=speculative"],
         ["--gen_kwargs", "temperature=0,strategy=speculative,window_length=4"],
         ["--tasks", "a", "--gen_kwargs", "temperature=0", "strategy=speculative", "--device", "cpu"],
-        ["--gen_kwargs=strategy=speculative"],
+        ["run", "--gen_kwargs=strategy=speculative"],
         ["--gen_kwargs", '{"strategy": "speculative"}'],
     ):
-        assert strategy_in(given) == "speculative"
-    assert (
-        strategy_in(["--model_args", "strategy=speculative", "--gen_kwargs", "num_assistant_tokens_strategy=x"]) is None
-    )
+        assert parsed(given) == "speculative"
+    assert parsed(["--model_args", "strategy=speculative", "--gen_kwargs", "num_assistant_tokens_strategy=x"]) is None
+    assert parsed(["--model_args", "strategy=speculative"]) is None
+    assert parsed(["ls", "tasks"]) is None
     with pytest.raises(LikelihoodError, match="choose one of"), no_pretended_likelihoods("plan"):
         pass
 
