@@ -8,15 +8,12 @@ from __future__ import annotations
 import re
 import shlex
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import typer
 
 from hf_hybrid.cli import app
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+from tests.snippets import PAGES, read
 
 
 def commands(page: str) -> list[list[str]]:
@@ -42,16 +39,16 @@ def parse(arguments: list[str]) -> str:
 
 
 def test_the_command_line_takes_what_the_pages_say() -> None:
-    said = [arguments for page in PAGES for arguments in commands((ROOT / page).read_text(encoding="utf-8"))]
+    said = [arguments for page in PAGES for arguments in commands(read(page))]
     assert len(said) > 20
     for arguments in said:
         assert parse(arguments) == arguments[0]
 
 
-def test_the_readme_shows_every_command() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_index_shows_every_command() -> None:
+    text = read("docs/index.md")
     names = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    assert {arguments[0] for arguments in commands(text)} >= names - {"demo"}  # `make demo` shows that one
+    assert {arguments[0] for arguments in commands(text)} == names
     listed = text[text.index("There are `hf-hybrid") : text.index("each has `--help`")]
     assert {name.removeprefix("hf-hybrid ") for name in re.findall(r"`([a-z- ]+)`", listed)} == names
 
