@@ -50,7 +50,7 @@ class Settings:
 
     seed: int | list[int] | None = setting(
         None,
-        "noise of sampling: row r of the batch uses seed + r, or one seed per row; unset: drawn from torch",
+        "noise of sampling: sequence i of a batch uses seed + i, or one seed for each; unset: drawn from torch",
         0,
         2**62,
     )
@@ -62,7 +62,7 @@ class Settings:
     continue_final_message: bool | list[bool] = setting(
         False,
         "the prompt ends inside of an answer (a prefilled assistant turn), which goes on plainly: planned_diffusion "
-        "writes no plan then; one value per row, or one for all",
+        "writes no plan then; one value per sequence, or one for all",
     )
     return_past_key_values: bool = setting(
         False, "with return_dict_in_generate: also return a cache of the sequences, so that a host call can continue"
@@ -110,7 +110,7 @@ class SpeculativeSettings(DraftSettings):
         "who drafts. suffix: copies what followed the same words before, needs no weights; self: the model's own noisy "
         "window, needs a mask token. generate() also takes a model or a hf_hybrid.Drafter",
     )
-    draft_length: int = setting(24, "most drafted tokens on trial in one pass; a tree has a size of its own", 1, 1024)
+    draft_length: int = setting(24, "most drafted tokens that one pass checks; a tree has a size of its own", 1, 1024)
     adaptive: bool = setting(
         True,
         "choose the length of a draft, and whether to draft at all, by measured times and acceptance "
