@@ -22,8 +22,8 @@ def test_every_token_has_the_colour_of_its_pass() -> None:
     svg = acceptance_svg(["<a>", "b\n", "c & \x00", "d", "e"], report)
     root = ElementTree.fromstring(svg)
     fills = [box.get("fill") for box in root.iter("{http://www.w3.org/2000/svg}rect")][4:]  # background and legend
-    stood, own, alone = COLORS["stood"], COLORS["own"], COLORS["alone"]
-    assert fills == [stood, stood, own, alone, own]
+    accepted, own, alone = COLORS["accepted"], COLORS["own"], COLORS["alone"]
+    assert fills == [accepted, accepted, own, alone, own]
     assert "5 tokens in 4 passes" in svg
 
 
