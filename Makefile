@@ -30,7 +30,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 INSTALL_TORCH = $(INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX))
 
 # With the newest host: what we rely on in it, the README, and that every strategy writes what it should.
-ON_NEWEST := tests/contracts/test_host_seam.py tests/contracts/test_readme.py tests/models/test_seams.py \
+ON_NEWEST := tests/contracts/test_host_seam.py tests/contracts/test_pages.py tests/models/test_seams.py \
 	tests/models/test_cache.py \
 	tests/equivalence/test_autoregressive.py::test_greedy_equals_the_host \
 	tests/equivalence/test_speculative.py::test_every_model_class \
@@ -38,7 +38,7 @@ ON_NEWEST := tests/contracts/test_host_seam.py tests/contracts/test_readme.py te
 	tests/equivalence/test_planned.py::test_verified_spans_equal_each_part_written_alone
 ACROSS := tests/hub/across_hosts.py
 
-.PHONY: demo test test-floor test-newest test-gpu test-integration bench speculative train card wheel clean
+.PHONY: demo test test-floor test-newest test-gpu test-integration bench speculative train card settings release wheel clean
 
 demo: .venv/.stamp-run
 	$(BIN)/hf-hybrid demo $(ARGS)
@@ -53,10 +53,21 @@ speculative: .venv/.stamp-run
 	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks.speculative $(ARGS)
 
-# The card and the README's table, from what `make bench ARGS="--json model_cards/results/hybrid-pocket.json"` measured.
-card: .venv/.stamp-run
-	$(BIN)/hf-hybrid card hybrid-pocket --portable --about model_cards/hybrid-pocket/about.md --picture docs/frontier.png \
+# The card, the README's table and the picture of the sweep, from what these two measured:
+#   make bench ARGS="--passes --coherence --json model_cards/results/hybrid-pocket.json"
+#   make bench ARGS="--sweep --json model_cards/results/hybrid-pocket-sweep.json"
+card: .venv/.stamp-dev
+	$(BIN)/hf-hybrid card hybrid-pocket --portable --about model_cards/hybrid-pocket/about.md \
+		--draw model_cards/results/hybrid-pocket-sweep.json --picture docs/frontier.png \
 		--results model_cards/results/hybrid-pocket.json --out model_cards/hybrid-pocket/README.md --readme README.md
+
+# docs/settings.md, from hf_hybrid/config.py.
+settings: .venv/.stamp-run
+	$(BIN)/python .ci/settings_page.py
+
+# The folder of this version, for the tests of all later ones: tests/releases/<version>/.
+release: .venv/.stamp-dev
+	$(BIN)/python -m tests.hub.release
 
 test: .venv/.stamp-dev
 	$(BIN)/ruff check .

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hf_hybrid.config import Settings as Settings
     from hf_hybrid.config import SettingsError as SettingsError
-    from hf_hybrid.core.plan import ControlTokens as ControlTokens
+    from hf_hybrid.core.grammars import grammar_of as grammar_of
     from hf_hybrid.core.plan import Plan as Plan
     from hf_hybrid.core.plan import PlanError as PlanError
     from hf_hybrid.core.plan import Span as Span
+    from hf_hybrid.core.tokens import ControlTokens as ControlTokens
     from hf_hybrid.decoding import Answer as Answer
     from hf_hybrid.decoding import DecodingError as DecodingError
     from hf_hybrid.decoding import DiffusionDrafter as DiffusionDrafter
@@ -84,6 +85,7 @@ __all__ = [
     "disable",
     "enable",
     "generate_many",
+    "grammar_of",
     "install",
     "prepare_vocabulary",
     "push_to_hub",
@@ -96,10 +98,11 @@ __all__ = [
 _HOME = {
     "Settings": "hf_hybrid.config",
     "SettingsError": "hf_hybrid.config",
-    "ControlTokens": "hf_hybrid.core.plan",
+    "grammar_of": "hf_hybrid.core.grammars",
     "Plan": "hf_hybrid.core.plan",
     "PlanError": "hf_hybrid.core.plan",
     "Span": "hf_hybrid.core.plan",
+    "ControlTokens": "hf_hybrid.core.tokens",
     "Answer": "hf_hybrid.decoding",
     "DecodingError": "hf_hybrid.decoding",
     "DiffusionDrafter": "hf_hybrid.decoding",

@@ -8,39 +8,49 @@ checkpoint, then the defaults below. ``generation_config.hf_hybrid`` is a plain 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from hf_hybrid.fields import SettingsError, coerced, setting, shown, unknown
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from hf_hybrid.core.plan import PlanLimits
 
-T = TypeVar("T", bound="DataclassInstance")
-
-
-class SettingsError(ValueError):
-    """An unknown strategy or setting, or a value outside its range; the message lists the choices."""
-
-
-REQUIRED: Any = "required"
-"""Default of a setting that must be given."""
-
-
-def setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
-    """A settings field: its default, its meaning with unit, and its closed range."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+Needs = Literal["nothing", "noise", "grammar"]
+"""What a strategy needs of a vocabulary: a mask token, or all that plans are written with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every strategy understands."""
+    """What every strategy understands, and what a strategy says of itself.
+
+    Attributes:
+        takes_plan, takes_drafter: True: ``generate()`` takes ``plan=``, ``drafter=``.
+        one_text: True: what is read and committed is one causal text, so that its keys are the host's.
+        one_by_one: True: behind the prompt a pass has one row, as in the host.
+        stages: what an answer goes through, for reports.
+    """
+
+    takes_plan: ClassVar[bool] = False
+    takes_drafter: ClassVar[bool] = False
+    one_text: ClassVar[bool] = False
+    one_by_one: ClassVar[bool] = False
+    stages: ClassVar[tuple[str, ...]] = ("prefill", "text")
+
+    @property
+    def exact(self) -> bool:
+        """True: clean rows decide every token, one by one behind a true prefix."""
+        return self.one_text
+
+    @property
+    def needs(self) -> Needs:
+        """What it needs of a vocabulary."""
+        return "nothing"
 
     seed: int | list[int] | None = setting(
         None,
-        "noise of sampling: row r of the batch uses seed + r, or one seed per row; unset: drawn from torch",
+        "noise of sampling: sequence i of a batch uses seed + i, or one seed for each; unset: drawn from torch",
         0,
         2**62,
     )
@@ -52,7 +62,7 @@ class Settings:
     continue_final_message: bool | list[bool] = setting(
         False,
         "the prompt ends inside of an answer (a prefilled assistant turn), which goes on plainly: planned_diffusion "
-        "writes no plan then; one value per row, or one for all",
+        "writes no plan then; one value per sequence, or one for all",
     )
     return_past_key_values: bool = setting(
         False, "with return_dict_in_generate: also return a cache of the sequences, so that a host call can continue"
@@ -62,6 +72,9 @@ class Settings:
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveSettings(Settings):
     """One token a pass."""
+
+    one_text: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +101,16 @@ class DraftSettings(WindowSettings):
 class SpeculativeSettings(DraftSettings):
     """A drafter proposes several tokens, the model checks them in one pass."""
 
+    takes_drafter: ClassVar[bool] = True
+    one_text: ClassVar[bool] = True
+    stages: ClassVar[tuple[str, ...]] = ("prefill", "draft", "verify", "text")
+
     drafter: Literal["suffix", "self"] = setting(
         "suffix",
         "who drafts. suffix: copies what followed the same words before, needs no weights; self: the model's own noisy "
         "window, needs a mask token. generate() also takes a model or a hf_hybrid.Drafter",
     )
-    draft_length: int = setting(24, "most drafted tokens on trial in one pass; a tree has a size of its own", 1, 1024)
+    draft_length: int = setting(24, "most drafted tokens that one pass checks; a tree has a size of its own", 1, 1024)
     adaptive: bool = setting(
         True,
         "choose the length of a draft, and whether to draft at all, by measured times and acceptance "
@@ -112,6 +129,11 @@ class SpeculativeSettings(DraftSettings):
         0.0,
         1e3,
     )
+
+    @property
+    def needs(self) -> Needs:
+        """A window of its own needs a mask token."""
+        return "noise" if self.drafter == "self" else "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +157,18 @@ class DiffusionSettings(WindowSettings):
 class BlockDiffusionSettings(DiffusionSettings):
     """Masks of one block are filled over a few passes, blocks left to right. ``window_length`` is the block length."""
 
+    @property
+    def needs(self) -> Needs:
+        """A mask token."""
+        return "noise"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedDiffusionSettings(DiffusionSettings, DraftSettings):
     """An autoregressive plan, then all parts at once, then the next round."""
+
+    takes_plan: ClassVar[bool] = True
+    stages: ClassVar[tuple[str, ...]] = ("prefill", "plan", "spans", "text")
 
     span_decoding: Literal["diffusion", "autoregressive"] = setting(
         "diffusion",
@@ -172,6 +202,16 @@ class PlannedDiffusionSettings(DiffusionSettings, DraftSettings):
     )
 
     @property
+    def exact(self) -> bool:
+        """True: clean rows decide every token of a part."""
+        return self.visibility != "dense" and (self.verify_spans or self.span_decoding == "autoregressive")
+
+    @property
+    def needs(self) -> Needs:
+        """Tags."""
+        return "grammar"
+
+    @property
     def limits(self) -> PlanLimits:
         """The caps of the plan grammar."""
         from hf_hybrid.core.plan import PlanLimits  # brings torch, which help and errors of usage do without
@@ -191,23 +231,6 @@ SETTING_NAMES: frozenset[str] = frozenset(f.name for cls in SETTINGS.values() fo
 """Every setting of every strategy: the names that ``generate()`` takes besides the host's."""
 
 
-def checked(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A settings dataclass (fields made by ``setting``) from plain values, such as a section of a recipe.
-
-    Raises:
-        SettingsError: an unknown or missing name, or a value outside its range.
-    """
-    own = {f.name for f in fields(cls)}
-    for name in values:
-        if name not in own:
-            raise SettingsError(_unknown(name, own))
-    coerced = {name: _coerce(cls, name, value) for name, value in values.items()}
-    missing = next((f.name for f in fields(cls) if f.default is REQUIRED and f.name not in values), None)
-    if missing is not None:
-        raise SettingsError(f"{missing} is missing: {cls.__dataclass_fields__[missing].metadata['help']}")
-    return cls(**coerced)
-
-
 def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Settings:
     """The settings of ``strategy`` from the arguments of a call and from what a checkpoint stores.
 
@@ -225,7 +248,7 @@ def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, An
     for name, value in call.items():
         _check_name(name, cls, strategy)
         values[name] = value
-    return cls(**{name: _coerce(cls, name, value) for name, value in values.items()})
+    return cls(**{name: coerced(cls, name, value) for name, value in values.items()})
 
 
 def stored_strategy(stored: object) -> str | None:
@@ -279,72 +302,13 @@ def _stored_values(strategy: str, stored: Mapping[str, Any] | None) -> dict[str,
             for inner in value:
                 _check_name(inner, SETTINGS[name], name)
         elif name not in SETTING_NAMES:
-            raise SettingsError(f"generation_config.hf_hybrid: {_unknown(name, SETTING_NAMES)}")
+            raise SettingsError(f"generation_config.hf_hybrid: {unknown(name, SETTING_NAMES)}")
         elif name in own:
             values[name] = value
     return {**values, **(stored or {}).get(strategy, {})}
 
 
-def shown(value: object, most: int = 80) -> str:
-    """A value as a message shows it, no longer than ``most`` characters: anybody may have written it."""
-    try:
-        text = str(value) if isinstance(value, Exception) else repr(value)
-    except (ValueError, RecursionError):  # Python refuses to print thousands of digits
-        return f"a huge {type(value).__name__}"
-    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
-
-
 def _check_name(name: str, cls: type[Settings], strategy: str) -> None:
     own = {f.name for f in fields(cls)}
     if name not in own:
-        raise SettingsError(f"strategy {strategy!r}: {_unknown(name, own)}")
-
-
-def _unknown(name: object, choices: frozenset[str] | set[str]) -> str:
-    near = difflib.get_close_matches(str(name)[:80], choices, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown setting {shown(name)}{hint}; choose from {', '.join(sorted(choices))}"
-
-
-def _coerce(cls: type, name: str, value: Any) -> Any:
-    """``value`` checked against the type and the range of the field; the field's annotation is the one source of its
-    type."""
-    value = _plain(value)
-    hint = get_type_hints(cls)[name]
-    meta = next(f for f in fields(cls) if f.name == name).metadata
-    options = get_args(hint) or (hint,)
-    if all(isinstance(o, str) for o in options):
-        if not isinstance(value, str) or value not in options:
-            raise SettingsError(f"{name}={shown(value)}: choose one of {', '.join(options)}")
-        return value
-    if value is None and type(None) in options:
-        return None
-    if options == (str,):
-        if not isinstance(value, str) or not value:
-            raise SettingsError(f"{name}={shown(value)}: must be a text")
-        return value
-    kinds = tuple(o for o in options if o in (int, float, bool))
-    inner = next((get_args(option)[0] for option in options if get_origin(option) is list), None)
-    if isinstance(value, (list, tuple)) and inner is not None:
-        return [_number(name, _plain(v), (inner,), meta) for v in value]
-    return _number(name, value, kinds, meta)
-
-
-def _plain(value: Any) -> Any:
-    """A scalar of numpy or torch as one of Python, and an array of them as a list; the rest as it is."""
-    return value.tolist() if hasattr(value, "ndim") and hasattr(value, "tolist") else value
-
-
-def _number(name: str, value: Any, kinds: tuple[type, ...], meta: Mapping[str, Any]) -> Any:
-    if bool in kinds:
-        if not isinstance(value, bool):
-            raise SettingsError(f"{name}={shown(value)}: must be True or False")
-        return value
-    wanted = "a whole number" if kinds == (int,) else "a number"
-    # NaN and infinity are not whole either: their remainder is NaN, which differs from 0.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kinds == (int,) and value % 1 != 0):
-        raise SettingsError(f"{name}={shown(value)}: must be {wanted}")
-    low, high = meta["low"], meta["high"]
-    if value != value or (low is not None and value < low) or (high is not None and value > high):
-        raise SettingsError(f"{name}={shown(value)} is out of range: {low} to {high}")
-    return int(value) if kinds == (int,) else float(value)
+        raise SettingsError(f"strategy {strategy!r}: {unknown(name, own)}")

@@ -24,13 +24,14 @@ from transformers import (
     StopStringCriteria,
 )
 
-from hf_hybrid.config import SETTING_NAMES, SETTINGS, merged, settings_for, stored_strategy
-from hf_hybrid.core.plan import ControlTokens, Plan
-from hf_hybrid.decoding import ONE_TEXT, Call, ModelDrafter, Queue, decode
+from hf_hybrid.config import SETTING_NAMES, SETTINGS, Settings, merged, settings_for, stored_strategy
+from hf_hybrid.core.plan import Plan
+from hf_hybrid.core.tokens import ControlTokens
+from hf_hybrid.decoding import Call, ModelDrafter, Queue, decode
 from hf_hybrid.decoding.prompts import check_keywords
 from hf_hybrid.models.host import CACHE, CACHES, forward_parameters
 from hf_hybrid.models.seams import check_seams
-from hf_hybrid.models.vocabulary import WindowTokens, control_tokens, window_tokens
+from hf_hybrid.models.vocabulary import control_tokens, noise_tokens
 from hf_hybrid.stored import check_call
 
 _Host: Any = GenerationMixin  # its generate() types ``self`` by a protocol that it does not meet itself
@@ -108,10 +109,11 @@ def host_arguments(
     settings |= _misspelt(model, arguments)
     checked = settings_for(name, settings, stored)
     check_call(model, arguments)
-    if plan is not None and name != "planned_diffusion":
-        raise UnsupportedCallError(f"plan= needs strategy='planned_diffusion', not {name!r}")
-    drafter = _take_drafter(arguments, name, partner, "drafter" in settings)
-    _refuse(model, arguments, name)
+    if plan is not None and not checked.takes_plan:
+        raise UnsupportedCallError(f"plan= needs {_those('takes_plan')}, not {name!r}")
+    runner = arguments.pop("runner", None)
+    drafter = _take_drafter(arguments, checked, name, partner, "drafter" in settings)
+    _refuse(model, arguments, checked, name)
     check_positions(arguments, cache)
 
     tokenizer = arguments.pop("tokenizer", None)
@@ -126,11 +128,12 @@ def host_arguments(
         streamer=arguments.get("streamer"),
         tokenizer=tokenizer,
         plan=plan,
-        control=_control(model, name, checked),
+        control=_control(model, checked),
         queue=queue,
         drafter=drafter,
         cache=cache,
         synced_gpus=arguments.get("synced_gpus"),
+        runner=runner,
     )
     arguments["custom_generate"] = functools.partial(decode, call=call)
     return arguments
@@ -142,12 +145,12 @@ def named_strategy(model: Any, arguments: Mapping[str, Any]) -> str | None:
     return named if named is not None else stored_strategy(_stored(model, arguments))
 
 
-def _control(model: Any, strategy: str, settings: Any) -> ControlTokens | WindowTokens | None:
+def _control(model: Any, settings: Settings) -> ControlTokens | None:
     """What the strategy needs of the vocabulary; None: nothing, or the model does not have it."""
-    if strategy == "planned_diffusion":
+    if settings.needs == "grammar":
         return control_tokens(model)
-    windows = strategy == "block_diffusion" or getattr(settings, "drafter", None) == "self"
-    return window_tokens(model) if windows else None
+    noise = noise_tokens(model) if settings.needs == "noise" else None
+    return None if noise is None else ControlTokens(noise)
 
 
 def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
@@ -216,11 +219,16 @@ def check_positions(arguments: dict[str, Any], cache: Any) -> None:
         )
 
 
-def _take_drafter(arguments: dict[str, Any], strategy: str, partner: Any, named: bool) -> Any:
-    """The drafter of the call: ``drafter=`` or, for ``speculative``, its other name ``assistant_model=``."""
-    if strategy != "speculative":
+def _those(fact: str) -> str:
+    """For messages: the strategies that have it."""
+    return " or ".join(f"strategy={name!r}" for name, settings in SETTINGS.items() if getattr(settings, fact))
+
+
+def _take_drafter(arguments: dict[str, Any], settings: Settings, strategy: str, partner: Any, named: bool) -> Any:
+    """The drafter of the call: ``drafter=`` or its other name, ``assistant_model=``."""
+    if not settings.takes_drafter:
         if partner is not None:
-            raise UnsupportedCallError(f"drafter= needs strategy='speculative', not {strategy!r}")
+            raise UnsupportedCallError(f"drafter= needs {_those('takes_drafter')}, not {strategy!r}")
         return None
     assistant, tokenizer = (arguments.pop(key, None) for key in ("assistant_model", "assistant_tokenizer"))
     if assistant is not None and (partner is not None or named):
@@ -254,7 +262,7 @@ def _take_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) ->
     _switch_off(model, arguments, "stop_strings")
 
 
-def _refuse(model: Any, arguments: Mapping[str, Any], strategy: str) -> None:
+def _refuse(model: Any, arguments: Mapping[str, Any], settings: Settings, strategy: str) -> None:
     """Raise for whatever does not go together with a strategy."""
     for name, switched_on in _REFUSED.items():
         value = effective_value(model, arguments, name)
@@ -267,10 +275,9 @@ def _refuse(model: Any, arguments: Mapping[str, Any], strategy: str) -> None:
         raise UnsupportedCallError(
             f"cache_implementation='paged' excludes strategy={strategy!r}; leave out one of the two"
         )
-    if arguments.get("inputs_embeds") is not None and strategy not in ONE_TEXT:
+    if arguments.get("inputs_embeds") is not None and not settings.one_text:
         raise UnsupportedCallError(
-            f"strategy={strategy!r} reads token ids, not inputs_embeds; pass input_ids, "
-            f"or use strategy={' or '.join(map(repr, ONE_TEXT))}"
+            f"strategy={strategy!r} reads token ids, not inputs_embeds; pass input_ids, or use {_those('one_text')}"
         )
     if model.config.is_encoder_decoder:
         raise UnsupportedCallError(

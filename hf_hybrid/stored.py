@@ -17,7 +17,8 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from hf_hybrid.config import SettingsError, shown
+from hf_hybrid.config import SettingsError
+from hf_hybrid.fields import shown
 
 MAX_BYTES = 1 << 20
 """A generation config is a few lines; a megabyte of it is no config."""

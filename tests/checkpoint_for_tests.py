@@ -54,8 +54,17 @@ def write_checkpoint(folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=24
     )
     control = hf_hybrid.prepare_vocabulary(model, tokenizer)
-    shortest = control.lengths[0][1]
-    favour(model, {control.topic: 5.0, control.async_: 4.5, shortest: 3.0, control.spad: 1.3, control.eos: 1.5})
+    shortest = control.tags.lengths[0][1]
+    favour(
+        model,
+        {
+            control.tags.topic: 5.0,
+            control.tags.async_: 4.5,
+            shortest: 3.0,
+            control.noise.filler: 1.3,
+            control.noise.end: 1.5,
+        },
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     factbook.write_test_set(folder / TEST_SET, records, token_counter(tokenizer), prompts_per_country=1)

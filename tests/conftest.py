@@ -34,3 +34,11 @@ def installed() -> Iterator[None]:
     hf_hybrid.install()
     yield
     hf_hybrid.uninstall()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint as it would lie on the Hub, one for each test file."""
+    from checkpoint_for_tests import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))

@@ -27,11 +27,12 @@ from transformers import (
 
 import hf_hybrid
 from hf_hybrid import ControlTokens
+from hf_hybrid.core.grammars.native import PlanTags
 
 VOCAB = 61
 MAX_POSITIONS = 128
 
-_SHARED: dict[str, Any] = {
+SHARED: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -57,12 +58,12 @@ _GPT2: dict[str, Any] = {
 }
 
 MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM, _SHARED),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, _SHARED),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {**_SHARED, "head_dim": 16}),
-    "mistral": (MistralConfig, MistralForCausalLM, {**_SHARED, "sliding_window": None}),
+    "llama": (LlamaConfig, LlamaForCausalLM, SHARED),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, SHARED),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {**SHARED, "head_dim": 16}),
+    "mistral": (MistralConfig, MistralForCausalLM, {**SHARED, "sliding_window": None}),
     "gpt2": (GPT2Config, GPT2LMHeadModel, _GPT2),
-    "gemma": (GemmaConfig, GemmaForCausalLM, {**_SHARED, "num_key_value_heads": 1, "head_dim": 16}),
+    "gemma": (GemmaConfig, GemmaForCausalLM, {**SHARED, "num_key_value_heads": 1, "head_dim": 16}),
 }
 """Name -> configuration class, model class, sizes."""
 
@@ -83,28 +84,30 @@ def tiny(name: str, attention: str = "sdpa", *, seed: int = 1, **changes: Any) -
     return model_class(config).to(ATTENTION.get(attention, (torch.float64, 0.0))[0]).eval()
 
 
-CONTROL = ControlTokens(
+CONTROL = ControlTokens.of(
     mask=60,
-    eos=40,
-    par=41,
-    topic=42,
-    async_=43,
-    sync=44,
-    spad=45,
-    lengths=((2, 46), (3, 47), (4, 48), (6, 49), (8, 50), (12, 51)),
-    depends=(52, 53, 54, 55),
+    end=40,
+    filler=45,
+    tags=PlanTags(
+        par=41,
+        topic=42,
+        async_=43,
+        sync=44,
+        lengths=((2, 46), (3, 47), (4, 48), (6, 49), (8, 50), (12, 51)),
+        depends=(52, 53, 54, 55),
+    ),
 )
 """Control tokens of ``hybrid`` models: 0 is padding, 1 to 39 are text."""
 TEXT = range(1, 40)
 """Ids of ordinary text."""
 
 FAVOURS: dict[int, float] = {
-    CONTROL.topic: 7.5,
-    CONTROL.async_: 4.0,
-    CONTROL.spad: 3.5,
-    CONTROL.eos: 4.5,
-    **dict.fromkeys((token for _, token in CONTROL.lengths), 5.0),
-    **dict.fromkeys(CONTROL.depends, 6.0),
+    CONTROL.tags.topic: 7.5,
+    CONTROL.tags.async_: 4.0,
+    CONTROL.noise.filler: 3.5,
+    CONTROL.noise.end: 4.5,
+    **dict.fromkeys((token for _, token in CONTROL.tags.lengths), 5.0),
+    **dict.fromkeys(CONTROL.tags.depends, 6.0),
 }
 """Logits added to control tokens: what an untrained model needs to write rounds of several parts."""
 
@@ -118,7 +121,7 @@ def hybrid(name: str = "llama", seed: int = 1, favours: dict[int, float] | None 
         favours: token id -> logit added to it by a bias of the head, so that control tokens are written at all. Text
             tokens get random ones on top: a low entropy, so that some drafts are right and some are wrong.
     """
-    special = {"pad_token_id": 0, "eos_token_id": CONTROL.eos}
+    special = {"pad_token_id": 0, "eos_token_id": CONTROL.noise.end}
     model = tiny(name, seed=seed, **{**special, **changes})
     bias = torch.zeros(VOCAB, dtype=model.dtype)
     bias[list(TEXT)] = 2.0 * torch.randn(len(TEXT), dtype=model.dtype)
@@ -126,14 +129,14 @@ def hybrid(name: str = "llama", seed: int = 1, favours: dict[int, float] | None 
         bias[token] += logit
     model.get_output_embeddings().bias = torch.nn.Parameter(bias)
     model.config.hf_hybrid = {
-        "mask_token_id": CONTROL.mask,
-        "par": CONTROL.par,
-        "topic": CONTROL.topic,
-        "async": CONTROL.async_,
-        "sync": CONTROL.sync,
-        "spad": CONTROL.spad,
-        "lengths": [list(pair) for pair in CONTROL.lengths],
-        "depends": list(CONTROL.depends),
+        "mask_token_id": CONTROL.noise.mask,
+        "par": CONTROL.tags.par,
+        "topic": CONTROL.tags.topic,
+        "async": CONTROL.tags.async_,
+        "sync": CONTROL.tags.sync,
+        "spad": CONTROL.noise.filler,
+        "lengths": [list(pair) for pair in CONTROL.tags.lengths],
+        "depends": list(CONTROL.tags.depends),
     }
     return hf_hybrid.enable(model)
 
@@ -152,7 +155,7 @@ def left_padded(prompts: tuple[tuple[int, ...], ...] = PROMPTS) -> dict[str, Ten
 @cache
 def writer(planned: bool) -> Any:
     """A model that writes rounds of parts, or one that writes more than 60 tokens of plain text."""
-    return hybrid(seed=26) if planned else hybrid(seed=13, favours={CONTROL.eos: 1.0})
+    return hybrid(seed=26) if planned else hybrid(seed=13, favours={CONTROL.noise.end: 1.0})
 
 
 def watching(hook: Any) -> Any:
@@ -168,11 +171,16 @@ def watching(hook: Any) -> Any:
 
 def words() -> PreTrainedTokenizerFast:
     """A tokenizer of ``hybrid`` models: token i is the word ``wNN``, control tokens are special."""
-    tags = {i: f"<{i}>" for i in (0, CONTROL.eos, *CONTROL.banned)}
+    tags = {i: f"<{i}>" for i in (0, CONTROL.noise.end, *CONTROL.noise.banned)}
     vocab = {tags.get(i, f"w{i:02}"): i for i in range(VOCAB)}
     vocab["abcdef"] = vocab.pop("w59")  # StopStringCriteria spells every token behind this word
     raw = Tokenizer(models.WordLevel(vocab, unk_token="<0>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<0>", "unk_token": "<0>", "eos_token": tags[CONTROL.eos], "mask_token": tags[CONTROL.mask]}
-    rest = [tags[i] for i in CONTROL.banned if i != CONTROL.mask]
+    special = {
+        "pad_token": "<0>",
+        "unk_token": "<0>",
+        "eos_token": tags[CONTROL.noise.end],
+        "mask_token": tags[CONTROL.noise.mask],
+    }
+    rest = [tags[i] for i in CONTROL.noise.banned if i != CONTROL.noise.mask]
     return PreTrainedTokenizerFast(tokenizer_object=raw, **special, extra_special_tokens=rest)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from hf_hybrid.core import selection
 from hf_hybrid.core.acceptance import keyed_noise
-from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar, PlanLimits, PlanState
+from hf_hybrid.core.grammars import PlanState, grammar_of
+from hf_hybrid.core.plan import Plan, PlanLimits
 from hf_hybrid.core.rows import PADDING, Rows
+from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.models.host import CACHE
 
 
@@ -101,17 +103,18 @@ def causal(model: Any, rows: Sequence[Row], reads: dict[int, set[int]]) -> Tenso
 class Pick:
     """How plain decoding chooses a token: greedily, or with noise keyed by seed, span and position.
 
-    ``warpers`` read the tokens before (``ids``) and the scores.
+    ``warpers`` read the tokens before (``ids``, behind ``padding``) and the scores.
     """
 
     seed: int | None = None
     warpers: tuple[Any, ...] = ()
+    padding: tuple[int, ...] = ()
 
     def scores(self, logits: Tensor, allowed: Tensor, ids: Sequence[int] = ()) -> Tensor:
         """``(vocab,)``, behind the bans and the processors."""
         scores = logits.masked_fill(~allowed, -torch.inf).unsqueeze(0)  # (1, vocab)
         for warper in self.warpers:
-            scores = warper(torch.tensor([ids], dtype=torch.long), scores)
+            scores = warper(torch.tensor([[*self.padding, *ids]], dtype=torch.long), scores)
         return scores[0]
 
     def token(self, scores: Tensor, span: int, position: int) -> int:
@@ -123,13 +126,14 @@ class Pick:
 
 @dataclass(frozen=True)
 class Denoising:
-    """How an unverified lane of noisy windows settles; the fields are those of ``DiffusionSettings``."""
+    """How an unverified lane of noisy windows settles; the fields are those of ``BlockDiffusionSettings``."""
 
     window_length: int = 8
     commit: str = "prefix"
     confidence_threshold: float = 0.95
     selection: Any = "confidence"
     max_denoising_steps: int | None = None
+    seed: int = 0
 
 
 def write_plain(
@@ -183,7 +187,7 @@ def write_noisy(
         scores = torch.stack([pick.scores(row, allowed) for row in logits])
         first = pick.token(scores[0], span, anchor)  # what the clean row in front of the window says
         tokens = [pick.token(row, span, anchor + i) for i, row in enumerate(scores[1:])]
-        settled = _settled(scores[1:], tokens, fills, how)
+        settled = _settled(scores[1:], tokens, fills, how, (span << 32) + anchor)
         new: list[int] = []
         if how.commit == "prefix":
             new, fills = [first], []
@@ -208,10 +212,14 @@ def write_noisy(
     return own
 
 
-def _settled(scores: Tensor, tokens: Sequence[int], fills: Sequence[int | None], how: Denoising) -> list[bool]:
-    """Which positions of one window settle: ``core.selection`` on the scores, the schedule as a count."""
+def _settled(
+    scores: Tensor, tokens: Sequence[int], fills: Sequence[int | None], how: Denoising, key: int
+) -> list[bool]:
+    """Which positions of one window settle: ``core.selection`` on the scores, the schedule as a count. ``key``: of its
+    first position, for a random order."""
     size, filled = len(tokens), sum(token is not None for token in fills)
-    score, _ = selection.scores(scores, how.selection, torch.tensor(tokens))
+    drawn = [keyed_noise(how.seed ^ 0x5EED, [key + i], 1)[0, 0] for i in range(size)]
+    score, _ = selection.scores(scores, how.selection, torch.tensor(tokens), torch.exp(-torch.exp(-torch.stack(drawn))))
     count = None
     if how.max_denoising_steps is not None:
         steps = min(how.max_denoising_steps, size)
@@ -221,7 +229,8 @@ def _settled(scores: Tensor, tokens: Sequence[int], fills: Sequence[int | None],
             share = next(goal for goal in goals if goal > filled) - filled
         count = torch.tensor([share])
     open_ = torch.tensor([[token is None for token in fills]])
-    return selection.settle(score[None], open_, how.confidence_threshold, count, how.commit == "prefix")[0].tolist()
+    threshold = 2.0 if how.selection == "random" else how.confidence_threshold  # which a random number says nothing of
+    return selection.settle(score[None], open_, threshold, count, how.commit == "prefix")[0].tolist()
 
 
 @dataclass
@@ -252,21 +261,22 @@ class SlowPlanned:
     visibility: str = "dag"
     extension: float = 1.5
     max_parts: int = 16
+    max_rounds: int = 8
     pick: Pick = field(default_factory=Pick)
     how: Denoising | None = None
 
     def write(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
         """The answer to ``prompt``, cut behind ``max_new_tokens`` tokens, control tokens included."""
-        self.grammar = PlanGrammar(self.control, self.model.config.vocab_size, PlanLimits(max_parts=self.max_parts))
-        self.rows, self.reads = clean([*prompt, self.control.par]), {0: set[int]()}
+        self.grammar = grammar_of(self.control, self.model.config.vocab_size, PlanLimits(max_parts=self.max_parts))
+        self.rows, self.reads = clean([*prompt, *self.grammar.switch]), {0: set[int]()}
         self.answer, self.budget = Answer([], [], []), len(prompt) + max_new_tokens
         while (plan := self._trunk()) is not None:
             self._round(plan)
             if len(self.rows) >= self.budget:
                 break
-            sync = max(row.span for row in self.rows) + 1
-            self.reads[sync] = set(range(sync))
-            self.rows.append(Row(self.control.sync, max(row.position for row in self.rows) + 1, sync))
+            trunk = max(row.span for row in self.rows) + 1
+            self.reads[trunk] = set(range(trunk))
+            self.rows += clean(self.grammar.resume, max(row.position for row in self.rows) + 1, trunk)
         self.answer.rows = self.rows[len(prompt) : self.budget]  # cut in text order
         return self.answer
 
@@ -278,28 +288,28 @@ class SlowPlanned:
             self.rows += clean(plan.lead, self.rows[-1].position + 1, trunk)
             self.begin = len(self.rows)
             for part in range(len(plan.spans)):
-                entry = Plan(plan.spans[: part + 1]).render(self.control)[
+                entry = self.grammar.render(Plan(plan.spans[: part + 1]))[
                     self._entry_end(plan, part - 1) - self.begin :
                 ]
                 self.rows += clean(entry, self.rows[-1].position + 1, self._entry_span(trunk, part))
             return plan
         state, lead = PlanState(), list[int]()
         while len(self.rows) < self.budget:
-            allowed = self.grammar.allowed(state, not self.plans and number < 8)
+            allowed = self.grammar.allowed(state, not self.plans and number < self.max_rounds)
             scores = causal(self.model, self.rows, self.reads)
             scores = self.pick.scores(scores, allowed, [row.token for row in self.rows])
             position = self.rows[-1].position + 1
             token = self.pick.token(scores, trunk, position)
-            if token == self.control.async_:
+            if token == self.grammar.plan_end:
                 return replace(state.plan, lead=tuple(lead))
-            if state.stage == "text" and token != self.control.topic:
+            if state.stage == "text" and not self.grammar.opens(token):
                 lead.append(token)
-            if state.stage == "text" and token == self.control.topic:
+            if state.stage == "text" and self.grammar.opens(token):
                 self.begin = len(self.rows)
-            # A further <topic> opens an entry that the parts before it do not read.
-            entry = len(state.parts) - (state.stage != "label" and token != self.control.topic)
+            # A further opening begins an entry that the parts before it do not read.
+            entry = len(state.parts) - (state.stage != "label" and not self.grammar.opens(token))
             self.rows.append(Row(token, position, self._entry_span(trunk, max(entry, 0))))
-            if token == self.control.eos:
+            if token == self.control.noise.end:
                 return None
             state = self.grammar.advance(state, token)
         return None
@@ -314,14 +324,14 @@ class SlowPlanned:
 
     def _entry_end(self, plan: Plan, part: int) -> int:
         """Number of rows as far as the entry of ``part``."""
-        return self.begin + len(Plan(plan.spans[: part + 1]).render(self.control))
+        return self.begin + len(self.grammar.render(Plan(plan.spans[: part + 1])))
 
     def _round(self, plan: Plan) -> None:
         """Every part of ``plan``: the rows of what it reads, its opening, and what follows."""
         allowed = torch.ones(self.model.config.vocab_size, dtype=torch.bool)  # (vocab,), True: may stand in a part
-        allowed[[*self.control.banned, self.control.eos]] = False
-        allowed[self.control.spad] = True
-        trunk, ends = self.rows[self.begin].span, {self.control.spad: False}
+        allowed[[*self.control.noise.banned, self.control.noise.end]] = False
+        allowed[self.grammar.part_end] = True
+        trunk, ends = self.rows[self.begin].span, {self.grammar.part_end: False}
         used = [self._entry_end(plan, number) for number in range(len(plan.spans))]
         trunk_start, moved = self.rows[self.begin].position, 0
         parts: list[list[int]] = []
@@ -330,7 +340,7 @@ class SlowPlanned:
             known = {trunk, *(trunk + 2 * entry for entry in range(1, number + 1))}
             self.reads[span] = self.reads[trunk].union(known, named, *(self.reads[s] for s in named))
             start = trunk_start + used[number] - self.begin + moved
-            own = clean([self.control.async_, *part.label], start, span)
+            own = clean(self.grammar.opening(part), start, span)
             moved += len(own) + part.length  # however long the part becomes
             context = [row for row in self.rows if row.span in self.reads[span]]
             limit = math.ceil(part.length * self.extension)
@@ -338,7 +348,7 @@ class SlowPlanned:
             if part.text is not None:
                 written = clean([row.token for row in own] + list(part.text), own[0].position, span)
             else:
-                written = write_noisy(*place, self.how, self.control.mask) if self.how else write_plain(*place)
+                written = write_noisy(*place, self.how, self.control.noise.mask) if self.how else write_plain(*place)
             self.rows += written
             kept = max(0, self.budget - len(self.rows) + len(written) - len(own))  # inside the budget
             parts.append([row.token for row in written[len(own) :]][:kept])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_hybrid.training.examples import Example, Part
+from hf_hybrid.training.recipe import read_recipe, run_recipe
 from hf_hybrid.training.tasks import Source, Task
 from tests.training_examples import TWO_STEPS
+
+Change = Callable[[dict[str, Any]], Any]
+"""What a test changes in the fields of a recipe."""
 
 
 def counting_task(drawn: list[int]) -> Any:
@@ -61,3 +66,18 @@ def written(folder: Path, data: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), encoding="utf-8")
     return path
+
+
+def run(folder: Path, change: Change = lambda data: None, **options: Any) -> Path:
+    """Run the recipe of ``folder`` after ``change``."""
+    data = fields_of(folder)
+    change(data)
+    return run_recipe(read_recipe(written(folder, data)), **options)
+
+
+def put(section: str, **values: Any) -> Change:
+    return lambda data: data[section].update(values)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -19,21 +19,15 @@ from typing import Any
 import pytest
 import torch
 import typer
-from checkpoint_for_tests import write_checkpoint
 from safetensors.torch import load_file, save_file
-from test_cli import call
 
 from hf_hybrid import generate_many
 from hf_hybrid.checkpoints import bundled
 from hf_hybrid.cli.command import guarded, load
 from hf_hybrid.cli.folder import LoadingError, check_folder
+from tests.cli_for_tests import call
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

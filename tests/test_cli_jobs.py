@@ -17,22 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_for_tests import write_checkpoint
-from test_cli import call
 
 from hf_hybrid import locks
 from hf_hybrid.cli.command import UsageError
 from hf_hybrid.cli.lines import ADDED, differences
 from hf_hybrid.cli.locked import locked
 from hf_hybrid.config import SETTING_NAMES
+from tests.cli_for_tests import call
 
 RECORDS = [{"id": n, "prompt": f"Area: {n} sq km", "note": None} for n in range(4)]
 OPTIONS = ("--max-new-tokens", 6, "--do-sample", "--seed", 3, "--batch-size", 2)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -19,21 +19,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_for_tests import read_checkpoint, write_checkpoint
+from checkpoint_for_tests import read_checkpoint
 from rich.console import Console
-from test_cli import call
 
 import hf_hybrid
 from hf_hybrid.cli.jobs import answers_of
 from hf_hybrid.cli.lines import Job, plan_job, read_prompts, write_answers
+from tests.cli_for_tests import call
 
 generate_module = sys.modules["hf_hybrid.cli.generate"]  # the package has a command of this name
 RECORDS = [{"id": n, "prompt": f"Area: {n} sq km" + "\nForest: 2" * (n % 3)} for n in range(7)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -13,19 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_for_tests import read_checkpoint, write_checkpoint
-from test_cli import call
+from checkpoint_for_tests import read_checkpoint
 
 from hf_hybrid import Plan, Span
 from hf_hybrid.cli.command import UsageError
 from hf_hybrid.cli.plan import as_json, from_json, plans_to_write, read_plan_file
+from tests.cli_for_tests import call
 
 PART: dict[str, Any] = {"label": "Area", "length": 16, "depends": []}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,9 @@ def test_only_a_whole_answer_ends_its_stream() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_server_is_told_how_a_planned_answer_ended(stream: bool) -> None:
     """The host compares the number of tokens with ``max_new_tokens``."""
-    host = hybrid(seed=7, favours={**FAVOURS, CONTROL.eos: 9.0, CONTROL.async_: 7.0})  # three parts, and an end
+    host = hybrid(
+        seed=7, favours={**FAVOURS, CONTROL.noise.end: 9.0, CONTROL.tags.async_: 7.0}
+    )  # three parts, and an end
     ids = torch.tensor([[3, 7, 9, 2, 11]])
 
     def finish_reason(model: Any, most: int) -> tuple[str, int]:
@@ -222,7 +224,7 @@ def test_the_server_is_told_how_a_planned_answer_ended(stream: bool) -> None:
     assert finish_reason(host, whole) == ("stop", whole), "an end token in the last place ends it"
     for most in range(1, whole):
         assert finish_reason(host, most) == ("length", most)
-    table = hybrid("gpt2", seed=26, favours={**FAVOURS, CONTROL.spad: -99.0}, n_positions=64)
+    table = hybrid("gpt2", seed=26, favours={**FAVOURS, CONTROL.noise.filler: -99.0}, n_positions=64)
     reason, new = finish_reason(table, 59)
     assert reason == "length" and new < 59, "the plan took positions, and no text needs to fill the rest"
 

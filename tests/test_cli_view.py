@@ -15,32 +15,30 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_for_tests import read_checkpoint, write_checkpoint
+from checkpoint_for_tests import read_checkpoint
 from rich.console import Console
-from test_cli import call
 
-from hf_hybrid import ControlTokens, control_tokens
-from hf_hybrid.cli.parts import Entry, read_trunk, readable
+from hf_hybrid import ControlTokens, control_tokens, grammar_of
+from hf_hybrid.cli.parts import read_trunk, readable
 from hf_hybrid.cli.race import Race
 from hf_hybrid.cli.view import MASK, CanvasView, Pace, watchable
-from hf_hybrid.core.canvas import Canvas, Lane
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.core.grammars import Entry
+from hf_hybrid.core.grammars.native import PlanTags
+from hf_hybrid.core.lane import Drafted, Lane, PlannedPart, Window
+from tests.cli_for_tests import call
 
 
 def canvas_of(parts: int, tokens: int) -> Canvas:
     """A prompt, a plan, and parts of which the first is done, the second writes and the last waits for the second."""
     canvas = Canvas(0, 0, [1, 2], 100)
-    canvas.lanes = [Lane("trunk", 0, 0, [1, 2, 3], done=True)]
+    canvas.lanes = [Lane("trunk", 0, 0, [1, 2, 3], reason="end")]
     for number in range(parts):
-        lane = Lane("span", number + 1, 3, [4, 50 + number, *[7] * tokens], opening=2, planned=tokens, window=3)
-        lane.draft, lane.part = [8], number
+        lane = Lane("span", number + 1, 3, [4, 50 + number, *[7] * tokens], window=Window(3), drafted=Drafted([8]))
+        depends = (canvas.lanes[2],) if number == parts - 1 else ()
+        lane.part = PlannedPart(number, opening=2, planned=tokens, depends=depends)
         canvas.lanes.append(lane)
     canvas.lanes[1].finish("end")
-    canvas.lanes[-1].depends = (canvas.lanes[2],)
     return canvas
 
 
@@ -94,26 +92,30 @@ def test_a_race_is_where_it_was_at_that_time() -> None:
     assert race.at(race.seconds) == (3, [5, 6, 7, 8])
 
 
-TAGS = ControlTokens(90, 91, 92, 93, 94, 95, 96, ((16, 97), (32, 98)), (99, 100))
+TAGS = PlanTags(par=92, topic=93, async_=94, sync=95, lengths=((16, 97), (32, 98)), depends=(99, 100))
+CONTROL = ControlTokens.of(mask=90, end=91, filler=96, tags=TAGS)
+GRAMMAR = grammar_of(CONTROL)
 
 
 def test_a_plan_is_read_while_it_is_written() -> None:
     plan = [92, 1, 2, 93, 50, 51, 97, 93, 52, 98, 99, 93, 53]
-    text, entries = read_trunk(plan, TAGS)
+    text, entries = read_trunk(plan, GRAMMAR)
     assert text == [1, 2]
     assert entries == [Entry([50, 51], 16), Entry([52], 32, [1]), Entry([53])]
-    assert read_trunk([95, 7, 91], TAGS) == ([7], []) and read_trunk([92, 7], None) == ([92, 7], [])
+    assert read_trunk([95, 7, 91], GRAMMAR) == ([7], []) and read_trunk([92, 7], None) == ([92, 7], [])
 
 
 def test_a_plan_shows_lengths_and_no_tags() -> None:
     canvas = Canvas(0, 0, [1, 2], 100)
-    canvas.lanes = [Lane("trunk", 0, 0, [1, 2, 92, 7, 93, 50, 97, 93, 51, 98, 99], draft=[93, 52], window=3)]
+    trunk = Lane("trunk", 0, 0, [1, 2, 92, 7, 93, 50, 97, 93, 51, 98, 99], window=Window(3))
+    trunk.drafted = Drafted([93, 52])
+    canvas.lanes = [trunk]
     canvas.lanes[0].fills = [93, 53]
     out = Console(file=io.StringIO(), width=80, height=24, color_system=None)
-    out.print(CanvasView(out, words, "title", TAGS).frame(canvas, 23))
+    out.print(CanvasView(out, words, "title", CONTROL).frame(canvas, 23))
     lines = [line.strip() for line in out.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert lines[1:5] == ["1 w50 16", "2 w51 32 reads 1", "3 w52 ?", "w7"]
-    assert not any(f"w{tag}" in "".join(lines) for tag in TAGS.banned)
+    assert not any(f"w{tag}" in "".join(lines) for tag in CONTROL.noise.banned)
 
 
 def test_text_cannot_steer_the_terminal() -> None:

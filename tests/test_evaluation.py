@@ -1,62 +1,39 @@
-"""The harness: pairing, medians, intervals, order of the candidates, what a result holds.
+"""What a result holds: pairing, medians, intervals, groups, pictures.
 
 Bugs these tests catch: a ratio upside down, or a quotient of medians for a median of quotients; prompts drawn in the
-bootstrap where countries should be; a slow baseline chosen; a wrong answer counted into the speedup; the warm-up
-counted; an order that favours one candidate; a half-finished prompt kept after Ctrl-C; tokens counted behind the end;
-a host candidate that runs the checkpoint's strategy; a commit of somebody else's repository.
+bootstrap where countries should be; a slow baseline chosen; a wrong answer counted into the speedup; a commit of
+somebody else's repository.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from checkpoint_for_tests import read_checkpoint, write_checkpoint
 
 from hf_hybrid.config import settings_for
 from hf_hybrid.evaluation import (
     CANDIDATES,
     FEEDBACK,
-    SWEEP,
     Candidate,
     Measurement,
-    PlotError,
     Run,
     bootstrap_interval,
-    draw_frontier,
-    environment,
-    even_subset,
     groups_of,
     in_types,
     kinds_of,
-    measure,
-    memory,
     paired_ratios,
     report,
     results_of,
     shape_of,
     to_json,
 )
-from hf_hybrid.evaluation.frontier import families
 from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, TestItem
-
-RESULT_KEYS = {"strategy", "settings", "seconds_per_answer", "speedup", "speedup_all", "tokens_per_second"} | {
-    "tokens_per_forward",
-    "num_forwards",
-    "num_rows",
-    "seconds_to_first_text",
-    "peak_memory_mb",
-    "field_exact_match",
-    "answer_exact_match",
-}
 
 
 def item(name: str, country: str, answer: str = "- a\n") -> TestItem:
@@ -79,12 +56,6 @@ def measured(seconds: float, right: bool = True, country: str = "A", text: str =
         "right": right,
     }
     return Measurement(**values | changes)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, list[TestItem]]:
-    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-    return read_checkpoint(folder, torch.float64)
 
 
 # Statistics.
@@ -216,15 +187,6 @@ def test_types_have_their_own_baselines(run: Run) -> None:
     assert [r.speedup_all for r in both[:3]] == pytest.approx([r.speedup_all for r in both[3:]])
 
 
-def test_a_candidate_runs_with_the_weights_of_its_type() -> None:
-    first, second = Scripted(), Scripted()
-    pair = in_types(THREE[:1], ("float32", "bfloat16"))
-    measure(first, Digits(), [item("0", "A")], pair, others={"bfloat16": second})
-    assert len(first.calls) == len(second.calls) == 2  # a warm-up and an answer each
-    with pytest.raises(ValueError, match="no model in bfloat16"):
-        measure(first, Digits(), [item("0", "A")], pair)
-
-
 def test_every_feedback_rule_is_on_once_and_off_once() -> None:
     stored = {"max_span_extension": 9.0}
     by_name = {c.name: settings_for(c.strategy, c.settings, stored) for c in FEEDBACK if c.strategy is not None}
@@ -248,24 +210,6 @@ def test_every_feedback_rule_is_on_once_and_off_once() -> None:
 
 def test_an_empty_run_has_no_results() -> None:
     assert results_of(Run(CANDIDATES, [], {c.name: [] for c in CANDIDATES})) == []
-
-
-def test_a_picture_shows_families_and_defaults(tmp_path: Path) -> None:
-    names = ("block w4", "block default", "host", "verified w4")
-    candidates = tuple(Candidate(name, None if name == "host" else "block_diffusion") for name in names)
-    rows = {c.name: [measured(1.0 + n, n != 1)] for n, c in enumerate(candidates)}
-    run = Run(candidates, [item("0", "A")], rows)
-    facts = {"device": {"dtype": "float32", "processor": "Abacus", "threads": 2}}
-    content = to_json(run, results_of(run), {}, facts, "bench")
-    groups = families(content["results"])
-    assert list(groups) == ["block", "host", "verified"]
-    assert [r["name"] for r in groups["block"]] == ["block default", "block w4"]  # from slow to fast
-    draw_frontier(content, tmp_path / "frontier.svg")
-    text = (tmp_path / "frontier.svg").read_text()
-    for shown in ("<!-- verified -->", "<!-- block default -->", "<!-- answer tokens per second -->", "Abacus"):
-        assert shown in text
-    with pytest.raises(PlotError, match="no results"):
-        draw_frontier({**content, "results": []}, tmp_path / "none.png")
 
 
 def test_shape_of_a_test_set() -> None:
@@ -303,161 +247,3 @@ def test_the_commit_is_that_of_a_checkout_that_tracks_the_file(tmp_path: Path) -
     assert report._commit(tmp_path / "installed.py") is None
     (tmp_path / "tracked.py").write_text("changed")
     assert report._commit(tmp_path / "tracked.py") == git("rev-parse", "HEAD") + "-dirty"
-
-
-# Measuring.
-
-
-class Scripted:
-    """A model that notes its calls; the answer is token 7 and the end, and then a token that is none of it."""
-
-    def __init__(self, interrupt_at: int | None = None):
-        self.calls: list[dict[str, Any]] = []
-        self.device, self.interrupt_at = torch.device("cpu"), interrupt_at
-        self.generation_config = SimpleNamespace(eos_token_id=1)
-
-    def generate(self, input_ids: torch.Tensor, **options: Any) -> Any:
-        self.calls.append(options)
-        if len(self.calls) == self.interrupt_at:
-            raise KeyboardInterrupt
-        new = torch.tensor([[7, 1, 9]]).expand(len(input_ids), -1)  # (batch, 3)
-        row = SimpleNamespace(
-            num_forwards=2, num_rows=8, seconds_to_first_text=0.1, seconds={"text": 0.1}, spans=[], fallbacks=[]
-        )
-        return SimpleNamespace(sequences=torch.cat([input_ids, new], 1), report=[row] * len(input_ids))
-
-
-class Digits:
-    """A tokenizer that reads three tokens into every prompt and writes the ids as text."""
-
-    pad_token_id = 0
-
-    def __call__(self, texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
-        return {name: torch.ones(len(texts), 3, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return " ".join(map(str, ids))
-
-
-THREE = (Candidate("a", None), Candidate("b", "autoregressive", {"seed": 1}), Candidate("c", "block_diffusion"))
-
-
-def test_the_order_rotates_and_the_warm_up_is_not_counted() -> None:
-    model, items = Scripted(), [item(str(n), "A", "7 1") for n in range(3)]
-    run = measure(model, Digits(), items, THREE, max_new_tokens=5)
-    names = [call.get("strategy") for call in model.calls]
-    host, plain, block = None, "autoregressive", "block_diffusion"
-    assert names == [host, plain, block, host, plain, block, plain, block, host, block, host, plain]
-    assert [len(m) for m in run.measurements.values()] == [3, 3, 3] and not run.interrupted
-    one = run.measurements["a"][0]
-    assert (one.text, one.num_tokens, one.right) == ("7 1", 2, True)  # nothing behind the end token
-    assert (one.num_forwards, one.num_rows) == (2, 4)  # prompt and one token; the last one is never fed
-
-
-def test_the_host_is_the_host_and_everyone_is_greedy() -> None:
-    model = Scripted()
-    measure(model, Digits(), [item("0", "A")], THREE, max_new_tokens=5)
-    host, plain = model.calls[:2]
-    assert host["hf_hybrid"] == {} and "strategy" not in host
-    assert plain["seed"] == 1 and "streamer" not in plain
-    assert all(not call["do_sample"] and call["max_new_tokens"] == 5 for call in model.calls)
-
-
-@pytest.mark.parametrize(("call", "finished"), [(2, 0), (4, 0), (7, 1), (8, 1), (12, 2)])
-def test_an_interrupt_keeps_whole_prompts(call: int, finished: int) -> None:
-    items = [item(str(n), "A") for n in range(3)]
-    told: list[int] = []
-    run = measure(Scripted(call), Digits(), items, THREE, progress=told.append)
-    assert run.interrupted and [i.id for i in run.items] == [str(n) for n in range(finished)]
-    assert [len(m) for m in run.measurements.values()] == [finished] * 3 and sum(told) == finished
-
-
-def test_a_subset_takes_every_country_in_turn() -> None:
-    items = [item(f"{c}{n}", c) for c in "ABC" for n in range(3)]
-    assert [i.id for i in even_subset(items, 5)] == ["A0", "B0", "C0", "A1", "B1"]
-    assert sorted(i.id for i in even_subset(items)) == [i.id for i in items]
-    for wrong in (0, 10):
-        with pytest.raises(ValueError, match="1 to 9"):
-            even_subset(items, wrong)
-
-
-def test_nothing_to_measure_and_equal_names_are_errors() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        measure(Scripted(), Digits(), [], THREE)
-    with pytest.raises(ValueError, match="same name"):
-        measure(Scripted(), Digits(), [item("0", "A")], (*THREE, THREE[0]))
-
-
-def test_the_peak_of_memory_is_that_of_the_call() -> None:
-    cpu, size = torch.device("cpu"), 64
-    memory.reset_peak(cpu)
-    before = memory.peak_mb(cpu)
-    block = torch.ones(size * 2**18)  # float32: `size` times 2**20 bytes
-    during = memory.peak_mb(cpu)
-    del block
-    memory.reset_peak(cpu)
-    after = memory.peak_mb(cpu)
-    if before is None:  # no honest number on this system, and none invented
-        assert during is None and after is None
-    else:
-        assert during is not None and after is not None
-        assert during > before + size / 2  # half: the allocator may have had room of its own
-        assert after < during - size / 2  # large blocks go back to the system
-
-
-@pytest.mark.parametrize("table", [CANDIDATES, SWEEP])
-def test_every_candidate_has_settings_that_exist(table: tuple[Candidate, ...]) -> None:
-    assert len({c.name for c in table}) == len(table)
-    for candidate in table:
-        assert candidate.equals is None or candidate.equals in {c.name for c in table}
-        if candidate.strategy is not None:
-            assert settings_for(candidate.strategy, candidate.settings) is not None
-
-
-def test_a_real_run_in_float64(checkpoint: tuple[Any, Any, list[TestItem]], tmp_path: Path) -> None:
-    model, tokenizer, items = checkpoint
-    items = even_subset([i for i in items if i.split == "test"], 2)
-    run = measure(model, tokenizer, items, CANDIDATES, max_new_tokens=24)
-    results = {result.name: result for result in results_of(run)}
-    for name in ("autoregressive", "planned_verified"):
-        assert results[name].equal_share == 1.0, name
-    # Random weights plan too, so the line above is about parts.
-    assert results["planned_verified"].seconds_per_stage.get("plan", 0.0) > 0.0
-    for name in ("host", "autoregressive"):
-        one = run.measurements[name][0]
-        assert one.num_forwards == one.num_tokens and results[name].tokens_per_forward == 1.0
-    assert run.measurements["host"][0].num_rows == run.measurements["autoregressive"][0].num_rows
-    assert all(m.seconds_to_first_text is not None for m in run.measurements["host"])
-    content = to_json(run, list(results.values()), shape_of(items, tokenizer), environment(model), "hf-hybrid bench")
-    head = ["command", "commit", "versions", "device", "num_prompts", "batch_size", "temperature"]
-    assert list(content) == [*head, "shape", "groups", "kinds", "results"]
-    content = json.loads(json.dumps(content))
-    assert content["num_prompts"] == 2 and len(content["results"]) == len(CANDIDATES)
-    assert all(set(result) >= RESULT_KEYS for result in content["results"])
-    assert content["device"]["dtype"] == "float64" and content["versions"]["torch"] == torch.__version__
-
-
-def test_sampled_answers_keep_the_equalities(checkpoint: tuple[Any, Any, list[TestItem]]) -> None:
-    model, tokenizer, items = checkpoint
-    names = ("autoregressive", "span_autoregressive", "planned_verified", "speculative_self")
-    candidates = [c for c in CANDIDATES if c.name in names]
-    greedy, hot, again = (
-        measure(model, tokenizer, items[:2], candidates, max_new_tokens=24, temperature=t) for t in (0.0, 1.0, 1.0)
-    )
-    assert (greedy.temperature, hot.temperature) == (0.0, 1.0)
-    for name in names:
-        texts = [[m.text for m in run.measurements[name]] for run in (greedy, hot, again)]
-        assert texts[0] != texts[1] == texts[2], name  # sampled, with a seed
-    for name, twin in (("planned_verified", "span_autoregressive"), ("speculative_self", "autoregressive")):
-        assert [m.text for m in hot.measurements[name]] == [m.text for m in hot.measurements[twin]]
-
-
-def test_a_batch_gives_the_texts_of_single_calls(checkpoint: tuple[Any, Any, list[TestItem]]) -> None:
-    model, tokenizer, items = checkpoint
-    candidates = [c for c in CANDIDATES if c.name in ("host", "planned_verified")]
-    single, batch = (
-        measure(model, tokenizer, items[:3], candidates, max_new_tokens=24, batch_size=size) for size in (1, 2)
-    )
-    for name in single.measurements:
-        assert [m.text for m in single.measurements[name]] == [m.text for m in batch.measurements[name]]
-        assert [m.num_tokens for m in single.measurements[name]] == [m.num_tokens for m in batch.measurements[name]]

@@ -53,9 +53,15 @@ def test_both_load_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(loading, "_process", process)
     monkeypatch.setattr(loading, "MOST_PROCESSES", 1)
-    cost = loading_cost("a", 2, dtype="float32")
+    told: list[tuple[str, str, int, int]] = []
+    cost = loading_cost("a", 2, lambda *step: told.append(step), dtype="float32")
     host, plugin = loading.LOADERS
     assert order == ["plugin", "host", "host", "plugin"] * 2 + [plugin, host]
+    assert [(name, done, total) for _, name, done, total in told] == [
+        ({"plugin": "hf_hybrid", "host": "transformers"}.get(who, who.partition(":")[0]), number, 10)
+        for number, who in enumerate(order)
+    ]
+    assert [stage for stage, *_ in told] == ["loading"] * 8 + ["loading in a process of its own"] * 2
     assert (cost.rounds, cost.processes) == (2, 1)
     assert (cost.seconds.host, cost.seconds.plugin, cost.seconds.ratio) == (4, 8, 2.0)
     assert cost.readings.keys() == {"peak_mb"} and cost.readings["peak_mb"].ratio == 3.0

@@ -303,7 +303,7 @@ def test_settings_survive_save_and_load(seen: Seen, tmp_path: Path, late: bool) 
     model.generation_config.hf_hybrid = stored
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"] and config["hf_hybrid"]["par"] == tokens.par
+    assert config["architectures"] == ["LlamaForCausalLM"] and config["hf_hybrid"]["par"] == tokens.tags.par
     assert json.loads((tmp_path / "generation_config.json").read_text())["hf_hybrid"] == stored
 
     loaded = hf_hybrid.AutoHybridModelForCausalLM.from_pretrained(tmp_path)
@@ -311,7 +311,7 @@ def test_settings_survive_save_and_load(seen: Seen, tmp_path: Path, late: bool) 
     assert hf_hybrid.control_tokens(loaded) == tokens
     assert torch.equal(loaded(PROMPT).logits, model(PROMPT).logits)
     loaded.generate(PROMPT, max_new_tokens=2)
-    assert seen[0]["call"].settings.window_length == 4 and seen[0]["call"].control.mask == tokens.mask
+    assert seen[0]["call"].settings.window_length == 4 and seen[0]["call"].control.noise.mask == tokens.noise.mask
 
 
 def test_auto_class(tmp_path: Path) -> None:

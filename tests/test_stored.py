@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def harmless() -> GenerationConfig:
-    return GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=CONTROL.eos, pad_token_id=0)
+    return GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=CONTROL.noise.end, pad_token_id=0)
 
 
 def use(folder: Path, strategy: str | None) -> tuple[str, Any]:
@@ -109,7 +109,7 @@ def test_there_are_two_hundred_different_ones() -> None:
 )
 def test_what_is_legal_is_clamped(harmless: dict[str, Any], folder: Path) -> None:
     """An answer ends with its end token, whatever a file asks for, and nothing is allocated for what it asks."""
-    base = {"eos_token_id": CONTROL.eos, "pad_token_id": 0, "max_new_tokens": 9}
+    base = {"eos_token_id": CONTROL.noise.end, "pad_token_id": 0, "max_new_tokens": 9}
     (folder / "generation_config.json").write_text(json.dumps(base | harmless))
     model = AutoHybridModelForCausalLM.from_pretrained(folder)
     for strategy in SETTINGS:

@@ -8,14 +8,13 @@ import torch
 from oracles import Row, pack
 from torch import Tensor
 
-from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.core.grammars.native import PlanTags
+from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.layout import Form
 
-CONTROL = ControlTokens(
-    mask=60, eos=40, par=41, topic=42, async_=43, sync=44, spad=45,
-    lengths=((2, 46), (4, 47), (8, 48)), depends=(50, 51, 52),
-)  # fmt: skip
+TAGS = PlanTags(par=41, topic=42, async_=43, sync=44, lengths=((2, 46), (4, 47), (8, 48)), depends=(50, 51, 52))
+CONTROL = ControlTokens.of(mask=60, end=40, filler=45, tags=TAGS)
 """Ids within the vocabulary of the tiny models; texts use 1 to 39."""
 
 TWO_STEPS = {

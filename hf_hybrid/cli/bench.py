@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hf_hybrid.cli.command import (
@@ -28,6 +26,7 @@ from hf_hybrid.cli.command import (
     read_items,
 )
 from hf_hybrid.cli.loading import ROUNDS, bench_loading
+from hf_hybrid.cli.progress import counting, waiting
 
 if TYPE_CHECKING:
     from hf_hybrid.evaluation import Result, Run
@@ -145,10 +144,7 @@ def bench(
         items = even_subset(items, wanted)
         candidates = in_types(SWEEP if sweep else FEEDBACK if feedback else CANDIDATES, dtypes)
         others = {name: load(model, name, device, threads)[0] for name in dtypes[1:]}
-        errors = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-            counted = bar.add_task(f"{len(candidates)} candidates", total=len(items))
+        with counting() as told:
             run = measure(
                 network,
                 tokenizer,
@@ -159,10 +155,11 @@ def bench(
                 read_back=coherence,
                 temperature=temperature,
                 others=others,
-                progress=lambda count: bar.advance(counted, count),
+                progress=told,
             )
         results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
-        costs = pass_costs(network) if passes and not run.interrupted else []
+        with waiting("timing single passes"):
+            costs = pass_costs(network) if passes and not run.interrupted else []
         facts, shape = environment(network), shape_of(run.items, tokenizer)
     _print(run, results, shape, facts)
     for result in results:

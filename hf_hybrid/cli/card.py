@@ -27,6 +27,9 @@ def card(
     picture: Annotated[
         Path | None, typer.Option(help="Picture of `bench --plot`; it is copied beside the card.")
     ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="JSON of `bench --sweep --json`; the --picture is drawn anew from it first.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Card to write. Default: README.md in the folder.")] = None,
     name: Annotated[
         str | None, typer.Option(help="Name or Hub id of the model. Default: of its recipe or folder.")
@@ -56,6 +59,8 @@ def card(
     measured = results or []
     if readme is not None and not measured:
         raise UsageError("--readme needs --results")
+    if draw is not None:
+        _draw(draw, picture)
     written = write_card(
         folder,
         measured,
@@ -72,3 +77,13 @@ def card(
     if readme is not None:
         update_readme(readme, measured[0])
         typer.echo(readme)
+
+
+def _draw(sweep: Path, picture: Path | None) -> None:
+    """Draw the results of a sweep to ``picture``."""
+    if picture is None or picture.suffix not in (".png", ".svg"):
+        raise UsageError("--draw needs --picture, a .png or .svg file")
+    from hf_hybrid.evaluation import draw_frontier
+    from hf_hybrid.hub.tables import read_results
+
+    draw_frontier(read_results(sweep), picture)

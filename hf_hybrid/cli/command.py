@@ -18,6 +18,7 @@ from rich.console import Console
 
 from hf_hybrid.checkpoints import BUNDLED, bundled
 from hf_hybrid.cli.folder import LoadingError, check_folder
+from hf_hybrid.cli.progress import waiting
 
 DEFAULT_MODEL = "hybrid-pocket"
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
@@ -102,8 +103,9 @@ def console() -> Console:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and warnings of the libraries."""
-    from transformers.utils import logging
+    """No progress bars and warnings of the libraries, which are loaded here if they were not."""
+    with waiting("loading torch and transformers"):
+        from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -123,6 +125,11 @@ def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | 
 
     ``dtype="auto"`` is that of the checkpoint.
     """
+    with waiting(f"loading {name}"):
+        return _load(name, dtype, device, threads)
+
+
+def _load(name: str, dtype: str, device: str, threads: int | None) -> tuple[Any, Any, Path]:
     import torch
 
     from hf_hybrid import AutoHybridTokenizer

@@ -13,6 +13,7 @@ from rich.text import Text
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, TestSet, Threads, UsageError, console, load, quiet, read_items
 from hf_hybrid.cli.parts import plan_table
 from hf_hybrid.cli.picture import Film, animated_svg
+from hf_hybrid.cli.progress import counting
 from hf_hybrid.cli.prompts import text_of
 from hf_hybrid.cli.view import CanvasView, Pace, watchable
 
@@ -47,7 +48,8 @@ def demo(
 
         out.print(Text(f"The record{_about(item)}:", style="bold"))
         out.print(Text(item.sheet.prompt + "\n"))
-        run = measure(network, tokenizer, [item], CANDIDATES, max_new_tokens=max_new_tokens)
+        with counting() as told:
+            run = measure(network, tokenizer, [item], CANDIDATES, max_new_tokens=max_new_tokens, progress=told)
         if run.interrupted:
             raise KeyboardInterrupt
         by_name = {candidate.name: candidate for candidate in run.candidates}

@@ -138,13 +138,15 @@ def generate(
 
 def _checked(plans: list[Any], network: Any, settings: dict[str, Any], source: Path | None) -> list[Any]:
     """``plans`` if this model can carry them out."""
-    from hf_hybrid import PlanError, control_tokens
+    from hf_hybrid import PlanError, control_tokens, grammar_of
 
     control = control_tokens(network)
+    if control is None or control.tags is None:
+        return plans
     stored = getattr(network.generation_config, "hf_hybrid", None)
     limits = settings_for("planned_diffusion", settings, stored).limits  # type: ignore[attr-defined]
     try:
-        return plans if control is None else [plan.check(limits, control) for plan in plans]
+        return [grammar_of(control, limits=limits).check(plan) for plan in plans]
     except PlanError as error:
         raise UsageError(f"--plan {source}: {error}") from error
 

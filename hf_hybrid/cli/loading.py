@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hf_hybrid.cli.command import UsageError, console, load_network, quiet
+from hf_hybrid.cli.progress import counting, waiting
 
 if TYPE_CHECKING:
     from hf_hybrid.evaluation import Compared, LoadingCost
@@ -34,14 +35,16 @@ def bench_loading(name: str, dtype: str, threads: int | None, rounds: int | None
     if "," in dtype:
         raise UsageError(f"--dtype {dtype}: give one type with --loading")
     with quiet():
-        import torch
+        with waiting(f"loading {name}"):
+            import torch
 
-        from hf_hybrid.evaluation import loading_cost
+            from hf_hybrid.evaluation import loading_cost
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        _, place = load_network(name, dtype)  # a broken file is told once, not by one of the processes
-        cost = loading_cost(place, rounds or ROUNDS, dtype=dtype)
+            if threads is not None:
+                torch.set_num_threads(threads)
+            _, place = load_network(name, dtype)  # a broken file is told once, not by one of the processes
+        with counting() as told:
+            cost = loading_cost(place, rounds or ROUNDS, told, dtype=dtype)
     console().print(f"loading {name}, medians; pairs of loads: {cost.rounds}, of processes: {cost.processes}")
     console().print(cost_table(cost))
     if json_file is not None:

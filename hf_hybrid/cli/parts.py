@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from hf_hybrid.core.plan import ControlTokens
+    from hf_hybrid.core.grammars import Entry, Grammar
 
 
-@dataclass
-class Entry:
-    """A part in a plan that is being written: token ids of its label, its planned tokens (None: not written yet), and
-    the parts that it reads (from 1)."""
-
-    label: list[int] = field(default_factory=list[int])
-    length: int | None = None
-    reads: list[int] = field(default_factory=list[int])
-
-
-def read_trunk(tokens: Sequence[int], control: ControlTokens | None) -> tuple[list[int], list[Entry]]:
-    """The text of a trunk segment without plan and control tokens, and the entries of its plan.
-
-    Unlike ``PlanGrammar.parse`` it also takes a plan that ends anywhere, and never fails.
+def read_trunk(tokens: Sequence[int], grammar: Grammar | None) -> tuple[list[int], list[Entry]]:
+    """The text of a trunk segment without plan and control tokens, and the entries of its plan, which may end anywhere.
 
     Args:
-        tokens: settled ones, the prompt left out. control: of the model; None: every token is text.
+        tokens: settled ones, the prompt left out. grammar: of the model; None: every token is text.
     """
-    if control is None:
-        return list(tokens), []
-    text: list[int] = []
-    entries: list[Entry] = []
-    for token in tokens:
-        length = control.length_of(token)
-        if token == control.topic:
-            entries.append(Entry())
-        elif length is not None and entries:
-            entries[-1].length = length
-        elif token in control.depends and entries:
-            entries[-1].reads.append(control.depends.index(token) + 1)
-        elif token in control.banned or token == control.eos:
-            continue
-        elif entries and entries[-1].length is None:
-            entries[-1].label.append(token)
-        else:
-            text.append(token)
-    return text, entries
+    return (list(tokens), []) if grammar is None else grammar.read(tokens)
 
 
 def readable(text: str) -> str:

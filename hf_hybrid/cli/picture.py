@@ -17,7 +17,7 @@ from hf_hybrid.cli.view import CanvasView, Pace
 
 if TYPE_CHECKING:
     from hf_hybrid.core.canvas import Canvas
-    from hf_hybrid.core.plan import ControlTokens
+    from hf_hybrid.core.tokens import ControlTokens
 
 CELL, LINE, MARGIN = 7.2, 15.0, 12.0  # width of a character, height of a line, border; in pixels
 BACKGROUND, PLAIN, BRIGHT, DIM = "#0d1117", "#c9d1d9", "#ffffff", "#6e7681"

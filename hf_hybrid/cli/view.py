@@ -12,12 +12,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from hf_hybrid.cli.parts import Entry, read_trunk, readable
+from hf_hybrid.cli.parts import read_trunk, readable
 
 if TYPE_CHECKING:
     from hf_hybrid.cli.race import Race
-    from hf_hybrid.core.canvas import Canvas, Lane
-    from hf_hybrid.core.plan import ControlTokens
+    from hf_hybrid.core.canvas import Canvas
+    from hf_hybrid.core.grammars import Entry, Grammar
+    from hf_hybrid.core.lane import Lane
+    from hf_hybrid.core.tokens import ControlTokens
 
 SETTLED, DRAFTED, OPEN = "bold", "dim italic", "dim"
 MASK = "·"
@@ -65,7 +67,10 @@ class CanvasView:
         race: Race | None = None,
     ):
         self.console, self.decode, self.title = console, decode, title
-        self.control, self.pace, self.race = control, pace, race
+        self.pace, self.race = pace, race
+        noise = control.noise if control is not None else None
+        self.hidden = frozenset((*noise.banned, noise.end)) if noise is not None else frozenset[int | None]()
+        self.grammar = _grammar(control)
         self.live = Live(console=console, auto_refresh=False, transient=True)
         self.passes, self.started, self.drawing, self.clock = 0, 0.0, 0.0, 0.0
         self.rival_clock: float | None = None
@@ -156,7 +161,7 @@ class CanvasView:
     def _read(self, canvas: Canvas, lane: Lane, drafted: bool = False) -> tuple[list[int], list[Entry]]:
         """Text and plan of a trunk segment, with ``drafted`` also what is on trial."""
         settled = lane.tokens[len(canvas.prompt) :] if lane is canvas.lanes[0] else lane.tokens
-        return read_trunk([*settled, *lane.draft] if drafted else settled, self.control)
+        return read_trunk([*settled, *lane.drafted.tokens] if drafted else settled, self.grammar)
 
     def _plan(self, canvas: Canvas, trunks: list[Lane], spans: list[Lane], room: int) -> list[Text]:
         """The parts with their lengths: one a line where there is room, else in a row."""
@@ -226,7 +231,7 @@ class CanvasView:
 
     def _panel(self, lane: Lane, width: int, room: int | None) -> Panel:
         words = self._words(lane)
-        label = self._decode(lane.tokens[1 : lane.opening]).strip() or "part"
+        label = self._decode(lane.tokens[: lane.opening]).strip() or "part"
         written = len(lane.tokens) - lane.opening
         return Panel(
             words if room is None else _tail(words, self.console, width, room),
@@ -240,30 +245,37 @@ class CanvasView:
     def _words(self, lane: Lane) -> Text:
         """The text of a part: settled bright, drafts dim, open positions as dots."""
         text = Text(self._decode(lane.tokens[lane.opening :]).lstrip("\n"), style=SETTLED if not lane.done else "")
-        text.append(self._decode(lane.draft), DRAFTED)
+        text.append(self._decode(lane.drafted.tokens), DRAFTED)
         return self._open(text, lane)
 
     def _open(self, text: Text, lane: Lane) -> Text:
         """``text`` and the window behind it, up to where a plan is proposed."""
         if not lane.ready():
             return text
-        fills = lane.fills[: lane.open_length]
+        fills = lane.window.fills[: lane.open_length]
         for token in [*fills, *[None] * (lane.open_length - len(fills))]:
-            if self.control is not None and token == self.control.topic:
+            if self.grammar is not None and token is not None and self.grammar.opens(token):
                 break
             text.append(MASK if token is None else self._decode([token]), OPEN if token is None else DRAFTED)
         return text
 
     def _decode(self, tokens: list[int]) -> str:
         """Text without control tokens, and without what would steer the terminal."""
-        hidden = () if self.control is None else (*self.control.banned, self.control.eos)
-        return readable(self.decode([token for token in tokens if token not in hidden]))
+        return readable(self.decode([token for token in tokens if token not in self.hidden]))
 
     def _lines(self, text: Text, room: int) -> list[Text]:
         """The last ``room`` lines of ``text``, none of an empty one."""
         text.rstrip()
         lines = list(text.wrap(self.console, self.console.width)) if text.plain.strip() else []
         return lines[-room:] if room > 0 else []
+
+
+def _grammar(control: ControlTokens | None) -> Grammar | None:
+    if control is None or control.tags is None:
+        return None
+    from hf_hybrid.core.grammars import grammar_of
+
+    return grammar_of(control)
 
 
 def _state_style(lane: Lane) -> str:

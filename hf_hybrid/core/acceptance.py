@@ -1,4 +1,4 @@
-"""How much of a draft stands, and the shared noise that makes sampled text checkable token by token.
+"""How much of a draft is accepted, and the shared noise that makes sampled text checkable token by token.
 
 A greedy draft is checked by equality. A sampled one is too, when draft and check draw with the *same* noise: the
 Gumbel-max trick makes a sample a deterministic function of logits and noise, so an equal draft is exactly the token
@@ -70,9 +70,9 @@ def reject(target: Tensor, draft: Tensor, tokens: Tensor, uniform: Tensor, noise
     """Exact rejection of drafted tokens with the residual distribution (Leviathan et al., 2023, theorem 1 and appendix
     A.1; Chen et al., "Accelerating Large Language Model Decoding with Speculative Sampling", 2023, algorithm 2).
 
-    A token that was drawn from ``draft`` stands with probability ``min(1, target / draft)``; else another one is drawn
-    from the normalised ``max(target - draft, 0)``. What comes out follows ``target``, if ``draft`` is what the token
-    was drawn from.
+    A token that was drawn from ``draft`` is accepted with probability ``min(1, target / draft)``; else another one is
+    drawn from the normalised ``max(target - draft, 0)``. What comes out follows ``target``, if ``draft`` is what the
+    token was drawn from.
 
     Args:
         target, draft: probabilities ``(n, vocab)``.
@@ -81,17 +81,17 @@ def reject(target: Tensor, draft: Tensor, tokens: Tensor, uniform: Tensor, noise
             whatever drew ``tokens``.
 
     Returns:
-        int64 ``(n,)``: the token that takes each place if all drafted ones before it stand; bool ``(n,)``, True: the
+        int64 ``(n,)``: the token at each position if all drafted ones before it are accepted; bool ``(n,)``, True: the
         drafted one.
     """
     index = tokens.unsqueeze(-1)  # (n, 1)
     p, q = target.gather(-1, index).squeeze(-1), draft.gather(-1, index).squeeze(-1)  # (n,)
-    stands = uniform * q < p  # (n,), True: stands
+    accepted = uniform * q < p  # (n,), True: accepted
     left = (target - draft).clamp(min=0)  # (n, vocab)
     # Equal distributions never reject, but for rounding: then any draw from the target will do.
     left = torch.where(left.sum(dim=-1, keepdim=True) > 0, left, target)
     redrawn = sample(left.log(), noise)  # (n,)
-    return torch.where(stands, tokens, redrawn), stands
+    return torch.where(accepted, tokens, redrawn), accepted
 
 
 def keyed_uniform(seed: int | Sequence[int], positions: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

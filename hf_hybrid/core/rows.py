@@ -55,7 +55,7 @@ class Rows:
         span: int64, index into ``depends``; ``PADDING`` for a row that stands for nothing.
         noisy: bool, True for a row that is denoised, False for a clean one.
         anchor: int64, for noisy rows the first position of their own span that they may not see; unused for clean rows.
-        block: int64, for noisy rows the group that is denoised together (unique in its batch row); unused for clean
+        block: int64, for noisy rows the group that is denoised together (unique in its sequence); unused for clean
             rows.
     """
 
@@ -72,7 +72,7 @@ class Rows:
         return cls(position, span, torch.zeros_like(position, dtype=torch.bool), zeros, zeros)
 
     def select(self, index: Tensor) -> Rows:
-        """The rows at ``index`` ``(rows,)``, the same for every batch row."""
+        """The rows at ``index`` ``(rows,)``, the same for every sequence."""
         return Rows(*(getattr(self, f.name)[:, index] for f in fields(self)))
 
 

@@ -19,7 +19,7 @@ Score = Literal["confidence", "margin", "entropy", "random"]
 def scores(
     logits: Tensor, kind: Score = "confidence", token: Tensor | None = None, uniform: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """How sure the model is of every position, and the token that would stand there.
+    """How sure the model is of every position, and the token that would be there.
 
     Args:
         logits: ``(..., vocab)``, any float type, already warped and banned (``-inf``) by the caller; vocab >= 2.

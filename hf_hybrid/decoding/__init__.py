@@ -1,13 +1,13 @@
-"""Decoding: ids in, ids out. Strategies stand in the literal table ``STRATEGIES``."""
+"""Decoding: ids in, ids out. Ways of writing are in the literal table ``WRITERS``."""
 
-from hf_hybrid.decoding.call import ONE_TEXT, Call, Context, Queue
+from hf_hybrid.decoding.call import Call, Context, Queue
 from hf_hybrid.decoding.drafters.diffusion import DiffusionDrafter
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.memory import MemoryFileError, SuffixMemory
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.drafters.tree import TreeDrafter
-from hf_hybrid.decoding.engine import STRATEGIES, decode, prompt_fault
+from hf_hybrid.decoding.engine import decode, prompt_fault
 from hf_hybrid.decoding.output import (
     Answer,
     DecodingError,
@@ -17,11 +17,11 @@ from hf_hybrid.decoding.output import (
     SpanReport,
 )
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
-from hf_hybrid.decoding.strategy import Strategy
+from hf_hybrid.decoding.writers.table import WRITERS
+from hf_hybrid.decoding.writers.writer import Writer
 
 __all__ = [
-    "ONE_TEXT",
-    "STRATEGIES",
+    "WRITERS",
     "Answer",
     "Call",
     "Context",
@@ -40,11 +40,11 @@ __all__ = [
     "Queue",
     "Sampler",
     "SpanReport",
-    "Strategy",
     "SuffixDrafter",
     "SuffixMemory",
     "Text",
     "TreeDrafter",
+    "Writer",
     "decode",
     "prompt_fault",
 ]

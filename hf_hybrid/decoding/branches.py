@@ -1,7 +1,8 @@
 """Trees of drafts: cut to what may be checked, what each token is worth, and whose text it is in the row rule.
 
 A token with a sibling begins a span of its own, which reads the spans of those before it and nothing beside it; an only
-child goes on in the span of its parent, so that a tree of width one is the chain. What stands becomes rows of the text.
+child goes on in the span of its parent, so that a tree of width one is the chain. What is accepted becomes rows of the
+text.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.core.lane import Lane
 from hf_hybrid.decoding.drafters.drafter import Draft
 from hf_hybrid.models.runner import Runner
 
 MOST = 1024
-"""Most tokens of a tree that are put on trial."""
+"""Most tokens of a tree that are checked."""
 
 
 class BranchError(ValueError):
@@ -23,7 +25,7 @@ class BranchError(ValueError):
 
 def pruned(draft: Draft, count: int, room: int, ends: Collection[int], width: int = 1 << 62) -> Draft:
     """The first ``count`` tokens of a tree, at most ``room`` deep, without ``ends``, ids from ``width`` on and what
-    stands behind them; a chain when no token has a sibling.
+    follows them; a chain when no token has a sibling.
 
     Raises:
         BranchError: ``parents`` do not name a token each, in front of their own.
@@ -54,7 +56,9 @@ def pruned(draft: Draft, count: int, room: int, ends: Collection[int], width: in
         kept.append(place[parent])
         ranks.append(draft.ranks[i] if i < len(draft.ranks) else 0)
     chain = kept == list(range(-1, len(kept) - 1))
-    return Draft(tokens, None, draft.grade, draft.chance, None if chain else tuple(kept), () if chain else tuple(ranks))
+    if chain:
+        return Draft(tokens, None, draft.bucket, draft.chance)
+    return Draft(tokens, None, draft.bucket, draft.chance, tuple(kept), tuple(ranks))
 
 
 def depth(draft: Draft) -> int:
@@ -82,21 +86,21 @@ def first_branch(draft: Draft, width: int = 1 << 62) -> Draft:
         if parent == at and token < width:
             at = i
             tokens.append(token)
-    return Draft(tokens, None, draft.grade, draft.chance)
+    return Draft(tokens, None, draft.bucket, draft.chance)
 
 
 def rank_of(draft: Draft, rank: int) -> Draft:
-    """Of what grade and chance a token of ``rank`` is; the first guess is like a token of a chain."""
+    """Of what bucket and chance a token of ``rank`` is; the first guess is like a token of a chain."""
     if rank == 0:
-        return Draft((), None, draft.grade, draft.chance)
-    return Draft((), None, (draft.grade, rank), (1 - draft.chance) / 2**rank)
+        return Draft((), None, draft.bucket, draft.chance)
+    return Draft((), None, (draft.bucket, rank), (1 - draft.chance) / 2**rank)
 
 
 def standing(draft: Draft, chances: Callable[[Draft, int], list[float]]) -> list[float]:
-    """How likely each token of a tree stands.
+    """How likely each token of a tree is accepted.
 
     Args:
-        chances: of a grade (``rank_of``), for so many places: how likely a token stands if those before it do.
+        chances: of a bucket (``rank_of``), for so many depths: how likely a token is accepted if those before it are.
     """
     parents = draft.parents or ()
     depths: list[int] = []
@@ -110,11 +114,11 @@ def standing(draft: Draft, chances: Callable[[Draft, int], list[float]]) -> list
     return out
 
 
-def plant(runner: Runner, canvas: Canvas, line: int, lane: Lane, parents: Sequence[int], pool: list[int]) -> None:
-    """Give the tokens of ``lane.draft`` their spans.
+def plant(runner: Runner, canvas: Canvas, lane: Lane, parents: Sequence[int], pool: list[int]) -> None:
+    """Give the drafted tokens of ``lane`` their spans.
 
     Args:
-        line: batch row of the Runner. parents: of a tree. pool: spans of the canvas that branches may use; grows.
+        parents: of a tree. pool: spans of the canvas that branches may use; grows.
     """
     children = [0] * (len(parents) + 1)
     for parent in parents:
@@ -131,7 +135,7 @@ def plant(runner: Runner, canvas: Canvas, line: int, lane: Lane, parents: Sequen
             pool.append(canvas.new_span())
         span = pool[used]
         used += 1
-        runner.relate(line, span, reads[above])
+        runner.relate(canvas.line, span, reads[above])
         reads[span] = (*reads[above], span)
         spans.append(span)
-    lane.parents, lane.branches = tuple(parents), tuple(spans[1:])
+    lane.drafted.parents, lane.drafted.spans = tuple(parents), tuple(spans[1:])

@@ -16,7 +16,7 @@ from hf_hybrid.models.host import token_ids
 
 def own_criteria(criteria: Iterable[Any] | None) -> tuple[list[Any], int, frozenset[int]]:
     """Take apart what the host prepared: criteria that are to be asked, tokens of prompt and answer together at most,
-    and the ids that end an answer. The caller's own limits and ends stand in the list in the place of the host's."""
+    and the ids that end an answer. The caller's own limits and ends are in the list instead of the host's."""
     every = list(criteria or ())
     limits = [c.max_length for c in every if type(c) is MaxLengthCriteria]
     ends = [token_ids(c.eos_token_id) for c in every if type(c) is EosTokenCriteria]

@@ -1,7 +1,7 @@
-"""Drafting: whether to ask the drafter, and how much of what it drafts goes on trial.
+"""Drafting: whether to ask the drafter, and how much of what it drafts is checked.
 
-Both follow from what passes cost and from how often drafts stood (`hf_hybrid.decoding.pace`), and change time alone.
-What a draft does to a lane, and which of it stands, is `hf_hybrid.decoding.speculative`.
+Both follow from the cost model and from how often drafts were accepted (`hf_hybrid.decoding.draft_length`), and change
+time alone. What a draft does to a lane is `hf_hybrid.decoding.writers.speculative`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from hf_hybrid.config import SpeculativeSettings
 from hf_hybrid.decoding.branches import BranchError, as_tree, depth, pruned, standing
 from hf_hybrid.decoding.call import Context
+from hf_hybrid.decoding.draft_length import Acceptance, DraftLength, acceptance_of_text, experience_of
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Text
 from hf_hybrid.decoding.drafters.lease import Lease
 from hf_hybrid.decoding.drafters.model import ModelDrafter
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
 from hf_hybrid.decoding.output import DecodingError
-from hf_hybrid.decoding.pace import Acceptance, Pace, acceptance_of_text, experience_of
 from hf_hybrid.decoding.sampling import DraftSampler
-from hf_hybrid.models.prices import GuessedPrices, prices_of
+from hf_hybrid.models.cost_model import GuessedCosts, cost_model_of
 from hf_hybrid.models.vocabulary import readable
 
 NO_DRAFT = Draft(())
@@ -42,8 +42,8 @@ class Drafting:
     Attributes:
         drafter: asked before every pass. window: open positions that it wants behind the text; 0: none.
         timed: True: what passes and drafts take is measured; False: guessed.
-        adaptive: True: lengths follow from prices and acceptance. probing: True: the coming pass drafts only to see
-            whether it pays. broken: why drafting is switched off for the rest of the call; empty: it is not.
+        adaptive: True: lengths follow from the cost model and acceptance. probing: True: the coming pass drafts only to
+            see whether it pays. broken: why drafting is switched off for the rest of the call; empty: it is not.
     """
 
     def __init__(self, context: Context, settings: SpeculativeSettings, rejecting: bool):
@@ -58,11 +58,13 @@ class Drafting:
         self.sampler = DraftSampler(
             context.processors, context.vocab_size, runner.device, sampling=context.sampling, rejection=rejecting
         )
-        kind = runner.products.kind
+        kind = runner.kind
         # Processes that share the model must choose alike, and no two measure the same.
         self.timed = not runner.ranks.shared
-        self.prices = prices_of(runner.model, runner.device, runner.dtype, kind) if self.timed else GuessedPrices(kind)
-        self.pace = Pace(self.prices.seconds)
+        self.costs = (
+            cost_model_of(runner.model, runner.device, runner.dtype, kind) if self.timed else GuessedCosts(kind)
+        )
+        self.lengths = DraftLength(self.costs.seconds)
         self.known = experience_of(self.drafter, runner.model, (str(runner.device), runner.dtype, self.timed))
         self.own: dict[int, Acceptance] = {}  # canvas -> what was accepted of its drafts
         self._read: set[int] = set()  # canvases whose prompt the drafter has read, for a first draft
@@ -89,14 +91,14 @@ class Drafting:
         self.own.pop(row, None)
         self._read.discard(row)
 
-    # What goes on trial.
+    # What is drafted.
 
     def rest(self) -> None:
         """The coming pass has no drafts."""
         self.probing, self.draft_seconds = False, 0.0
 
     def ask(self, texts: Sequence[Text], rows: Sequence[int]) -> tuple[Sequence[Draft], int]:
-        """A draft for every text, and how much of each is worth a trial.
+        """A draft for every text, and how much of each is worth a check.
 
         Args:
             rows: clean rows of each text in the coming pass without a draft.
@@ -108,7 +110,7 @@ class Drafting:
             return none, 0
         if self.adaptive and self.drafter.costly:
             guesses = [self._chances(text, Draft(range(min(length, text.room)), chance=0.7)) for text in texts]
-            length, self.probing = self.pace.choose(rows, guesses, self.known.seconds_per_token, self.known.offered)
+            length, self.probing = self.lengths.choose(rows, guesses, self.known.seconds_per_token, self.known.offered)
             if length == 0:
                 return none, 0
         try:
@@ -119,9 +121,9 @@ class Drafting:
         if any(draft.parents is not None for draft in drafts) and not self.rejecting:
             return drafts, self._nodes(texts, drafts, rows)
         if self.adaptive and not self.drafter.costly:
-            cut = [Draft(d.tokens[: t.room], None, d.grade, d.chance) for d, t in zip(drafts, texts, strict=True)]
+            cut = [Draft(d.tokens[: t.room], None, d.bucket, d.chance) for d, t in zip(drafts, texts, strict=True)]
             chances = [self._chances(text, draft) for text, draft in zip(texts, cut, strict=True)]
-            length, self.probing = self.pace.choose(rows, chances)
+            length, self.probing = self.lengths.choose(rows, chances)
         return drafts, length
 
     def _made(self, texts: Sequence[Text], length: int) -> Sequence[Draft]:
@@ -144,7 +146,7 @@ class Drafting:
 
     def _written(self, draft: Draft) -> Draft:
         """``draft``, checked; a chain ends in front of an id that the model reads and cannot write (a placeholder of an
-        image, say): a copy of a prompt may hold some, and none of them stands."""
+        image, say): a copy of a prompt may hold some, and none of them is ever accepted."""
         if any(type(token) is not int or not 0 <= token < self.readable for token in draft.tokens):
             raise DecodingError(
                 f"{self.name} drafted {list(draft.tokens)}; a draft holds token ids (int) from 0 to {self.width - 1}"
@@ -156,14 +158,14 @@ class Drafting:
         return replace(draft, tokens=list(draft.tokens[:stop]), probabilities=law)
 
     def _nodes(self, texts: Sequence[Text], drafts: Sequence[Draft], rows: Sequence[int]) -> int:
-        """How many tokens of each tree are worth a trial; those that come first are the likeliest."""
+        """How many tokens of each tree are worth a check; those that come first are the likeliest."""
         if not self.adaptive:
             return 1 << 30
         chances: list[list[float]] = []
         for text, draft in zip(texts, drafts, strict=True):
             whole = self.pruned(as_tree(draft), 1 << 30, text.room)
-            chances.append(standing(as_tree(whole), partial(self._of_grade, text)))
-        count, probing = self.pace.choose_nodes(rows, chances)
+            chances.append(standing(as_tree(whole), partial(self._of_bucket, text)))
+        count, probing = self.lengths.choose_nodes(rows, chances)
         # Probes were allowed before the draft was made.
         count, self.probing = (1, True) if self.probing and not count else (count, self.probing or probing)
         return count
@@ -184,39 +186,42 @@ class Drafting:
         drafter = self.drafter
         if not isinstance(drafter, SelfDrafter):
             return False
-        plain = self.pace.price(texts)
-        carried = self.pace.price(round(texts * (drafter.window + drafter.written)))
+        plain = self.lengths.cost(texts)
+        carried = self.lengths.cost(round(texts * (drafter.window + drafter.written)))
         pays = drafter.written * plain >= carried
         if not pays and not self.probing:
-            self.probing = self.pace.may_lose(2 * (carried - plain))  # one pass drafts, the next one checks
+            self.probing = self.lengths.may_lose(2 * (carried - plain))  # one pass drafts, the next one checks
         return pays or self.probing
 
-    def _of_grade(self, text: Text, grade: Draft, length: int) -> list[float]:
-        """For so many places, how likely a token of that grade stands if those before it do."""
-        return self.own[text.row].refined(grade.grade, self.known.acceptance.chances(grade.grade, grade.chance, length))
+    def _of_bucket(self, text: Text, bucket: Draft, length: int) -> list[float]:
+        """For so many depths, how likely a token of that bucket is accepted if those before it are."""
+        return self.own[text.row].refined(
+            bucket.bucket, self.known.acceptance.chances(bucket.bucket, bucket.chance, length)
+        )
 
     def _chances(self, text: Text, draft: Draft) -> list[float]:
-        """For each drafted token, how likely it stands if those before it do: of this text, of all, as claimed."""
-        return self._of_grade(text, draft, min(len(draft.tokens), self.settings.draft_length))
+        """For each drafted token, how likely it is accepted if those before it are: of this text, of all, as
+        claimed."""
+        return self._of_bucket(text, draft, min(len(draft.tokens), self.settings.draft_length))
 
     # What became of it.
 
-    def note(self, row: int, grade: Hashable, length: int, stood: int) -> None:
-        """``stood`` of ``length`` tokens drafted for ``row`` stand."""
+    def note(self, row: int, bucket: Hashable, length: int, accepted: int) -> None:
+        """``accepted`` of ``length`` tokens drafted for ``row`` were accepted."""
         for acceptance in (self.known.acceptance, self.own[row]):
-            acceptance.note(grade, length, stood)
+            acceptance.note(bucket, length, accepted)
 
-    def note_one(self, row: int, grade: Hashable, place: int, stood: bool) -> None:
-        """One token at ``place`` of a tree for ``row`` was checked, behind tokens that stand."""
+    def note_one(self, row: int, bucket: Hashable, depth: int, accepted: bool) -> None:
+        """One token at ``depth`` of a tree for ``row`` was checked, behind accepted ones."""
         for acceptance in (self.known.acceptance, self.own[row]):
-            acceptance.note_one(grade, place, stood)
+            acceptance.note_one(bucket, depth, accepted)
 
     def measured(self, texts: int, rows: int, written: float, seconds: float) -> None:
         """A pass over ``texts``, of ``rows`` rows in all, took ``seconds`` and wrote ``written`` tokens per text."""
         if not self.timed:
-            seconds = self.prices.seconds(rows)
-        self.prices.note(rows, seconds)
-        self.pace.note(self.draft_seconds + seconds, self.probing, self.prices.seconds(texts), written)
+            seconds = self.costs.seconds(rows)
+        self.costs.note(rows, seconds)
+        self.lengths.note(self.draft_seconds + seconds, self.probing, self.costs.seconds(texts), written)
 
 
 def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
@@ -229,7 +234,7 @@ def _drafter_of(context: Context, settings: SpeculativeSettings) -> Drafter:
     if partner is None and settings.drafter == "suffix":
         return SuffixDrafter()
     if partner is None and control is not None:
-        return SelfDrafter(control, settings.window_length)
+        return SelfDrafter(control.noise, settings.window_length)
     if partner is None:
         raise DecodingError(
             "drafter='self' needs a mask token, and the model has none; take drafter='suffix', or add one with "

@@ -10,40 +10,31 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from hf_hybrid.core.canvas import Canvas
-from hf_hybrid.decoding.autoregressive import Autoregressive
-from hf_hybrid.decoding.block_diffusion import BlockDiffusion
-from hf_hybrid.decoding.call import ONE_TEXT, Call, Context
+from hf_hybrid.decoding.call import Call, Context
 from hf_hybrid.decoding.criteria import own_criteria
+from hf_hybrid.decoding.loop import Loop
 from hf_hybrid.decoding.output import Answer, DecodingError, HybridGenerateOutput
-from hf_hybrid.decoding.planned_diffusion import PlannedDiffusion
 from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.prompts import Prompts, check_inputs, outside_vocabulary, read_prompts
 from hf_hybrid.decoding.session import Session
-from hf_hybrid.decoding.speculative import Speculative
-from hf_hybrid.decoding.strategy import Strategy
 from hf_hybrid.decoding.transcript import Transcript
+from hf_hybrid.decoding.writers.table import WRITERS
+from hf_hybrid.decoding.writers.writer import Way
+from hf_hybrid.models.cached import causal_cache
 from hf_hybrid.models.host import (
     CACHE,
     adoptable,
-    check_model,
     fill,
     ordered_ids,
     position_table,
     rope_switch,
     taken_cache,
 )
+from hf_hybrid.models.opening import open_runner, runner_of
 from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.release import release_note
-from hf_hybrid.models.runner import Runner, causal_cache
+from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.vocabulary import readable, width_of
-
-STRATEGIES: dict[str, type[Strategy]] = {
-    "autoregressive": Autoregressive,
-    "block_diffusion": BlockDiffusion,
-    "planned_diffusion": PlannedDiffusion,
-    "speculative": Speculative,
-}
-"""Strategy name -> class."""
 
 _UNSERVED = ("output_attentions", "output_hidden_states")
 
@@ -100,25 +91,25 @@ def _decode(
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
-    check_model(model)
+    runner_of(model, call.runner)
     check_inputs(model, input_ids, model_kwargs)
     if call.cache is not None:
         adoptable(call.cache)
     prompts = read_prompts(input_ids, model_kwargs, getattr(config, "_mask_length", None))
     criteria, bound, ends = own_criteria(stopping_criteria)
     size, capacity = len(prompts.every), _capacity(prompts.width, config)
-    runner = Runner(model, size, capacity=capacity, synced_gpus=call.synced_gpus)
+    runner = open_runner(model, size, capacity=capacity, synced_gpus=call.synced_gpus, kind=call.runner)
     runner.vectors = prompts.vectors
     easel = _Easel(call, config, runner, bound - input_ids.shape[1], size)
     rows = range(size) if call.queue is None else call.queue.first
     canvases = [easel.canvas(row, prompt.tokens, prompt.given) for row, prompt in zip(rows, prompts.every, strict=True)]
     processors = Processors(
         logits_processor,
-        verified=_verified(call),
+        verified=call.settings.exact,
         prompt_length=input_ids.shape[1],
         rows_per_prompt=config.num_return_sequences or 1,
         batch_size=len(canvases),
-        one_text=call.strategy in ONE_TEXT,
+        one_text=call.settings.one_text,
         ends=ends,
     )
     transcript = _transcript(call, config)
@@ -133,11 +124,11 @@ def _decode(
         transcript,
         rope_switch(model),
     )
-    strategy = STRATEGIES[call.strategy](context)
-    session = Session(strategy, canvases, prompts.input_ids, criteria, call)
+    way = Way(call.strategy, WRITERS[call.strategy], call.settings)
+    session = Session(Loop(context), lambda _: way, canvases, prompts.input_ids, criteria, call)
     session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"), [p.cached for p in prompts.every])
     known = [token for token in prompts.every[0].tokens if token >= 0] or [0]
-    check_rows(model, known, len(canvases), one_by_one=call.strategy == "autoregressive")
+    check_rows(model, known, len(canvases), one_by_one=call.settings.one_by_one, kind=call.runner)
     if call.queue is not None:
         if processors.needs_prefix:
             raise DecodingError("these logits processors know the rows of one batch; call generate() batch by batch")
@@ -168,7 +159,7 @@ def _transcript(call: Call, config: GenerationConfig) -> Transcript | None:
     name = "output_scores" if scores else "output_logits"
     if call.queue is not None:
         raise DecodingError(f"{name}=True: an answer of generate_many() holds none; call generate() batch by batch")
-    if not _verified(call):
+    if not call.settings.exact:
         raise DecodingError(
             f"{name}=True needs tokens that the model decides one by one, and strategy={call.strategy!r} settles "
             "several at once here; leave it out, or use verify_spans=True (planned_diffusion) or another strategy"
@@ -180,7 +171,7 @@ def _cache(model: Any, session: Session, prompts: Prompts, sequences: Tensor, ca
     """A host cache of prompt and text but for the last token: the Runner's own keys where they are those of one causal
     text, else made by one more pass, if the caller asked for it. A cache of the caller is filled."""
     past = call.cache
-    if call.strategy in ONE_TEXT:
+    if call.settings.one_text and session.runner.abilities.keys:
         cache = past if past is not None else DynamicCache()
         fill(cache, session.layers(prompts))
         return cache
@@ -255,13 +246,3 @@ def _capacity(prompt: int, config: GenerationConfig) -> int:
     """Slots to begin with: the prompt and a usual answer; the cache grows when that is not enough."""
     longest = config.max_length if config.max_length is not None else prompt + 256
     return prompt + max(0, min(int(longest) - prompt, 256)) + 64
-
-
-def _verified(call: Call) -> bool:
-    """True: every token comes from a clean row, so that processors see a true prefix."""
-    if call.strategy in ONE_TEXT:
-        return True
-    settings = call.settings
-    if getattr(settings, "visibility", "") == "dense":
-        return False
-    return getattr(settings, "verify_spans", False) or getattr(settings, "span_decoding", "") == "autoregressive"

@@ -42,15 +42,16 @@ class SpanReport:
 
 @dataclass
 class DraftingReport:
-    """How drafting went in one row of the batch. A round is a pass that checked a draft.
+    """How drafting went in one sequence. A round is a pass that checked a draft.
 
     Attributes:
         drafter: its name. rounds: passes that checked a draft. off: passes without one, because none would have paid.
             empty: passes without one, because the drafter had none or there was no room. probes: rounds that were made
             only to see whether drafting pays again. rechecked: passes without one, because the token to come had been
             too close to another to trust a pass of several rows. trees: rounds whose draft had branches.
-        passes: of every pass the tokens that were drafted, that stood, and that were written.
-        tried: per place of a draft, how often it was checked while all before it stood. stood: how often it stood too.
+        passes: of every pass the numbers of tokens drafted, accepted and written.
+        tried: per depth of a draft, how often it was checked behind accepted tokens. accepted: how often it was
+        accepted.
     """
 
     drafter: str
@@ -61,43 +62,43 @@ class DraftingReport:
     rechecked: int = 0
     trees: int = 0
     tried: list[int] = field(default_factory=list)
-    stood: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
     passes: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def acceptance(self) -> list[float]:
-        """Per place of a draft, the share that stood of those behind a draft that stood."""
-        return [good / all_ for good, all_ in zip(self.stood, self.tried, strict=True)]
+        """Per depth of a draft, the share that was accepted of those behind accepted tokens."""
+        return [good / all_ for good, all_ in zip(self.accepted, self.tried, strict=True)]
 
     @property
     def share_off(self) -> float:
         """Share of the passes in which drafting was switched off, 0 to 1."""
         return self.off / max(self.rounds + self.off + self.empty + self.rechecked, 1)
 
-    def note(self, length: int, stood: int) -> None:
-        """A draft of ``length`` tokens was checked and ``stood`` of them stand."""
+    def note(self, length: int, accepted: int) -> None:
+        """A draft of ``length`` tokens was checked and ``accepted`` of them were accepted."""
         self.rounds += 1
-        reached = min(stood + 1, length)
+        reached = min(accepted + 1, length)
         more = reached - len(self.tried)
         self.tried += [0] * more
-        self.stood += [0] * more
-        for place in range(reached):
-            self.tried[place] += 1
-            self.stood[place] += place < stood
+        self.accepted += [0] * more
+        for depth in range(reached):
+            self.tried[depth] += 1
+            self.accepted[depth] += depth < accepted
 
 
 @dataclass
 class GenerationReport:
-    """How one row of the batch was written.
+    """How one sequence was written.
 
     Attributes:
-        strategy: its name. num_tokens: new tokens of the text. num_forwards: passes the row took part in. num_rows:
-            rows that these passes carried for it. tokens_per_forward: the quotient of the first two.
+        strategy: its name. num_tokens: new tokens of the text. num_forwards: passes the sequence took part in.
+            num_rows: rows that these passes carried for it. tokens_per_forward: the quotient of the first two.
         seconds: per stage (``prefill``, ``plan``, ``spans``, ``text``, ``draft``, ``verify``) and ``total``; a pass
-        that several rows shared counts for each.
+        that several sequences shared counts for each.
         seconds_to_first_text: until the first token of the text was confirmed, None if there was none.
         plans: the plan of every round. spans: every part, in text order.
-        accepted_per_round: drafted tokens that stood, for every pass that checked some.
+        accepted_per_round: drafted tokens that were accepted, for every pass that checked some.
         fallbacks: what was extended, cut, switched off or finished otherwise, and why.
         drafting: of ``speculative``, None for the others.
         ended: ``eos``, ``stop`` (a stop string or another criterion), or ``length``: the answer was cut, at

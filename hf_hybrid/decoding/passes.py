@@ -1,6 +1,6 @@
 """From lanes to the rows of one pass, and which column of the logits belongs to what.
 
-The rows of a batch row stand at the right end of the pass: first clean rows whose logits nobody needs, then for every
+The rows of a sequence are at the right end of the pass: first clean rows whose logits nobody needs, then for every
 lane its last settled token, its draft and its window. So the logits of the last ``keep`` columns are all that the pass
 computes.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.core.lane import Lane
 from hf_hybrid.core.rows import PADDING, Rows
 
 
@@ -22,7 +23,7 @@ class LaneRows:
     """The rows of one lane in a pass.
 
     Attributes:
-        canvas: its canvas. lane: the lane. line: batch row of the pass.
+        canvas: its canvas. lane: the lane. line: of the pass, its sequence.
         checks: columns of the pass that hold the last settled token and the draft: each predicts the next token. Empty
             when the pass feeds no clean row of the lane. fed: settled tokens that the pass feeds. silent: columns of
             those in front of ``checks``.
@@ -43,8 +44,8 @@ class LaneRows:
 @dataclass(eq=False)
 class Pass:
     """One pass, ready for ``Runner.run``: ``tokens`` ``(active, rows)``, ``rows`` alike, the last ``keep`` columns
-    scored. ``first``: batch row of the Runner that is line 0. ``rejected``: line and column of rows that leave again.
-    ``settled``: line, column and span of rows of a branch that became rows of the text."""
+    scored. ``first``: sequence of the Runner that is line 0. ``rejected``: line and column of rows that leave again.
+    ``moved``: line, column and span of rows of a branch that became rows of the text."""
 
     tokens: Tensor
     rows: Rows
@@ -54,10 +55,10 @@ class Pass:
     width: int
     first: int
     rejected: list[tuple[int, int]] = field(default_factory=list)
-    settled: list[tuple[int, int, int]] = field(default_factory=list)
+    moved: list[tuple[int, int, int]] = field(default_factory=list)
 
     def flat(self, line: int, column: int) -> int:
-        """Place of ``(line, column)`` in the logits flattened to ``(active * keep, vocab)``."""
+        """Index of ``(line, column)`` in the logits flattened to ``(active * keep, vocab)``."""
         return line * self.keep + column - (self.width - self.keep)
 
 
@@ -67,15 +68,15 @@ def build_pass(
     """The rows of all lanes that run, and the last tokens of finished lanes, which ride along.
 
     Args:
-        mask_token: stands at open positions and in rows that stand for nothing.
-        filled: rows -> rows up to which a pass of one batch row is filled (``FewRows.filled``); None: those it has.
-        first_row: batch row of the first canvas.
+        mask_token: id at open positions and in rows of padding.
+        filled: rows -> rows up to which a pass of one sequence is filled (``Runner.filled``); None: those it has.
+        first_row: sequence of the Runner that the first canvas is.
     """
     nothing = (mask_token, 0, PADDING, 0, 0, 0)
-    silent: list[list[tuple[int, int, int]]] = []  # per batch row: (token, position, span)
+    silent: list[list[tuple[int, int, int]]] = []  # per sequence: (token, position, span)
     scored: list[list[tuple[int, int, int, int, int, int]]] = []  # (token, position, span, noisy, anchor, block)
     lanes: list[LaneRows] = []
-    # Lane rows, first silent place and number, first scored place, checks, opens.
+    # Lane rows, first silent row and number, first scored row, checks, opens.
     offsets: list[tuple[LaneRows, int, int, int, int, int]] = []
     for line, canvas in enumerate(canvases):
         quiet: list[tuple[int, int, int]] = []
@@ -89,29 +90,30 @@ def build_pass(
             quiet += [(token, at + i, lane.span_at(lane.cached + i)) for i, token in enumerate(pending[:-1])]
             rows = LaneRows(canvas, lane, line, len(pending))
             first = len(loud)
-            clean = pending[-1:] + lane.draft if pending else []
+            clean = pending[-1:] + lane.drafted.tokens if pending else []
             last = len(lane.tokens) - 1
             spans = [lane.span_at(last + i) for i in range(len(clean))]
-            if lane.parents:
-                spans[1:] = lane.branches
-            depths = lane.depths()[: len(clean)]
+            if lane.drafted.parents:
+                spans[1:] = lane.drafted.spans
+            depths = lane.drafted.depths()[: len(clean)]
             loud += [
                 (token, lane.start + last + depth, span, 0, 0, 0)
                 for token, depth, span in zip(clean, depths, spans, strict=True)
             ]
-            size, anchor, span = lane.open_length, lane.anchor, lane.span_at(last + len(lane.draft))
-            shown = lane.fills[:size] + [None] * (size - len(lane.fills))
+            size, anchor, span = lane.open_length, lane.anchor, lane.span_at(last + len(lane.drafted.tokens))
+            fills = lane.window.fills[:size]
             loud += [
                 (mask_token if token is None else token, anchor + i, span, 1, anchor, number)
-                for i, token in enumerate(shown)
+                for i, token in enumerate(fills + [None] * (size - len(fills)))
             ]
-            lane.passes += 1
+            if lane.part is not None:
+                lane.part.passes += 1
             lanes.append(rows)
             offsets.append((rows, before, len(quiet) - before, first, len(clean), size))
         silent.append(quiet)
         scored.append(loud)
     sizes = [len(q) + len(s) for q, s in zip(silent, scored, strict=True)]
-    one_trunk = all(len(c.lanes) == 1 and not c.lanes[0].parents for c in canvases)
+    one_trunk = all(len(c.lanes) == 1 and not c.lanes[0].drafted.parents for c in canvases)
     one_trunk = one_trunk and not any(size for *_, size in offsets)
     plain = one_trunk and len(set(sizes)) == 1
     if len(canvases) == 1 and not plain and filled is not None:

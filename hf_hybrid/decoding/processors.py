@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
-from hf_hybrid.core.plan import Plan, PlanError, PlanGrammar, PlanState
+from hf_hybrid.core.grammars import Grammar, PlanState
+from hf_hybrid.core.plan import Plan, PlanError
 from hf_hybrid.decoding.copies import name_of, own_copy
 from hf_hybrid.models.host import token_ids
 
@@ -31,18 +32,19 @@ _START = _Row(PlanState(), "grammar")
 
 
 class PlanLogitsProcessor(LogitsProcessor):
-    """Makes the host's own ``generate()`` write ``text? plan <async> eos`` or ``text eos``, within the grammar's caps.
+    """Makes the host's own ``generate()`` write a text and a plan, or a text alone, within the grammar's caps.
 
     Once the plan is complete only ``eos`` is left, for the host writes no spans in parallel; ``read_plan`` reads the
     plan back. Needs nothing but the host::
 
-        processor = PlanLogitsProcessor(PlanGrammar(tokens, model.config.vocab_size), ids.shape[1], max_new_tokens=200)
+        grammar = grammar_of(control_tokens(model), model.config.vocab_size)
+        processor = PlanLogitsProcessor(grammar, ids.shape[1], max_new_tokens=200)
         out = model.generate(ids, max_new_tokens=200, logits_processor=LogitsProcessorList([processor]))
-        plan = PlanLogitsProcessor.read_plan(out[0], processor.grammar, ids.shape[1])
+        plan = PlanLogitsProcessor.read_plan(out[0], grammar, ids.shape[1])
 
-    ``ids`` end with ``<par>``. Where other processors ban everything that the grammar allows (``min_new_tokens`` bans
-    ``eos``), the grammar wins. A call advances the grammar over the new tokens only, whatever order the rows come in
-    (beams); a prefix that it has not seen is read anew.
+    ``ids`` end with ``grammar.switch``. Where other processors ban everything that the grammar allows
+    (``min_new_tokens`` bans ``eos``), the grammar wins. A call advances the grammar over the new tokens only, whatever
+    order the rows come in (beams); a prefix that it has not seen is read anew.
 
     Args:
         grammar: tags, width of the logits and caps.
@@ -52,15 +54,15 @@ class PlanLogitsProcessor(LogitsProcessor):
             token is an ``eos``. None: no bound, and the host may cut a plan off.
 
     Raises:
-        ProcessorError: a negative ``prompt_length``; when called, ids shorter than the prompt or logits of another
-            width than the grammar's.
+        ProcessorError: a negative ``prompt_length``, or a grammar without ``vocab_size``; when called, ids shorter
+            than the prompt or logits of another width than the grammar's.
     """
 
     supports_continuous_batching = False
 
     def __init__(
         self,
-        grammar: PlanGrammar,
+        grammar: Grammar,
         prompt_length: int,
         *,
         max_rounds: int = 1,
@@ -68,13 +70,15 @@ class PlanLogitsProcessor(LogitsProcessor):
     ):
         if prompt_length < 0:
             raise ProcessorError(f"prompt_length={prompt_length} must not be negative; pass input_ids.shape[1]")
+        if grammar.vocab_size is None:
+            raise ProcessorError("the grammar has no width; build it with vocab_size=model.config.vocab_size")
         self.grammar, self.prompt_length = grammar, prompt_length
         self.max_rounds, self.max_new_tokens = max_rounds, max_new_tokens
         self._rows: list[_Row] = []
         self._known: dict[tuple[int, ...], _Row] = {}  # new tokens of a row of the last call -> what was read
         self._anything = torch.ones(grammar.vocab_size, dtype=torch.bool)  # (vocab,), True: may follow
         self._end = torch.zeros(grammar.vocab_size, dtype=torch.bool)  # (vocab,), True: may follow
-        self._end[grammar.tokens.eos] = True
+        self._end[grammar.end] = True
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores ``(batch, vocab)`` with ``-inf`` for what may not follow ``input_ids`` ``(batch, length)``."""
@@ -86,7 +90,7 @@ class PlanLogitsProcessor(LogitsProcessor):
         if scores.shape[1] != self.grammar.vocab_size:
             raise ProcessorError(
                 f"the logits are {scores.shape[1]} wide and the grammar {self.grammar.vocab_size}; "
-                "build PlanGrammar with vocab_size=model.config.vocab_size"
+                "build it with vocab_size=model.config.vocab_size"
             )
         new = [tuple(ids) for ids in input_ids[:, self.prompt_length :].tolist()]
         self._rows = [self._read(ids) for ids in new]
@@ -98,14 +102,14 @@ class PlanLogitsProcessor(LogitsProcessor):
         return left.masked_fill(barred, 0.0)
 
     def state(self, row: int) -> PlanState:
-        """Where ``row`` of the last call stood, one token before the end of what ``generate()`` returned."""
+        """Where ``row`` of the last call accepted, one token before the end of what ``generate()`` returned."""
         return self._rows[row].state
 
     @staticmethod
-    def read_plan(ids: Sequence[int] | Tensor, grammar: PlanGrammar, prompt_length: int) -> Plan | None:
+    def read_plan(ids: Sequence[int] | Tensor, grammar: Grammar, prompt_length: int) -> Plan | None:
         """The first plan in ``ids`` ``(length,)`` behind the prompt; None: no complete plan that the grammar reads."""
         new = [int(token) for token in ids[prompt_length:]]
-        end = new.index(grammar.tokens.eos) if grammar.tokens.eos in new else len(new)
+        end = new.index(grammar.end) if grammar.end in new else len(new)
         try:
             state, _ = grammar.parse(new[:end])
         except PlanError:
@@ -120,7 +124,7 @@ class PlanLogitsProcessor(LogitsProcessor):
         return row
 
     def _advance(self, row: _Row, token: int) -> _Row:
-        if token == self.grammar.tokens.eos or row.then == "anything":
+        if token == self.grammar.end or row.then == "anything":
             return row._replace(then="anything")
         if row.then == "eos":
             return row

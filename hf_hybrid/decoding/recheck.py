@@ -56,13 +56,13 @@ class Recheck:
         counts: list[int] = []
         for rows in lanes:
             own = [batch.flat(rows.line, column) for column in rows.checks]
-            lane, tokens = rows.lane, [scored.tokens[place] for place in own]
-            if lane.parents:
-                stand = path_of(lane.parents, lane.draft, along(lane.parents, lane.draft, tokens))
+            drafted, tokens = rows.lane.drafted, [scored.tokens[place] for place in own]
+            if drafted.parents:
+                path = path_of(drafted.parents, drafted.tokens, along(drafted.parents, drafted.tokens, tokens))
             else:
-                stand = range(check_lane(lane.draft, tokens)[1])
-            counts.append(len(stand) + 1)
-            places += [own[0], *(own[1 + node] for node in stand)]
+                path = range(check_lane(drafted.tokens, tokens)[1])
+            counts.append(len(path) + 1)
+            places += [own[0], *(own[1 + node] for node in path)]
         scores, raw = scored.processed[places].float(), scored.raw[places].float()  # (places, vocab)
         # Of the logits: a processor may take log-probabilities of them, whose best one is next to 0.
         size = torch.maximum(scores.amax(dim=-1).abs(), raw.amax(dim=-1).abs())  # (places,)

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_hybrid.config import WindowSettings
 from hf_hybrid.core.acceptance import keyed_noise
 from hf_hybrid.core.precision import has_double
-from hf_hybrid.decoding.denoise import Window, propose
+from hf_hybrid.decoding.denoise import Proposal, propose_all
 from hf_hybrid.decoding.output import DecodingError
 from hf_hybrid.decoding.passes import LaneRows, Pass
 
@@ -24,7 +23,7 @@ class Scored:
     Attributes:
         raw: logits ``(active * keep, vocab)``, constrained but not processed. processed: alike, behind the processors
             that need no prefix. noise: alike, None when greedy.
-        tokens: the choice of every row. windows: what the noisy rows propose. unbiased: logits before any constraint,
+        tokens: the choice of every row. proposals: of the windows. unbiased: logits before any constraint,
         None: nobody asked.
     """
 
@@ -32,7 +31,7 @@ class Scored:
     processed: Tensor
     noise: Tensor | None
     tokens: list[int]
-    windows: dict[LaneRows, Window]
+    proposals: dict[LaneRows, Proposal]
     unbiased: Tensor | None = None
 
 
@@ -79,7 +78,7 @@ def noise_of(flat: Tensor, batch: Pass) -> Tensor:
             continue
         lane = rows.lane
         # A clean row predicts the position behind it, a noisy row its own: checks and window line up.
-        at = [lane.end + depth for depth in lane.depths()[: len(rows.checks)]]
+        at = [lane.end + depth for depth in lane.drafted.depths()[: len(rows.checks)]]
         at += [lane.anchor + i for i in range(len(rows.opens))]
         columns += [batch.flat(rows.line, c) for c in (*rows.checks, *rows.opens)]
         seeds += [rows.canvas.seed] * len(at)
@@ -89,39 +88,30 @@ def noise_of(flat: Tensor, batch: Pass) -> Tensor:
     return noise
 
 
-def choose(
-    flat: Tensor, batch: Pass, noise: Tensor | None, settings: WindowSettings | None
-) -> tuple[list[int], dict[LaneRows, Window]]:
+def choose(flat: Tensor, batch: Pass, noise: Tensor | None) -> tuple[list[int], dict[LaneRows, Proposal]]:
     """The token of every row, and what the windows propose; one transfer to the host.
 
     Args:
-        flat: logits ``(active * keep, vocab)``. noise: alike, None when greedy. settings: of windows, None: there are
-            none.
+        flat: logits ``(active * keep, vocab)``. noise: alike, None when greedy.
 
     Raises:
         DecodingError: a NaN among the logits.
     """
     value, chosen = (flat if noise is None else flat + noise).max(dim=-1)  # (active * keep,)
-    open_lanes = [rows for rows in batch.lanes if rows.opens]
-    proposal = None
-    results = [chosen, value]
-    if open_lanes and settings is not None:
-        proposal = propose(flat, chosen, batch, open_lanes, settings)
-        results += [proposal.score, proposal.settled]
-    tokens, values, *rest = to_host(*results)
+    every = propose_all(flat, chosen, batch)
+    tokens, values, *rest = to_host(chosen, value, *(tensor for p in every for tensor in (p.score, p.settled)))
     if any(number != number for number in values):
         raise DecodingError(
             "the model gave NaN logits; check the weights and the dtype "
             "(float16 overflows easily: try bfloat16 or float32)"
         )
-    windows: dict[LaneRows, Window] = {}
-    if proposal is not None:
-        score, settles = rest
-        for rows, line_score, line_settles in zip(open_lanes, score, settles, strict=True):
+    found: dict[LaneRows, Proposal] = {}
+    for proposals, score, settled in zip(every, rest[::2], rest[1::2], strict=True):
+        for rows, own_score, own_settled in zip(proposals.lanes, score, settled, strict=True):
             size = len(rows.opens)
-            places = [batch.flat(rows.line, c) for c in rows.opens]
-            windows[rows] = Window([tokens[p] for p in places], line_score[:size], line_settles[:size])
-    return tokens, windows
+            own = [tokens[batch.flat(rows.line, c)] for c in rows.opens]
+            found[rows] = Proposal(own, own_score[:size], own_settled[:size])
+    return tokens, found
 
 
 def to_host(*tensors: Tensor) -> list[Any]:

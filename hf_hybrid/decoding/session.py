@@ -11,38 +11,43 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.core.canvas import Canvas
-from hf_hybrid.decoding.call import ONE_TEXT, Call
+from hf_hybrid.decoding.call import Call
 from hf_hybrid.decoding.criteria import Criteria
+from hf_hybrid.decoding.loop import Loop
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
 from hf_hybrid.decoding.prompts import UNKNOWN, Prompts
-from hf_hybrid.decoding.strategy import Strategy
+from hf_hybrid.decoding.writers.writer import Shared, Way, Writer
 
 
 class Session:
-    """One call: canvases, what was streamed, what was checked against the stopping criteria.
+    """One call: the writers of its answers, what was streamed, what was checked against the stopping criteria.
 
     Args:
+        loop: makes the passes. way: how each answer is written.
         canvases: the first ones; a queue brings more (``answers``). input_ids: their prompts, as the host holds them.
     """
 
     def __init__(
         self,
-        strategy: Strategy,
+        loop: Loop,
+        way: Callable[[Canvas], Way],
         canvases: list[Canvas],
         input_ids: Tensor,
         criteria: Sequence[Any],
         call: Call,
     ):
-        self.strategy, self.canvases, self.input_ids, self.call = strategy, canvases, input_ids, call
-        self.runner, self.streamer = strategy.runner, call.streamer
+        self.loop, self.way, self.canvases, self.input_ids, self.call = loop, way, canvases, input_ids, call
+        self.context, self.runner, self.streamer = loop.context, loop.runner, call.streamer
         self.control = call.settings.return_control_tokens
         self.criteria = Criteria(criteria, None if call.queue is not None else len(canvases))
         self.streamed = 0
         self.checked: dict[int, int] = {}  # canvas -> how much of its text the criteria saw
         self.started: dict[int, float] = {}
-        self.stored: dict[int, int] = {}  # canvas that is finished -> batch row of the Runner that holds its keys
+        self.stored: dict[int, int] = {}  # canvas that is finished -> sequence of the Runner that holds its keys
         self.faults: dict[int, str] = {}  # canvas -> why it has no answer
-        self.active: list[Canvas] = []
+        self.active: list[Writer] = []
+        self.shared: dict[Way, Shared | None] = {}
+        self._reports: dict[int, GenerationReport] = {}
         if self.streamer is not None and len(canvases) > 1:
             raise DecodingError(
                 "a streamer shows one answer; call generate() with a batch of one, or without a streamer"
@@ -50,25 +55,31 @@ class Session:
         for canvas in canvases:
             self._register(canvas)
 
-    def _register(self, canvas: Canvas) -> None:
-        self.strategy.reports[canvas.row] = GenerationReport(self.call.strategy)
+    def _register(self, canvas: Canvas) -> Writer:
+        way = self.way(canvas)
+        if way not in self.shared:
+            self.shared[way] = way.writer.share(self.context, way.settings)
+        report = self._reports[canvas.row] = GenerationReport(way.strategy)
         self.started[canvas.row] = time.perf_counter()
-        self.active.append(canvas)
+        canvas.line = len(self.active)
+        self.active.append(way.writer(self.context, self.shared[way], canvas, report))
+        return self.active[-1]
 
     def adopt(self, cache: Any, attention_mask: Tensor | None, cached: Sequence[int]) -> None:
         """Begin, with what the caller's cache holds of the prompts: ``cached`` tokens of each."""
         if cache is not None and cache.get_seq_length() > 0:
             self.runner.adopt(cache, attention_mask)
-        for line, (canvas, held) in enumerate(zip(self.canvases, cached, strict=True)):
-            self._begin(canvas, line)
-            if not canvas.finished:
-                canvas.lanes[0].cached = held
+        for writer, held in zip(self.active, cached, strict=True):
+            self._begin(writer)
+            if not writer.canvas.finished:
+                writer.canvas.lanes[0].cached = held
 
-    def _begin(self, canvas: Canvas, line: int) -> None:
-        """Let the strategy begin. In a queue, what it cannot write for this prompt is no reason to lose the others."""
+    def _begin(self, writer: Writer) -> None:
+        """Begin an answer. In a queue, what cannot be written for this prompt is no reason to lose the others."""
+        canvas = writer.canvas
         try:
             self._check_rope(canvas)
-            self.strategy.begin(canvas, line)
+            writer.begin()
         except DecodingError as error:
             if self.call.queue is None:
                 raise
@@ -77,13 +88,13 @@ class Session:
 
     def _check_rope(self, canvas: Canvas) -> None:
         """Refuse what would give a pass rotary factors that the host would not give it."""
-        switch, one_text = self.strategy.context.switch, self.call.strategy in ONE_TEXT
+        switch, one_text = self.context.switch, self.call.settings.one_text
         longest = len(canvas.prompt) + canvas.budget * (1 if one_text else 2)  # parts stand apart from one another
         if switch is None or longest <= switch.positions or (one_text and self.runner.batch_size == 1):
             return
         if one_text and not switch.grows and all(len(c.prompt) > switch.positions for c in self.canvases):
             return
-        how = "answer one prompt at a time" if one_text else f"use strategy={ONE_TEXT[0]!r}"
+        how = "answer one prompt at a time" if one_text else "use strategy='autoregressive'"
         raise DecodingError(
             f"this model changes its rotary factors behind {switch.positions} positions, for all rows of a pass at "
             f"once; {how}, or let prompt and answer stay within them (max_new_tokens)"
@@ -91,18 +102,18 @@ class Session:
 
     def _reread(self) -> None:
         """Where the host reads the text anew, do the same."""
-        switch = self.strategy.context.switch
-        if switch is None or not switch.rereads or self.call.strategy not in ONE_TEXT:
+        switch = self.context.switch
+        if switch is None or not switch.rereads or not self.call.settings.one_text:
             return
-        for line, canvas in enumerate(self.active):
-            lane = canvas.lanes[0]
+        for writer in self.active:
+            lane = writer.canvas.lanes[0]
             if 0 < lane.cached <= switch.positions < len(lane.tokens):
                 if min(lane.tokens) == UNKNOWN:
                     raise DecodingError(
                         f"behind {switch.positions} positions this model reads its text anew, and a part of it lies in "
                         "a cache alone; pass the whole text as input_ids"
                     )
-                self.runner.rewind(line, 0)
+                self.runner.rewind(writer.canvas.line, 0)
                 lane.cached = 0
 
     def run(self) -> None:
@@ -111,10 +122,10 @@ class Session:
             while self.active:
                 self._step()
         finally:
-            self.strategy.release()
+            self._close()
 
     def answers(self, queue: Iterator[Canvas]) -> Iterator[Answer]:
-        """Answers as they are finished; the batch row of each goes to the next canvas of ``queue``."""
+        """Answers as they are finished; the place of each goes to the next canvas of ``queue``."""
         try:
             yield from self._answers(self._finished)  # those that could not begin
             while True:
@@ -125,7 +136,12 @@ class Session:
                     return
                 yield from self._answers(self._step)
         finally:
-            self.strategy.release()
+            self._close()
+
+    def _close(self) -> None:
+        for shared in self.shared.values():
+            if shared is not None:
+                shared.close()
 
     def _answers(self, work: Callable[[], list[Canvas]]) -> Iterator[Answer]:
         """What ``work`` finishes, before anything else is done that may fail."""
@@ -135,7 +151,7 @@ class Session:
             fault = self.faults.pop(canvas.row, None)
             tokens = [] if fault else canvas.confirmed(self.control)
             answer = Answer(canvas.row, tokens, self._report(canvas), fault)
-            self.strategy.forget(canvas)
+            del self._reports[canvas.row]
             self.criteria.forget(canvas.row)
             for notes in (self.started, self.checked):
                 notes.pop(canvas.row, None)
@@ -144,40 +160,42 @@ class Session:
     def _step(self) -> list[Canvas]:
         """One pass; the canvases that it finished leave the batch."""
         self._reread()
-        self.strategy.advance(self.active)
-        for canvas in self.active:
-            self._progress(canvas)
+        self.loop.advance(self.active)
+        for writer in self.active:
+            self._progress(writer)
         return self._finished()
 
     def _enter(self, canvas: Canvas) -> list[Canvas]:
         """Read the prompt of one more canvas, in a pass of its own: the others would be padded to its length."""
         line = self.runner.enter()
-        self._register(canvas)
-        self._begin(canvas, line)
+        writer = self._register(canvas)
+        self._begin(writer)
         if not canvas.finished:
-            self.strategy.advance([canvas], first=line)
-            self._progress(canvas)
+            self.loop.advance([writer], first=line)
+            self._progress(writer)
         return self._finished()
 
     def _finished(self) -> list[Canvas]:
         done: list[Canvas] = []
         for line in range(len(self.active) - 1, -1, -1):
-            canvas = self.active[line]
+            writer = self.active[line]
+            canvas, report = writer.canvas, writer.report
             if canvas.finished:
-                self.strategy.finished(canvas)
+                if canvas.row not in self.faults:
+                    writer.finished()
                 moved = self.runner.leave(line)
-                report = self.strategy.reports[canvas.row]
                 report.num_rows = int(self.runner.num_rows[moved])
                 report.seconds["total"] = time.perf_counter() - self.started[canvas.row]
                 self.active[line] = self.active[moved]
+                self.active[line].canvas.line = line
                 self.stored[canvas.row] = moved
                 self.active.pop()
                 done.append(canvas)
         return done
 
-    def _progress(self, canvas: Canvas) -> None:
+    def _progress(self, writer: Writer) -> None:
         """Stop where a criterion says so, and stream what was confirmed."""
-        report = self.strategy.reports[canvas.row]
+        canvas, report = writer.canvas, writer.report
         canvas.clip()
         if canvas.cut == "length":
             spent = canvas.room <= 0
@@ -196,16 +214,16 @@ class Session:
                 self.streamer.put(torch.tensor([token]))
             self.streamed = len(text)
         if hasattr(self.streamer, "put_canvas"):  # for views: every lane, not only the text order
-            self.streamer.put_canvas(canvas, self.strategy.mask_token)
+            self.streamer.put_canvas(canvas, self.context.mask)
         if hasattr(self.streamer, "put_draft") and not canvas.finished:
-            whole = canvas.draft(self.strategy.mask_token)
+            whole = canvas.draft(self.context.mask)
             if len(whole) > self.streamed:
                 self.streamer.put_draft(torch.tensor(whole[self.streamed :]))
 
     def _check_criteria(self, canvas: Canvas, text: list[int]) -> None:
         """The caller's criteria on every new confirmed token, in text order."""
         prompt, device = canvas.prompt if canvas.given is None else canvas.given, self.input_ids.device
-        transcript, width = self.strategy.context.transcript, self.strategy.context.vocab_size
+        transcript, width = self.context.transcript, self.context.vocab_size
         scores = transcript.columns([canvas], False, 0, width)[1] if transcript is not None else None
         for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
             ids, seen = torch.tensor([prompt + text[:count]], device=device), None if scores is None else scores[:count]
@@ -251,7 +269,7 @@ class Session:
         return [self._report(canvas) for canvas in self.canvases]
 
     def _report(self, canvas: Canvas) -> GenerationReport:
-        report = self.strategy.reports[canvas.row]
+        report = self._reports[canvas.row]
         report.num_tokens, report.num_forwards = len(canvas.confirmed()), canvas.num_forwards
         report.ended = canvas.ended if canvas.num_forwards else ""
         return report

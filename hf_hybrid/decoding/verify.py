@@ -1,9 +1,9 @@
-"""Verify: which drafted tokens stand.
+"""Verify: which drafted tokens are accepted.
 
 The clean rows of a pass give, for the last settled token and for each drafted one, the token that plain decoding
-writes next (greedy, or sampled with noise keyed by seed and position). A draft stands as far as it equals them, and
-the first token that does not is replaced: every pass adds at least one token, and the text is the one that plain
-decoding writes.
+writes next (greedy, or sampled with noise keyed by seed and position). A draft is accepted as far as it equals
+them, and the first token that does not is replaced: every pass adds at least one token, and the text is the one that
+plain decoding writes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hf_hybrid.decoding.scoring import to_host
 
 
 def check_lane(draft: Sequence[int], checked: Sequence[int]) -> tuple[list[int], int]:
-    """Tokens that a pass adds to a lane, and how many of them were drafted.
+    """Tokens that a pass adds to a lane, and how many drafted ones it accepts.
 
     Args:
         draft: drafted tokens. checked: the token behind the last settled one and behind each drafted one, one more than
@@ -26,14 +26,14 @@ def check_lane(draft: Sequence[int], checked: Sequence[int]) -> tuple[list[int],
     """
     if not checked:
         return [], 0
-    stand = 0
-    while stand < len(draft) and stand < len(checked) - 1 and draft[stand] == checked[stand]:
-        stand += 1
-    return list(checked[: stand + 1]), stand
+    accepted = 0
+    while accepted < len(draft) and accepted < len(checked) - 1 and draft[accepted] == checked[accepted]:
+        accepted += 1
+    return list(checked[: accepted + 1]), accepted
 
 
 def branch(parents: Sequence[int], draft: Sequence[int], behind: int, token: int) -> int | None:
-    """Index of the drafted token that stands behind ``behind`` (-1: the text) and is ``token``; None: there is none.
+    """Index of the drafted token that follows ``behind`` (-1: the text) and is ``token``; None: there is none.
 
     Args:
         parents: for each drafted token the index of the one that it follows.
@@ -42,10 +42,10 @@ def branch(parents: Sequence[int], draft: Sequence[int], behind: int, token: int
 
 
 def path_of(parents: Sequence[int], draft: Sequence[int], checked: Sequence[int]) -> list[int]:
-    """Indices of the drafted tokens of a tree that stand.
+    """Indices of the accepted tokens of a tree.
 
     Args:
-        checked: the token behind the last settled one, and behind each drafted one that stands, from left to right.
+        checked: the token behind the last settled one, and behind each accepted one, from left to right.
     """
     path: list[int] = []
     for token in checked[:-1]:
@@ -57,7 +57,7 @@ def path_of(parents: Sequence[int], draft: Sequence[int], checked: Sequence[int]
 
 
 def walk(parents: Sequence[int], draft: Sequence[int], choose: Callable[[int], int]) -> list[int]:
-    """The tokens along the branch of a tree that stands: behind the last settled one, and behind each drafted one.
+    """The tokens along the accepted branch of a tree: behind the last settled one, and behind each accepted one.
 
     Args:
         choose: index of a drafted token, -1: the last settled one, to the token that follows it.
@@ -71,7 +71,7 @@ def walk(parents: Sequence[int], draft: Sequence[int], choose: Callable[[int], i
 
 
 def along(parents: Sequence[int], draft: Sequence[int], tokens: Sequence[int]) -> list[int]:
-    """Of ``tokens``, which stand behind the last settled one and behind every drafted one, those of the branch."""
+    """Of ``tokens``, which follow the last settled one and every drafted one, those along the accepted branch."""
     return walk(parents, draft, lambda node: tokens[node + 1])
 
 

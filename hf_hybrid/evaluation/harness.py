@@ -5,6 +5,7 @@ Time: wall-clock of the whole ``generate()`` call, prefill included, tokenizatio
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ def measure(
     batch_size: int = 1,
     read_back: bool = False,
     temperature: float = 0.0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[str, str, int, int], None] | None = None,
     others: Mapping[str, Any] | None = None,
 ) -> Run:
     """Let every candidate answer every prompt.
@@ -109,7 +110,8 @@ def measure(
         batch_size: prompts per call; times are then divided by it.
         read_back: True: also measure how coherent the answers are, outside the clock.
         temperature: 0: greedy; else it is sampled at, with seed 0, so that equal texts stay equal among ours.
-        progress: is told how many prompts just finished.
+        progress: is told before every answer: ``"warming up"`` or ``"answering"``, the candidate, and how many answers
+            are written out of how many.
         others: ``Candidate.dtype`` -> the same model in that type, for candidates that name one.
     """
     if not items or not candidates:
@@ -124,22 +126,26 @@ def measure(
     none: dict[str, list[Measurement]] = {c.name: [] for c in candidates}
     run = Run(tuple(candidates), measurements=none, batch_size=batch_size, temperature=temperature)
 
-    def write(batch: Sequence[TestItem], candidate: Candidate, read_back: bool = False) -> list[Measurement]:
+    starts = range(0, len(items), batch_size)
+    total = (1 + len(starts)) * len(candidates)
+    begun = itertools.count()
+
+    def write(stage: str, batch: Sequence[TestItem], candidate: Candidate, read_back: bool) -> list[Measurement]:
+        if progress is not None:
+            progress(stage, candidate.name, next(begun), total)
         return answer(models[candidate.name], tokenizer, batch, candidate, max_new_tokens, read_back, temperature)
 
     try:
         for candidate in candidates:
-            write(items[:batch_size], candidate)
-        for turn, start in enumerate(range(0, len(items), batch_size)):
+            write("warming up", items[:batch_size], candidate, False)
+        for turn, start in enumerate(starts):
             batch = items[start : start + batch_size]
             first = turn % len(candidates)
             order = [*candidates[first:], *candidates[:first]]
-            answers = {c.name: write(batch, c, read_back) for c in order}
+            answers = {c.name: write("answering", batch, c, read_back) for c in order}
             for name, done in answers.items():
                 run.measurements[name] += done
             run.items += batch
-            if progress is not None:
-                progress(len(batch))
     except KeyboardInterrupt:
         run.interrupted = True
     # An interrupt between two of the lines above leaves lists of unequal length.

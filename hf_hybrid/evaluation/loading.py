@@ -8,6 +8,7 @@ reads weights one after another, because in threads the peak depends on which of
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -67,22 +68,43 @@ class LoadingCost:
     readings: Mapping[str, Compared]
 
 
-def loading_cost(name: str, rounds: int = 100, **kwargs: Any) -> LoadingCost:
+def loading_cost(
+    name: str,
+    rounds: int = 100,
+    progress: Callable[[str, str, int, int], None] | None = None,
+    **kwargs: Any,
+) -> LoadingCost:
     """Load a checkpoint by both, one after the other, the first of a round by turns.
 
     Args:
         name: folder or Hub id (in the cache: a download would be measured with the first).
         rounds: pairs of timed loads that count; two more before them do not. So many pairs of processes too, but at
             most ``MOST_PROCESSES``.
+        progress: is told before every load: where it runs, whose it is, and how many loads are done out of how many.
         **kwargs: of ``from_pretrained``: what JSON can hold, such as ``dtype="bfloat16"``.
 
     Raises:
         ProcessError: a process could not load it.
     """
     classes = (AutoModelForCausalLM, AutoHybridModelForCausalLM)
-    timed = _by_turns(rounds + 2, lambda place: _seconds(classes[place], name, kwargs))[2:]
     processes = min(rounds, MOST_PROCESSES)
-    read = _by_turns(processes, lambda place: _process(LOADERS[place], name, kwargs))
+    total = 2 * (rounds + 2 + processes)
+    done = itertools.count()
+
+    def tell(stage: str, place: int) -> None:
+        if progress is not None:
+            progress(stage, LOADERS[place].partition(":")[0], next(done), total)
+
+    def load_here(place: int) -> float:
+        tell("loading", place)
+        return _seconds(classes[place], name, kwargs)
+
+    def load_apart(place: int) -> dict[str, float | None]:
+        tell("loading in a process of its own", place)
+        return _process(LOADERS[place], name, kwargs)
+
+    timed = _by_turns(rounds + 2, load_here)[2:]
+    read = _by_turns(processes, load_apart)
     told = [key for key in read[0][0] if all((host[key] or 0) > 0 for host, _ in read)]
     readings = {key: compared([(host[key] or 0, plugin[key] or 0) for host, plugin in read]) for key in told}
     return LoadingCost(rounds, processes, compared(timed), readings)

@@ -75,7 +75,8 @@ def write_repository_card(model: Any, folder: Path, name: str) -> None:
     ``hf-hybrid card`` writes one with measured numbers.
     """
     host = causal_model(model)
-    hybrid = control_tokens(host) is not None
+    control = control_tokens(host)
+    hybrid = control is not None and control.tags is not None
     strategies = [name for name in SETTINGS if hybrid or "diffusion" not in name]
     default = stored_strategy(getattr(host.generation_config, "hf_hybrid", None))
     card = ModelCard.from_template(

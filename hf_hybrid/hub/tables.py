@@ -31,15 +31,11 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def render_table(data: Mapping[str, Any]) -> str:
     """The results of one bench run as Markdown: a line on the run, a table, what was checked, and the groups."""
-    device, shape = data["device"], data["shape"]
-    where = device["processor"]
-    if device["type"] == "cpu":
-        where = f"{device['threads']} CPU threads ({where})"
+    shape = data["shape"]
     uneven = shape["longest_to_mean_part"]  # None: no sheet has parts
     parts = "" if uneven is None else f" in {shape['parts']:g} parts, the longest part {uneven:.2f} times the mean"
     lines = [
-        f"{data['num_prompts']} {_source(shape)}, {_batches(data)}, "
-        f"{device['dtype']}, {where}, one interleaved run (`{data['command']}`). "
+        f"{_conditions(data)} (`{data['command']}`). "
         f"Medians: prompt {shape['prompt_tokens']:g} tokens, "
         f"answer {shape['answer_tokens']:g} tokens{parts}.",
         "",
@@ -54,13 +50,7 @@ def render_table(data: Mapping[str, Any]) -> str:
             f"| {_number(result['num_forwards'], 1)} | {_number(result['seconds_to_first_text'], 3)} "
             f"| {result['field_exact_match']:.1%} | {_share(result)} |"
         )
-    counted = [result["speedup_prompts"] for result in data["results"]]
-    lines += [
-        "",
-        f"Speedup: median over the prompts where both answers are right ({_range(counted)} of {data['num_prompts']}); "
-        f"in brackets 95 % intervals over {'countries' if 'countries' in shape else 'groups'}. "
-        "The baseline is the faster of the host's `generate()` and `autoregressive`, both writing the plain answer.",
-    ]
+    lines += ["", _speedup_note(data)]
     for result in data["results"]:
         if result["equal_to"] is not None:
             share = f"{result['equal_share']:.1%}"
@@ -69,6 +59,16 @@ def render_table(data: Mapping[str, Any]) -> str:
     if len(groups) > 1:
         lines += ["", render_groups(groups)]
     return "\n".join(lines)
+
+
+def render_summary(data: Mapping[str, Any]) -> str:
+    """The results of one bench run in four columns, for the first page of a repository."""
+    lines = ["| | seconds | speedup | answers right |", "|---|---|---|---|"]
+    for result in data["results"]:
+        name = f"`{result['name']}`" + (" (baseline)" if result["baseline"] else "")
+        seconds = _number(result["seconds_per_answer"], 3)
+        lines.append(f"| {name} | {seconds} | {_times(result)} | {_share(result)} |")
+    return "\n".join([*lines, "", f"{_conditions(data)}. {_speedup_note(data)}"])
 
 
 def render_groups(groups: Sequence[Mapping[str, Any]]) -> str:
@@ -109,12 +109,32 @@ def render_passes(data: Mapping[str, Any]) -> str:
 
 
 def update_readme(readme: Path, results: Path) -> None:
-    """Put the table of ``results`` between the markers of ``readme``."""
+    """Put the short table of ``results`` between the markers of ``readme``."""
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise CardError(f"{readme} needs the markers {BEGIN} and {END}, once each and in this order")
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    readme.write_text(f"{head}\n{render_table(read_results(results))}\n{tail}", encoding="utf-8")
+    readme.write_text(f"{head}\n{render_summary(read_results(results))}\n{tail}", encoding="utf-8")
+
+
+def _conditions(data: Mapping[str, Any]) -> str:
+    """Under which conditions a run was made."""
+    device = data["device"]
+    where = device["processor"]
+    if device["type"] == "cpu":
+        where = f"{device['threads']} CPU threads ({where})"
+    source = f"{data['num_prompts']} {_source(data['shape'])}, {_batches(data)}"
+    return f"{source}, {device['dtype']}, {where}, one interleaved run"
+
+
+def _speedup_note(data: Mapping[str, Any]) -> str:
+    """Over what the speedups are, and beside what."""
+    counted = [result["speedup_prompts"] for result in data["results"]]
+    return (
+        f"Speedup: median over the prompts where both answers are right ({_range(counted)} of {data['num_prompts']}); "
+        f"in brackets 95 % intervals over {'countries' if 'countries' in data['shape'] else 'groups'}. "
+        "The baseline is the faster of the host's `generate()` and `autoregressive`, both writing the plain answer."
+    )
 
 
 def _source(shape: Mapping[str, Any]) -> str:

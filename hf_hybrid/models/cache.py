@@ -2,7 +2,7 @@
 
 The host's dynamic layer concatenates on every pass and can only forget the same number of tokens in the whole batch;
 its static layer writes the same slots for all rows. Here storage ``(batch, heads, capacity, head_dim)`` is allocated
-once, grows by doubling, and each batch row has its own slots, so that rows may keep different numbers of tokens, and
+once, grows by doubling, and each sequence has its own slots, so that rows may keep different numbers of tokens, and
 what is not kept is simply overwritten.
 """
 
@@ -25,11 +25,11 @@ class Place:
     """Where the present pass writes and how far attention looks: one object, shared by all layers.
 
     Attributes:
-        batch_size: batch rows of the storage. capacity: slots of the storage, per batch row.
-        lines: the batch rows that take part in the pass, a slice.
+        batch_size: sequences of the storage. capacity: slots of the storage, per sequence.
+        lines: the sequences that take part in the pass, a slice.
         used: attention sees the slots before this one.
         past: slots in use before the pass, what the host takes for the length.
-        interval: ``(start, stop)``, the pass writes these slots in every batch row; None: ``slots`` says which.
+        interval: ``(start, stop)``, the pass writes these slots in every sequence; None: ``slots`` says which.
         slots: int64 ``(active, rows)``, slot of every row of the pass; None: ``interval`` says which.
         batch: int64 ``(active, 1)``, partner of ``slots`` in indexing.
         number: counts the passes.
@@ -114,7 +114,7 @@ class RowCacheLayer(CacheLayerMixin):
         return -1
 
     def swap(self, i: int, j: int, length: int) -> None:
-        """Exchange the first ``length`` slots of batch rows i and j."""
+        """Exchange the first ``length`` slots of sequences i and j."""
         for storage in (self.keys, self.values):
             if storage is not None:
                 kept = storage[i, :, :length].clone()  # (heads, length, head_dim)
@@ -169,7 +169,7 @@ class RowCache(Cache):
     """A cache of ``RowCacheLayer``; its owner calls ``place`` before every pass.
 
     Args:
-        num_layers: attention layers of the model. batch_size: batch rows. capacity: slots per batch row to begin with.
+        num_layers: attention layers of the model. batch_size: sequences. capacity: slots per sequence to begin with.
     """
 
     layers: list[RowCacheLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -180,11 +180,11 @@ class RowCache(Cache):
 
     @property
     def capacity(self) -> int:
-        """Slots per batch row, allocated or about to be."""
+        """Slots per sequence, allocated or about to be."""
         return self.here.capacity
 
     def reserve(self, slots: int) -> None:
-        """Make room for ``slots`` slots per batch row: twice the capacity, or more when that is not enough."""
+        """Make room for ``slots`` slots per sequence: twice the capacity, or more when that is not enough."""
         if slots > self.here.capacity:
             self.here.capacity = max(slots, 2 * self.here.capacity)
 
@@ -194,11 +194,11 @@ class RowCache(Cache):
         """Name the slots of the coming pass, once for all layers.
 
         Args:
-            slots: int64 ``(active, rows)``, all different within a batch row; or ``(start, stop)``, the same for all.
+            slots: int64 ``(active, rows)``, all different within a sequence; or ``(start, stop)``, the same for all.
             used: attention sees the slots before this one; greater than every slot of the pass.
             past: slots in use before the pass; matters only when the host builds its own mask. None: all that the pass
                 does not write.
-            lines: the batch rows of the pass, ``slots`` are theirs. None: all.
+            lines: the sequences of the pass, ``slots`` are theirs. None: all.
         """
         here = self.here
         here.lines = slice(0, here.batch_size) if lines is None else lines
@@ -216,7 +216,7 @@ class RowCache(Cache):
         here.past = used - rows if past is None else past
 
     def swap(self, i: int, j: int, length: int) -> None:
-        """Exchange the first ``length`` slots of batch rows i and j (a finished row leaves, the last active one takes
+        """Exchange the first ``length`` slots of sequences i and j (a finished row leaves, the last active one takes
         its place)."""
         if i != j:
             for layer in self.layers:

@@ -20,14 +20,14 @@ FEW = 128
 """Up to so many rows of a pass the row rule is faster in numpy."""
 
 Where = tuple[int, int] | Tensor
-"""Slots of a pass, as ``RowCache.place`` takes them: an interval for all batch rows, or int64 ``(active, rows)``."""
+"""Slots of a pass, as ``RowCache.place`` takes them: an interval for all sequences, or int64 ``(active, rows)``."""
 
 
 class Slots:
-    """Slots of ``batch_size`` batch rows. Only clean rows are ever held: noisy ones leave with their pass.
+    """Slots of ``batch_size`` sequences. Only clean rows are ever held: noisy ones leave with their pass.
 
     Args:
-        capacity: slots per batch row. num_spans: spans per batch row to begin with; ``relate`` makes more.
+        capacity: slots per sequence. num_spans: spans per sequence to begin with; ``relate`` makes more.
         device, dtype: of the masks. dtype bool: True where a row sees a slot; a float type: additive, zero there and
             the type's lowest number elsewhere.
 
@@ -57,7 +57,7 @@ class Slots:
         return self.depends.shape[1] - 1
 
     def relate(self, row: int, span: int, sees: Sequence[int]) -> None:
-        """Batch row ``row``: ``span`` reads the spans in ``sees``, itself always, and no other."""
+        """Sequence ``row``: ``span`` reads the spans in ``sees``, itself always, and no other."""
         needed = max([span, *sees]) + 1
         if needed > self.num_spans:
             old, size = self.num_spans, max(needed, 2 * self.num_spans)
@@ -79,7 +79,7 @@ class Slots:
         self._drawn = 0
 
     def choose(self, lines: slice, num_rows: int) -> tuple[np.ndarray, Where]:
-        """Free slots of the batch rows ``lines``, lowest first: int64 ``(lines, num_rows)``, in both forms."""
+        """Free slots of the sequences ``lines``, lowest first: int64 ``(lines, num_rows)``, in both forms."""
         top = self.top[lines]
         if (self.count[lines] == top).all():  # no holes
             slots = top[:, None] + np.arange(num_rows)
@@ -97,7 +97,7 @@ class Slots:
         """The rows of a pass that stay, ``stays`` bool ``(lines, rows)``, lie in ``slots`` from now on.
 
         Args:
-            first: the batch row of the first line.
+            first: the sequence of the first line.
         """
         lines, columns = np.nonzero(stays)
         place, span, position = slots[lines, columns], rows.span.numpy(), rows.position.numpy()
@@ -115,7 +115,7 @@ class Slots:
 
         Args:
             rows: on the host, ``(active, rows)``. slots, where: their slots, as ``choose`` gave them. used: attention
-                sees the slots before this one. first: the batch row of the first line.
+                sees the slots before this one. first: the sequence of the first line.
 
         Returns:
             ``(active, 1, rows, used)``, additive or bool.
@@ -138,7 +138,7 @@ class Slots:
         # Every row sees itself; a padding row nothing else, but a softmax over no key at all would be NaN.
         among[:, range(width), range(width)] = True
         if (limit >= self._reach[batch, span]).all():
-            # Every row stands behind all that is held of its own span: positions need not be compared.
+            # Every row is behind all that is held of its own span: positions need not be compared.
             sees = self._draw()[:, :, :used][batch, span]  # (active, rows, used)
         else:
             held = Rows.clean(*(torch.from_numpy(a[lines, :used]) for a in (self.position, self.span)))
@@ -150,20 +150,20 @@ class Slots:
         return torch.from_numpy(sees).to(self.device, self.dtype).unsqueeze(1)
 
     def swap(self, i: int, j: int) -> None:
-        """Exchange what batch rows i and j hold, their spans too."""
+        """Exchange what sequences i and j hold, their spans too."""
         for array in (self.position, self.span, self.top, self.count, self.depends, self._reach):
             array[[i, j]] = array[[j, i]]
         self._drawn = 0
 
     def clear(self, row: int) -> None:
-        """Batch row ``row`` holds nothing, and its spans read nothing but themselves."""
+        """Sequence ``row`` holds nothing, and its spans read nothing but themselves."""
         self.span[row] = PADDING
         self.top[row] = self.count[row] = self._reach[row] = 0
         self.depends[row] = _related(1, self.num_spans)[0]
         self._drawn = 0
 
     def forget(self, row: int, position: int) -> None:
-        """Batch row ``row`` holds nothing at ``position`` or behind it."""
+        """Sequence ``row`` holds nothing at ``position`` or behind it."""
         top = int(self.top[row])
         gone = np.flatnonzero((self.span[row, :top] != PADDING) & (self.position[row, :top] >= position))
         if not gone.size:

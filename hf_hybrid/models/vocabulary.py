@@ -5,19 +5,21 @@ The record is a plain dict in ``model.config.hf_hybrid``, so it travels with ``s
     {"mask_token_id": 7, "par": 8, "topic": 9, "async": 10, "sync": 11, "spad": 12,
      "lengths": [[8, 13], ...], "depends": [29, ...]}
 
+``spad`` is the filler of noisy windows; ``grammar`` names the grammar that reads the rest (absent: ``native``).
 What stands in ``generation_config.hf_hybrid`` (how to decode) is another dict, see ``hf_hybrid.config``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.core.grammars import GRAMMARS, Grammar, grammar_class
+from hf_hybrid.core.grammars.native import NativeGrammar
+from hf_hybrid.core.tokens import ControlTokens, NoiseTokens, Record, VocabularyError
 from hf_hybrid.models.host import first_end, text_config, unwrapped
 
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -25,13 +27,6 @@ LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 MAX_DEPENDS = 8
 """How many parts of a round a plan can name as dependencies, by default."""
-
-_TAGS = {"par": "<par>", "topic": "<topic>", "async": "<async>", "sync": "<sync/>", "spad": "<spad>"}
-_REPAIR = "run hf_hybrid.prepare_vocabulary(model, tokenizer) to write it anew"
-
-
-class VocabularyError(ValueError):
-    """Control tokens that cannot be added, or a record of them that cannot be used; the message names the fix."""
 
 
 def prepare_vocabulary(
@@ -41,7 +36,7 @@ def prepare_vocabulary(
     lengths: Sequence[int] = LENGTHS,
     max_depends: int = MAX_DEPENDS,
 ) -> ControlTokens:
-    """Add the mask token and the control tags as special tokens, and record their ids in ``model.config.hf_hybrid``.
+    """Add the mask token and the native tags as special tokens, and record their ids in ``model.config.hf_hybrid``.
 
     Tokens that exist are reused (``tokenizer.mask_token`` too), and so are rows that the embedding matrix has beyond
     the tokenizer: it is resized only when it is too small, never shrunk. New rows are drawn around the mean of the old
@@ -51,8 +46,8 @@ def prepare_vocabulary(
     Args:
         model: a causal language model; its embeddings and its config change in place.
         tokenizer: its tokenizer; changes in place, save it with the model.
-        lengths: N of every ``<len:N>``, in tokens, rising.
-        max_depends: how many earlier parts a part can name: ``<dep:1>`` to ``<dep:max_depends>``.
+        lengths: that a plan can name, in tokens, rising; each is a tag.
+        max_depends: how many parts of a round can be named as dependencies; each number is a tag.
 
     Raises:
         VocabularyError: the lengths do not rise, or neither model nor tokenizer has an end-of-sequence token.
@@ -65,102 +60,82 @@ def prepare_vocabulary(
     _settle_end_token(model, tokenizer)
 
     mask = _mask_text(tokenizer)
-    length_tags = [f"<len:{n}>" for n in lengths]
-    depend_tags = [f"<dep:{i}>" for i in range(1, max_depends + 1)]
+    texts = NativeGrammar.texts(lengths, max_depends)
     tokenizer.add_special_tokens(
         {
             "mask_token": mask,
-            "extra_special_tokens": [*_TAGS.values(), *length_tags, *depend_tags],
+            "extra_special_tokens": list(texts),
         },
         replace_extra_special_tokens=False,
     )
     ids = {text: int(i) for text, i in tokenizer.get_vocab().items()}
     # The highest id counts, not the number of tokens: a vocabulary may have holes.
-    needed = 1 + max(ids[text] for text in (mask, *_TAGS.values(), *length_tags, *depend_tags))
+    needed = 1 + max(ids[text] for text in (mask, *texts))
     if needed > _rows(model):
         model.resize_token_embeddings(needed, mean_resizing=True)
 
     model.config.hf_hybrid = {
-        **(getattr(model.config, "hf_hybrid", None) or {}),
+        **{k: v for k, v in (getattr(model.config, "hf_hybrid", None) or {}).items() if k != "grammar"},
         "mask_token_id": ids[mask],
-        **{name: ids[text] for name, text in _TAGS.items()},
-        "lengths": [[n, ids[tag]] for n, tag in zip(lengths, length_tags, strict=True)],
-        "depends": [ids[tag] for tag in depend_tags],
+        **NativeGrammar.record_of(ids, lengths, max_depends),
     }
     tokens = control_tokens(model)
     assert tokens is not None  # the record was just written
     return tokens
 
 
-@dataclass(frozen=True)
-class WindowTokens:
-    """What a noisy window needs of a vocabulary: ``mask`` stands at open positions, ``spad`` behind the end (None: the
-    model has none), and no id of ``banned`` is ever part of a text. ``ControlTokens`` have all of it."""
-
-    mask: int
-    spad: int | None
-    banned: tuple[int, ...]
-
-
-def window_tokens(model: PreTrainedModel) -> WindowTokens | None:
+def noise_tokens(model: PreTrainedModel) -> NoiseTokens | None:
     """The mask token recorded in ``model.config.hf_hybrid``, and what else of the record is no text; None when it names
     no mask token. Tags may be missing: only plans need them.
 
     Raises:
-        VocabularyError: the record is no dict, or its mask token is no id of the vocabulary.
+        VocabularyError: the record is no dict, its mask token is no id of the vocabulary, or its grammar is unknown.
     """
     record = _record(model)
-    if record is None or record.get("mask_token_id") is None:
+    if record is None or record.values.get("mask_token_id") is None:
         return None
-    size = model.config.get_text_config().vocab_size
-    mask = _token("mask_token_id", record["mask_token_id"], size)
-    if mask == first_end(model):
-        raise VocabularyError(f"config.hf_hybrid gives token {mask} two meanings (mask and eos); {_REPAIR}")
-    lengths, depends = ([*v] if isinstance(v := record.get(n), list | tuple) else [] for n in ("lengths", "depends"))
-    tags = [record.get(n) for n in _TAGS] + [p[1] for p in lengths if isinstance(p, list | tuple) and len(p) == 2]
-    known = [i for i in (*tags, *depends) if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < size]
-    spad = record.get("spad")
-    return WindowTokens(mask, spad if spad in known else None, tuple(dict.fromkeys((mask, *known))))
+    mask, first = record.token("mask_token_id"), first_end(model)
+    end = first if isinstance(first, int) else None
+    record.check_meanings(ControlTokens.of(mask=mask, end=end, filler=None))
+    fillers = record.known(["spad"])
+    banned = (mask, *fillers, *record.known(_grammar(record).entries_of_record))
+    return NoiseTokens(mask, end, fillers[0] if fillers else None, tuple(dict.fromkeys(banned)))
 
 
 def control_tokens(model: PreTrainedModel) -> ControlTokens | None:
-    """The ids recorded in ``model.config.hf_hybrid``, checked; None when the model has no tags (a mask token alone is
-    no plan: ``window_tokens``).
+    """The control tokens recorded in ``model.config.hf_hybrid``, checked; ``tags`` is None when the record names none
+    of them (a mask token alone is no plan), and there are no control tokens when it does not name a mask token either.
 
-    ``eos`` comes from ``generation_config.eos_token_id``, else from the config; the first one of a list.
+    ``noise.end`` comes from ``generation_config.eos_token_id``, else from the config; the first one of a list.
 
     Raises:
-        VocabularyError: a missing entry, a wrong type, an id outside the vocabulary, or one id with two meanings.
+        VocabularyError: a missing entry, a wrong type, an id outside the vocabulary, one id with two meanings, or an
+            unknown grammar.
     """
     record = _record(model)
-    if record is None or not any(name in record for name in (*_TAGS.keys() - {"spad"}, "lengths", "depends")):
+    if record is None:
         return None
-    missing = [n for n in ("mask_token_id", *_TAGS, "lengths", "depends") if n not in record]
-    if missing:
-        raise VocabularyError(f"config.hf_hybrid has no {', '.join(missing)}; {_REPAIR}")
-    size = model.config.get_text_config().vocab_size
-    lengths, depends = _pairs(record["lengths"], size), record["depends"]
-    if not isinstance(depends, (list, tuple)):
-        raise VocabularyError(f"config.hf_hybrid['depends'] must be a list of token ids, got {depends!r}; {_REPAIR}")
-    eos = first_end(model)
-    if eos is None:
+    grammar = _grammar(record)
+    if not any(name in record.values for name in grammar.entries_of_record):
+        noise = noise_tokens(model)
+        return None if noise is None else ControlTokens(noise)
+    record.require(["mask_token_id"])
+    tags, end = grammar.tags_of(record), first_end(model)
+    if end is None:
         raise VocabularyError("the model has no end-of-sequence token; set model.generation_config.eos_token_id")
-    tokens = ControlTokens(
-        mask=_token("mask_token_id", record["mask_token_id"], size),
-        eos=_token("eos_token_id", eos, size, "config"),
-        par=_token("par", record["par"], size),
-        topic=_token("topic", record["topic"], size),
-        async_=_token("async", record["async"], size),
-        sync=_token("sync", record["sync"], size),
-        spad=_token("spad", record["spad"], size),
-        lengths=lengths,
-        depends=tuple(_token(f"depends[{i}]", value, size) for i, value in enumerate(depends)),
+    tokens = ControlTokens.of(
+        mask=record.token("mask_token_id"),
+        end=record.checked("eos_token_id", end, "config"),
+        filler=record.token("spad") if "spad" in record.values else None,
+        tags=tags,
+        grammar=str(record.values.get("grammar", "native")),
     )
-    every = [*tokens.banned, tokens.eos]
-    twice = sorted({i for i in every if every.count(i) > 1})
-    if twice:
-        raise VocabularyError(f"config.hf_hybrid gives token {twice[0]} two meanings (eos counts too); {_REPAIR}")
+    record.check_meanings(tokens)
     return tokens
+
+
+def _grammar(record: Record) -> type[Grammar]:
+    return grammar_class(record.values.get("grammar", "native"))
 
 
 def width_of(model: Any) -> int:
@@ -188,41 +163,23 @@ def _whole(model: Any, rows: int) -> int:
 
 
 def knows_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True: every tag of a plan is a token of its own; lengths and dependencies differ between checkpoints."""
-    unknown = tokenizer.unk_token_id if tokenizer.unk_token is not None else None
-    return all(tokenizer.convert_tokens_to_ids(tag) not in (None, unknown) for tag in _TAGS.values())
+    """True: every tag of a plan in some grammar is a token of its own; lengths and dependencies differ between
+    checkpoints."""
+    lacking = (None, tokenizer.unk_token_id if tokenizer.unk_token is not None else None)
+    marks = [grammar.marks for grammar in GRAMMARS.values() if grammar.marks]
+    return any(all(tokenizer.convert_tokens_to_ids(mark) not in lacking for mark in known) for known in marks)
 
 
-def _pairs(value: object, size: int) -> tuple[tuple[int, int], ...]:
-    """``lengths`` of the record as ``((tokens, id), ...)``, rising."""
-    if not isinstance(value, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
-        raise VocabularyError(f"config.hf_hybrid['lengths'] must be a list of [tokens, id], got {value!r}; {_REPAIR}")
-    pairs: list[tuple[int, int]] = []
-    for tokens, token in value:
-        previous = pairs[-1][0] if pairs else 0
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens <= previous:
-            raise VocabularyError(
-                f"config.hf_hybrid['lengths']: {tokens!r} must be a whole number above {previous}; {_REPAIR}"
-            )
-        pairs.append((tokens, _token(f"lengths[{len(pairs)}]", token, size)))
-    if not pairs:
-        raise VocabularyError(f"config.hf_hybrid['lengths'] is empty; a plan needs at least one length; {_REPAIR}")
-    return tuple(pairs)
-
-
-def _record(model: PreTrainedModel) -> Mapping[str, Any] | None:
+def _record(model: PreTrainedModel) -> Record | None:
     record: Any = getattr(model.config, "hf_hybrid", None)
-    if record is not None and not isinstance(record, Mapping):
-        raise VocabularyError(f"config.hf_hybrid must be a dict, got {type(record).__name__}; {_REPAIR}")
-    return record
-
-
-def _token(name: str, value: object, size: int, place: str = "config.hf_hybrid") -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise VocabularyError(f"{place}: {name} must be a token id, got {value!r}; {_REPAIR}")
-    if not 0 <= value < size:
-        raise VocabularyError(f"{place}: {name}={value} is outside the vocabulary of {size} tokens; {_REPAIR}")
-    return value
+    if record is None:
+        return None
+    if not isinstance(record, Mapping):
+        raise VocabularyError(
+            f"config.hf_hybrid must be a dict, got {type(record).__name__}; "
+            "run hf_hybrid.prepare_vocabulary(model, tokenizer) to write it anew"
+        )
+    return Record(record, model.config.get_text_config().vocab_size)
 
 
 def _mask_text(tokenizer: PreTrainedTokenizerBase) -> str:

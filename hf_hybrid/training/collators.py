@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_hybrid.core.grammars import grammar_of
 from hf_hybrid.core.noising import draw_times, hide
-from hf_hybrid.core.plan import ControlTokens
 from hf_hybrid.core.rows import PADDING
+from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.layout import IGNORE, Form, Lane, Layout, lay_out
 
@@ -29,7 +30,7 @@ class CollatorSettings:
         whole_share: share of the blocks that hold a whole lane at once.
         trunk_share: share of the blocks cut from trunk text and plans of planned examples.
         structure_weight: weight of clean targets that decide the structure of an answer: control tags, ``eos`` and the
-            first token of a label. length_weight: weight of ``<len:N>`` targets.
+            first token of a label. length_weight: weight of targets that are a planned length.
         guessed_lengths: share of the planned lengths that rows read as random ones (see ``lay_out``).
         all_masked: share of the blocks with every position hidden. lowest_noise: least noise level of the others.
         noisy_rows: False: clean rows alone, for a model that only ever writes token by token, such as a drafter.
@@ -66,7 +67,8 @@ class HybridCollator:
     """
 
     def __init__(self, control: ControlTokens, pad_token_id: int, settings: CollatorSettings, seed: int = 0):
-        self.control, self.pad, self.settings, self.seed = control, pad_token_id, settings, seed
+        self.noise, self.grammar = control.noise, grammar_of(control)
+        self.pad, self.settings, self.seed = pad_token_id, settings, seed
         self.forms = dict(settings.forms or {"plain": 0.35, "sparse": 0.2, "dag": 0.4, "dense": 0.05})
         self.block_lengths = dict(settings.block_lengths or {4: 0.15, 8: 0.5, 16: 0.3, 32: 0.05})
 
@@ -86,7 +88,7 @@ class HybridCollator:
     def _rows(self, index: int, example: Example) -> dict[str, list]:
         rng = random.Random(f"{self.seed}:{index}")
         form = rng.choices(list(self.forms), weights=list(self.forms.values()))[0]
-        layout = lay_out(example, form, self.control, rng, guessed_lengths=self.settings.guessed_lengths)
+        layout = lay_out(example, form, self.grammar, rng, guessed_lengths=self.settings.guessed_lengths)
         clean = len(layout.tokens)
         if clean > self.settings.num_rows or len(layout.depends) > self.settings.max_spans:
             raise TooLong(
@@ -115,9 +117,9 @@ class HybridCollator:
 
     def _weights(self, example: Example, target: list[int]) -> list[float]:
         """Weight of every clean row's loss: what decides the structure of an answer is rare among its tokens."""
-        control, settings = self.control, self.settings
-        lengths = {i for _, i in control.lengths}
-        structure = {*control.banned, control.eos} - lengths - {control.spad}
+        grammar, settings = self.grammar, self.settings
+        lengths = grammar.guesses
+        structure = {*grammar.banned, grammar.end} - lengths - {grammar.part_end}
         structure |= {part.label[0] for piece in example.pieces for part in piece if isinstance(part, Part)}
         weights = dict.fromkeys(structure, settings.structure_weight) | dict.fromkeys(lengths, settings.length_weight)
         return [float(weights.get(token, 1.0)) for token in target]
@@ -168,10 +170,10 @@ class HybridCollator:
             size = len(lane.tokens)
             for i in range(length):
                 behind = offset + i >= size
-                token = self.control.spad if behind else lane.tokens[offset + i]
+                token = self.noise.filler if behind else lane.tokens[offset + i]
                 scored = hidden[b][i] and (not behind or lane.tail)
                 shown = not hidden[b][i] and (not behind or lane.tail)
-                out["input_ids"].append(token if shown else self.control.mask)
+                out["input_ids"].append(token if shown else self.noise.mask)
                 out["target"].append(token if scored else IGNORE)
             out["position"] += range(lane.start + offset, lane.start + offset + length)
             out["span"] += [lane.span_at(offset)] * length

@@ -3,16 +3,15 @@
 Two forms of the same answer are trained:
 
 * plain: ``prompt text eos``, one span, consecutive positions;
-* planned: ``prompt <par> (text plan spans <sync/>)* text eos`` (`hf_hybrid.core.plan`), where every span starts behind
-  its own entry of the plan, moved by the planned lengths before it, and reads the trunk as far as that entry and, in
-  dag form, the parts that it names. So in decoding a part need not wait for the rest of the plan. In dense form the
-  whole round is one span, which reads the whole plan.
+* planned: ``prompt switch (text plan spans resume)* text eos`` (`hf_hybrid.core.grammars`), where every span starts
+  behind its own entry of the plan, moved by the planned lengths before it, and reads the trunk as far as that entry
+  and, in dag form, the parts that it names. So in decoding a part need not wait for the rest of the plan. In dense form
+  the whole round is one span, which reads the whole plan.
 
 The trunk of a round is a chain of spans, one per entry of the plan: its first entry belongs to the segment before it.
 With the trunk at id s, part k (from 0) has the id s + 1 + 2k and its entry, for k > 0, the id s + 2k.
 
-``<par>`` is an input switch: it is never a target, and nothing is learned about what follows the prompt in planned
-form.
+The switch is never a target, and nothing is learned about what follows the prompt in planned form.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
-from hf_hybrid.core.plan import ControlTokens, Plan, Span
+from hf_hybrid.core.grammars import Grammar
+from hf_hybrid.core.plan import Plan, Span
 from hf_hybrid.training.examples import Example, Part, Round
 
 IGNORE = -100
@@ -37,7 +37,7 @@ class Lane:
 
     Attributes:
         span: whose text. start: position of ``tokens[0]``. tokens: what is to be written, its terminator included.
-        tail: True: positions behind the terminator are trained to hold ``<spad>``.
+        tail: True: positions behind the terminator are trained to hold the filler.
         fixed: offsets of tokens that are given (openings inside a dense round), never hidden.
         whole: True: the lane is one block (dense), never a window of it.
         breaks: ``(offset, span)``, rising: from this offset on the tokens belong to another span (entries of a plan).
@@ -84,7 +84,7 @@ class Layout:
 def lay_out(
     example: Example,
     form: Form,
-    control: ControlTokens,
+    grammar: Grammar,
     rng: random.Random,
     longer_plan: float = 0.15,
     guessed_lengths: float = 0.0,
@@ -93,7 +93,7 @@ def lay_out(
 
     Args:
         form: plain, or planned with sparse, dag or dense visibility.
-        control: ids of the tags.
+        grammar: of the plans.
         rng: decides which planned lengths are one bucket longer than needed.
         longer_plan: share of such lengths, so that a too long plan is nothing new in decoding.
         guessed_lengths: share of the planned lengths that rows read as a random one (not in dense form), while what
@@ -103,13 +103,13 @@ def lay_out(
     if form == "plain":
         layout = Layout()
         trunk = layout.new_span(set())
-        answer = (*example.answer, control.eos)
+        answer = (*example.answer, grammar.end)
         first = len(example.prompt)
         targets = (IGNORE,) * (first - 1) + answer
         layout.write(trunk, 0, (*example.prompt, *answer[:-1]), targets)
         layout.lanes.append(Lane(trunk, first, answer))
         return layout
-    return _Planned(example, form, control, rng, longer_plan, guessed_lengths).layout
+    return _Planned(example, form, grammar, rng, longer_plan, guessed_lengths).layout
 
 
 class _Planned:
@@ -119,15 +119,15 @@ class _Planned:
         self,
         example: Example,
         form: Form,
-        control: ControlTokens,
+        grammar: Grammar,
         rng: random.Random,
         longer_plan: float,
         guessed_lengths: float,
     ):
         self.guessed_lengths = 0.0 if form == "dense" else guessed_lengths
-        self.layout, self.form, self.control, self.rng, self.longer_plan = Layout(), form, control, rng, longer_plan
+        self.layout, self.form, self.grammar, self.rng, self.longer_plan = Layout(), form, grammar, rng, longer_plan
         self.trunk = self.layout.new_span(set())
-        switch = (*example.prompt, control.par)
+        switch = (*example.prompt, *grammar.switch)
         self.at = self.layout.write(self.trunk, 0, switch, (IGNORE,) * len(switch))
         self.segment: list[int] = []  # trunk tokens behind the switch, not laid out yet
         for piece in example.pieces:
@@ -135,7 +135,7 @@ class _Planned:
                 self._round(piece)  # type: ignore[arg-type]
             else:
                 self.segment += piece  # type: ignore[arg-type]
-        self._end_segment(control.eos)
+        self._end_segment(grammar.end)
 
     def _end_segment(self, terminator: int, plan: Plan | None = None, shown: Plan | None = None) -> None:
         """Write the trunk text gathered so far and the plan behind it. The last row before predicts their first token.
@@ -144,14 +144,14 @@ class _Planned:
             plan: what is to be learned. shown: the plan as rows read it, when lengths were guessed.
         """
         layout, spans = self.layout, self._spans_of_entries(plan)
-        entries = plan.entries(self.control) if plan else ()
+        entries = self.grammar.entries(plan) if plan else ()
         tokens = [*self.segment, *(token for entry in entries for token in entry), terminator]
         layout.target[-1] = tokens[0]
         offsets = accumulate((len(entry) for entry in entries), initial=len(self.segment))
         breaks = tuple((at, span) for at, span in zip(offsets, spans, strict=False) if span != self.trunk)
-        tail = terminator == self.control.eos
+        tail = terminator == self.grammar.end
         layout.lanes.append(Lane(self.trunk, self.at, tuple(tokens), tail=tail, breaks=breaks))
-        read = zip(spans, shown.entries(self.control) if shown else (), strict=True)
+        read = zip(spans, self.grammar.entries(shown) if shown else (), strict=True)
         for span, piece in [(self.trunk, tuple(self.segment)), *read]:
             targets, tokens = tokens[1 : 1 + len(piece)], tokens[len(piece) :]
             self.at = layout.write(span, self.at, piece, tuple(targets))
@@ -171,7 +171,7 @@ class _Planned:
         return entries
 
     def _plan(self, parts: Round) -> Plan:
-        sizes = [n for n, _ in self.control.lengths]
+        sizes = self.grammar.lengths
         spans: list[Span] = []
         for part in parts:
             index = next((i for i, n in enumerate(sizes) if n >= len(part.text)), len(sizes) - 1)
@@ -185,7 +185,7 @@ class _Planned:
         if not self.guessed_lengths:
             return plan
         longest = 2 * max(span.length for span in plan.spans)
-        sizes = [n for n, _ in self.control.lengths if n <= longest]
+        sizes = [size for size in self.grammar.lengths if size <= longest]
         spans = (
             replace(span, length=self.rng.choice(sizes)) if self.rng.random() < self.guessed_lengths else span
             for span in plan.spans
@@ -193,47 +193,48 @@ class _Planned:
         return Plan(tuple(spans))
 
     def _round(self, parts: Round) -> None:
-        layout, control = self.layout, self.control
+        layout, grammar = self.layout, self.grammar
         true = self._plan(parts)
         plan = self._guessed(true)
         begin = self.at + len(self.segment)
-        self._end_segment(control.async_, true, plan)
+        self._end_segment(grammar.plan_end, true, plan)
         if self.form == "dense":
             self._next_segment(self._dense_round(parts, plan))
             return
         last = self.at
-        for index, (part, span, start) in enumerate(zip(parts, plan.spans, plan.starts(begin), strict=True)):
+        for index, (part, span, start) in enumerate(zip(parts, plan.spans, grammar.starts(plan, begin), strict=True)):
             own = self.trunk + 1 + 2 * index
-            # <async> predicts its label and is forced; the label's last token predicts the text.
-            body = (*part.text, control.spad)
-            targets = (IGNORE,) * len(span.label) + body
-            end = layout.write(own, start, (control.async_, *span.label, *part.text), targets)
-            layout.lanes.append(Lane(own, start + span.opening, body))
+            # An opening is forced and nothing in it is a target; its last token predicts the text.
+            opening, body = grammar.opening(span), (*part.text, grammar.part_end)
+            targets = (IGNORE,) * (len(opening) - 1) + body
+            end = layout.write(own, start, (*opening, *part.text), targets)
+            layout.lanes.append(Lane(own, start + len(opening), body))
             last = max(last, end)
         self._next_segment(last)
 
     def _dense_round(self, parts: Round, plan: Plan) -> int:
         """The whole round as one span: parts stand at their planned places, gaps hold nothing in clean form and
-        ``<spad>`` when noisy. What a part has beyond its planned length is cut off.
+        what ends a part when noisy. What a part has beyond its planned length is cut off.
         """
-        layout, control = self.layout, self.control
+        layout, grammar = self.layout, self.grammar
         own = layout.new_span(set(range(len(layout.depends))))
-        starts = plan.dense_starts(self.at)
+        starts = grammar.dense_starts(plan, self.at)
         end = starts[0]
         canvas: list[int] = []
         fixed: set[int] = set()
         for part, span, start in zip(parts, plan.spans, starts, strict=True):
-            opening = (control.async_, *span.label)
-            body = (*part.text, control.spad)
+            opening = grammar.opening(span)
+            body = (*part.text, grammar.part_end)
             text = part.text[: span.length]
-            fixed |= set(range(start - starts[0], start - starts[0] + span.opening))
-            canvas += [*opening, *text, *[control.spad] * (span.length - len(text))]
-            targets = (IGNORE,) * len(span.label) + body[: len(text) + 1]  # a cut text has not ended
+            fixed |= set(range(start - starts[0], start - starts[0] + len(opening)))
+            canvas += [*opening, *text, *[grammar.part_end] * (span.length - len(text))]
+            targets = (IGNORE,) * (len(opening) - 1) + body[: len(text) + 1]  # a cut text has not ended
             end = layout.write(own, start, (*opening, *text), targets)
         layout.lanes.append(Lane(own, starts[0], tuple(canvas), fixed=frozenset(fixed), whole=True))
         return end
 
     def _next_segment(self, at: int) -> None:
-        """``<sync/>`` opens the next trunk segment, which reads everything."""
+        """The next trunk segment, which reads everything."""
         self.trunk = self.layout.new_span(set(range(len(self.layout.depends))))
-        self.at = self.layout.write(self.trunk, at, (self.control.sync,), (IGNORE,))
+        resume = self.grammar.resume
+        self.at = self.layout.write(self.trunk, at, resume, (IGNORE,) * len(resume))

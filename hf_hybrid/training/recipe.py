@@ -15,8 +15,9 @@ import yaml
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_hybrid.config import SettingsError, checked
-from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.config import SettingsError
+from hf_hybrid.core.tokens import ControlTokens
+from hf_hybrid.fields import checked
 from hf_hybrid.locks import exclusive
 from hf_hybrid.models.vocabulary import prepare_vocabulary
 from hf_hybrid.training.arguments import HybridTrainingArguments

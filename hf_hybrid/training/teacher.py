@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_hybrid.checkpoints import BUNDLED, bundled
-from hf_hybrid.config import REQUIRED, setting
+from hf_hybrid.fields import REQUIRED, setting
 from hf_hybrid.models.vocabulary import knows_tags, width_of
 
 

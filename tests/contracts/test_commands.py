@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import shlex
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import typer
@@ -17,9 +16,7 @@ from benchmarks.smollm2 import save
 from benchmarks.speculative import bench
 from benchmarks.train import train
 from hf_hybrid.cli import app
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+from tests.snippets import PAGES, read
 
 
 def commands(page: str) -> list[list[str]]:
@@ -51,14 +48,14 @@ def parse(arguments: list[str]) -> str:
 
 
 def test_the_command_line_takes_what_the_pages_say() -> None:
-    said = [arguments for page in PAGES for arguments in commands((ROOT / page).read_text(encoding="utf-8"))]
+    said = [arguments for page in PAGES for arguments in commands(read(page))]
     assert len(said) > 20
     for arguments in said:
         assert parse(arguments) == arguments[0]
 
 
 def test_the_commands_of_the_checkout_take_what_the_pages_say() -> None:
-    said = [line for page in PAGES for line in benchmarks((ROOT / page).read_text(encoding="utf-8"))]
+    said = [line for page in PAGES for line in benchmarks(read(page))]
     assert {line[0] for line in said} == {"smollm2", "speculative", "train"}
     for name, *arguments in said:
         app = typer.Typer()
@@ -66,10 +63,10 @@ def test_the_commands_of_the_checkout_take_what_the_pages_say() -> None:
         typer.main.get_command(app).make_context(name, arguments).close()
 
 
-def test_the_readme_shows_every_command() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_index_shows_every_command() -> None:
+    text = read("docs/index.md")
     names = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    assert {arguments[0] for arguments in commands(text)} >= names - {"demo"}  # `make demo` shows that one
+    assert {arguments[0] for arguments in commands(text)} == names
     listed = text[text.index("There are `hf-hybrid") : text.index("each has `--help`")]
     assert {name.removeprefix("hf-hybrid ") for name in re.findall(r"`([a-z- ]+)`", listed)} == names
 

@@ -97,7 +97,7 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
         (Plan((Span((5,), 100),)), "longer than the longest length token"),
         (Plan((Span((5,), 0),)), "length 0, outside 1"),
         (Plan((Span((), 3),)), "part 1 has no label"),
-        (Plan((Span((CONTROL.topic,), 3),)), "holds a control token"),
+        (Plan((Span((CONTROL.tags.topic,), 3),)), "holds a control token"),
         (Plan(()), "at least one part"),
         ([], "takes a hf_hybrid.Plan, or one per round"),
         ([Plan((Span((5,), 3),))] * 9, "9 plans are more than max_rounds=8"),
@@ -123,7 +123,7 @@ PART = Span((5,), 3)
         ),
         ([Plan((PART,) * 3, lead=(7,) * 4)] * 3, "alone holds 21 tokens, and max_new_tokens leaves 16; raise it"),
         (Plan((*(PART,) * 5, Span((5,), 2, (4,)))), "only 4 dependency tags"),
-        (Plan((PART, Span((5,), 3, text=torch.tensor([6, CONTROL.sync])))), "part 2 holds a control token"),  # type: ignore
+        (Plan((PART, Span((5,), 3, text=torch.tensor([6, CONTROL.tags.sync])))), "part 2 holds a control token"),  # type: ignore
         (Plan((Span((5,), 3, text=(6, 39)),)), "holds an id that ends an answer"),
         (5, "plan= takes a hf_hybrid.Plan"),
         ("plan", "plan= takes a hf_hybrid.Plan"),
@@ -132,7 +132,7 @@ PART = Span((5,), 3)
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_all_of_a_given_plan_is_checked_before_the_first_pass(plan: Any, message: str) -> None:
-    refused(message, plan=plan, eos_token_id=[CONTROL.eos, 39], **PLANNED)
+    refused(message, plan=plan, eos_token_id=[CONTROL.noise.end, 39], **PLANNED)
 
 
 def test_given_rounds_that_a_table_of_positions_cannot_hold() -> None:
@@ -175,11 +175,14 @@ def test_a_record_of_a_mask_token_alone() -> None:
     others: tuple[dict[str, Any], ...] = ({"strategy": "autoregressive"}, {"strategy": "speculative"}, drafted)
     expected = [generate(host, **settings) for settings in others]
     blocks = generate(host, max_new_tokens=30, **BLOCKS)
-    for record in ({"mask_token_id": CONTROL.mask}, {"mask_token_id": CONTROL.mask, "spad": CONTROL.spad}):
+    for record in (
+        {"mask_token_id": CONTROL.noise.mask},
+        {"mask_token_id": CONTROL.noise.mask, "spad": CONTROL.noise.filler},
+    ):
         host.config.hf_hybrid = record
         for settings, ids in zip(others, expected, strict=True):
             assert torch.equal(generate(host, **settings), ids)
-        assert CONTROL.mask not in generate(host, max_new_tokens=30, **BLOCKS)
+        assert CONTROL.noise.mask not in generate(host, max_new_tokens=30, **BLOCKS)
         refused("needs control tokens, and the model has none; add them with", host=host, **PLANNED)
     for record in ({**whole, "lengths": "many"}, {name: whole[name] for name in ("mask_token_id", "par", "spad")}):
         host.config.hf_hybrid = record  # broken tags, which only plans read
@@ -187,10 +190,10 @@ def test_a_record_of_a_mask_token_alone() -> None:
             assert torch.equal(generate(host, **settings), ids)
         generate(host, **BLOCKS)
         refused("config.hf_hybrid", host=host, **PLANNED)
-    host.config.hf_hybrid = {"spad": CONTROL.spad}
+    host.config.hf_hybrid = {"spad": CONTROL.noise.filler}
     refused("needs a mask token, and the model has none", host=host, **BLOCKS)
     refused("needs a mask token, and the model has none", host=host, **drafted)
-    host.config.hf_hybrid = {**whole, "mask_token_id": CONTROL.eos}
+    host.config.hf_hybrid = {**whole, "mask_token_id": CONTROL.noise.end}
     refused("two meanings", host=host, **BLOCKS)
     host.config.hf_hybrid = whole
     assert torch.equal(generate(host, max_new_tokens=30, **BLOCKS), blocks)
@@ -275,11 +278,13 @@ def test_a_streamer_for_two_rows() -> None:
 
 @pytest.mark.parametrize("strategy", ALL, ids=lambda s: s["strategy"])
 def test_a_giant_budget_is_not_allocated(strategy: dict[str, Any]) -> None:
-    planning = {CONTROL.topic: 6.0, CONTROL.async_: 9.0, CONTROL.spad: 6.0} if strategy == PLANNED else {}
-    host = hybrid(seed=26, favours={CONTROL.eos: 6.0, **planning})
+    planning = (
+        {CONTROL.tags.topic: 6.0, CONTROL.tags.async_: 9.0, CONTROL.noise.filler: 6.0} if strategy == PLANNED else {}
+    )
+    host = hybrid(seed=26, favours={CONTROL.noise.end: 6.0, **planning})
     # 10**9 slots of two layers would take more than 250 GB.
     answer = generate(host, max_new_tokens=10**9, **strategy)
-    assert answer[0, -1] == CONTROL.eos and answer.shape[1] < 100
+    assert answer[0, -1] == CONTROL.noise.end and answer.shape[1] < 100
     assert torch.equal(answer, generate(host, max_new_tokens=100, **strategy))
 
 
@@ -316,14 +321,26 @@ def test_processors_that_leave_nothing(strategy: dict[str, Any], value: float, m
 
 
 def test_control_tags_in_a_prompt_are_inert() -> None:
-    length = CONTROL.length_id(3)
-    prompt = [3, CONTROL.par, CONTROL.topic, 5, length, CONTROL.async_, 5, CONTROL.sync, CONTROL.eos, 7, CONTROL.topic]
+    length = dict(CONTROL.tags.lengths)[3]
+    prompt = [
+        3,
+        CONTROL.tags.par,
+        CONTROL.tags.topic,
+        5,
+        length,
+        CONTROL.tags.async_,
+        5,
+        CONTROL.tags.sync,
+        CONTROL.noise.end,
+        7,
+        CONTROL.tags.topic,
+    ]
     answer = generate(model(), torch.tensor([prompt]), max_new_tokens=40, return_control_tokens=True, **PLANNED)
     assert answer[0, : len(prompt)].tolist() == prompt
     assert answer[0, len(prompt) :].tolist() == SlowPlanned(model(), CONTROL).write(prompt, 40).ids
     blocks = generate(writer(False), torch.tensor([prompt]), **BLOCKS)
     assert blocks[0, : len(prompt)].tolist() == prompt
-    assert not set(CONTROL.banned) & set(blocks[0, len(prompt) :].tolist())
+    assert not set(CONTROL.noise.banned) & set(blocks[0, len(prompt) :].tolist())
 
 
 @pytest.mark.parametrize("asked", ["output_scores", "output_logits"])

@@ -17,13 +17,13 @@ def test_how_likely_each_token_stands() -> None:
     draft = Draft([1, 2, 3, 4], None, "kind", 0.6, parents=(-1, -1, 0, 2), ranks=(0, 1, 0, 1))
     asked: list[tuple[Any, float, int]] = []
 
-    def chances(grade: Draft, length: int) -> list[float]:
-        asked.append((grade.grade, grade.chance, length))
-        return [0.5, 0.25, 0.2] if grade.grade == "kind" else [0.125, 0.1, 0.0625]
+    def chances(bucket: Draft, length: int) -> list[float]:
+        asked.append((bucket.bucket, bucket.chance, length))
+        return [0.5, 0.25, 0.2] if bucket.bucket == "kind" else [0.125, 0.1, 0.0625]
 
     assert standing(draft, chances) == [0.5, 0.125, 0.5 * 0.25, 0.5 * 0.25 * 0.0625]
     assert sorted(asked, key=str) == sorted([("kind", 0.6, 3), (("kind", 1), 0.2, 3)], key=str)
-    assert rank_of(draft, 0).grade == "kind" and rank_of(draft, 3).chance == 0.05
+    assert rank_of(draft, 0).bucket == "kind" and rank_of(draft, 3).chance == 0.05
 
 
 def test_what_is_cut_keeps_the_ranks_of_the_rest() -> None:

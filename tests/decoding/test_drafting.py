@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from hf_hybrid import Draft, Drafter, Text
-from hf_hybrid.decoding import drafting, session, speculative, strategy
-from hf_hybrid.decoding.pace import PROBE_SHARE
+from hf_hybrid.decoding import drafting, loop, session
+from hf_hybrid.decoding.draft_length import PROBE_SHARE
+from hf_hybrid.decoding.writers import speculative
 from tests.models_for_tests import VOCAB, hybrid, watching
 
 LENGTH = 240
@@ -53,14 +54,14 @@ class Paid(Drafter):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made: Any = Clock()
-    for module in (drafting, session, speculative, strategy):
+    for module in (drafting, session, speculative, loop):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=made.perf_counter))
     return made
 
 
 @pytest.fixture
 def host(clock: Clock) -> Iterator[Any]:
-    """A new model, of which no prices are known."""
+    """A new model, of which no costs are known."""
     made = hybrid("llama", seed=26, max_position_embeddings=512)
 
     def take(_: Any, __: Any, arguments: dict[str, Any]) -> None:

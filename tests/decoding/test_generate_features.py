@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_hybrid import Plan, Span
-from hf_hybrid.core.plan import PlanGrammar
+from hf_hybrid.core.grammars import grammar_of
 from hf_hybrid.decoding import HybridGenerateOutput
 from hf_hybrid.models.host import CACHE
 from tests.models_for_tests import CONTROL, VOCAB, hybrid, left_padded, watching, words, writer
@@ -43,7 +43,7 @@ LONG = Plan((Span((5,), 8), Span((6,), 8), Span((9,), 8)))
 @cache
 def endless() -> Any:
     """A model whose parts fill every length."""
-    return hybrid(seed=13, favours={CONTROL.spad: -99.0, CONTROL.eos: 3.0})
+    return hybrid(seed=13, favours={CONTROL.noise.filler: -99.0, CONTROL.noise.end: 3.0})
 
 
 def model(settings: dict[str, Any]) -> Any:
@@ -64,8 +64,8 @@ def text_of(ids: list[int]) -> list[int]:
     text: list[int] = []
     planning = False
     for token in ids:
-        planning = token == CONTROL.topic or (planning and token != CONTROL.async_)
-        if not planning and token not in CONTROL.banned:
+        planning = token == CONTROL.tags.topic or (planning and token != CONTROL.tags.async_)
+        if not planning and token not in CONTROL.noise.banned:
             text.append(token)
     return text
 
@@ -76,7 +76,7 @@ def test_max_new_tokens_bounds_every_mode(mode: str) -> None:
     for new in (1, 2, 7, 8, 9, 10, 11, 13, 21, 34, 60):
         output = generate(max_new_tokens=new, return_control_tokens=True, **MODES[mode])
         assert 1 <= len(new_ids(output)) <= new
-        assert CONTROL.mask not in new_ids(output)
+        assert CONTROL.noise.mask not in new_ids(output)
         lengths.append(len(new_ids(output)))
     assert lengths[-1] > 20
 
@@ -111,9 +111,9 @@ def test_control_tokens_parse_back_and_text_leaves_them_out(mode: str) -> None:
     ids, report = new_ids(full), full.report[0]
     text = text_of(ids)
     assert new_ids(plain)[: len(text)] == text and len(text) > 12, "the first is cut earlier: its tags count"
-    assert not set(CONTROL.banned) & set(new_ids(plain))
-    assert ids[0] == CONTROL.par and len(report.plans) >= 1
-    grammar, at, spans = PlanGrammar(CONTROL, VOCAB), 1, iter(report.spans)
+    assert not set(CONTROL.noise.banned) & set(new_ids(plain))
+    assert ids[0] == CONTROL.tags.par and len(report.plans) >= 1
+    grammar, at, spans = grammar_of(CONTROL, VOCAB), 1, iter(report.spans)
     for number, plan in enumerate(report.plans, 1):
         state, count = grammar.parse(ids[at:])
         assert state.stage == "written" and state.plan.spans == plan.spans
@@ -126,7 +126,7 @@ def test_control_tokens_parse_back_and_text_leaves_them_out(mode: str) -> None:
             assert ids[at : at + len(whole)] == whole
             assert found.extended == (len(found.tokens) > found.planned == span.length)
             at += len(whole)
-        assert at == len(ids) or ids[at] == CONTROL.sync
+        assert at == len(ids) or ids[at] == CONTROL.tags.sync
         at += 1
     assert next(spans, None) is None
 
@@ -174,7 +174,7 @@ def test_a_dense_round_takes_at_most_its_steps(steps: int) -> None:
     report = generate(plan=[PLAN, PLAN], **settings).report[0]
     assert report.plans == [PLAN, PLAN] and len(report.spans) == 6
     assert all(span.passes <= steps and len(span.tokens) <= span.planned for span in report.spans)
-    assert not any(CONTROL.spad in span.tokens or CONTROL.async_ in span.tokens for span in report.spans)
+    assert not any(CONTROL.noise.filler in span.tokens or CONTROL.tags.async_ in span.tokens for span in report.spans)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -182,7 +182,7 @@ def test_stop_strings_act_in_text_order(mode: str) -> None:
     plan = {"plan": PLAN} if MODES[mode]["strategy"] == "planned_diffusion" else {}
     text = new_ids(generate(**MODES[mode], **plan))
     assert len(text) > 8
-    for token in {text[0], text[4], text[-2]} - {CONTROL.eos}:
+    for token in {text[0], text[4], text[-2]} - {CONTROL.noise.end}:
         arguments = {**MODES[mode], **plan, "stop_strings": f"w{token:02}", "tokenizer": words()}
         stopped = generate(**arguments)
         assert new_ids(stopped) == text[: text.index(token) + 1]

@@ -111,7 +111,7 @@ def test_drafters() -> None:
 
 @pytest.mark.parametrize("mode", ["autoregressive", "speculative"])
 def test_what_a_hook_sees(mode: str) -> None:
-    host = hybrid(seed=13, favours={CONTROL.eos: 1.0})
+    host = hybrid(seed=13, favours={CONTROL.noise.end: 1.0})
     kept: list[Tensor] = []
     host.model.layers[0].register_forward_hook(lambda _, __, out: kept.append(out))
     host.generate(PROMPT, max_new_tokens=6, **MODES[mode])
@@ -122,7 +122,7 @@ def test_what_a_hook_sees(mode: str) -> None:
 
 def test_batch_rows_change_places_outside_of_a_pass() -> None:
     """In both modes: with a hook the cache is no tensor of inference mode."""
-    hooked = hybrid(seed=13, favours={CONTROL.eos: 1.0})
+    hooked = hybrid(seed=13, favours={CONTROL.noise.end: 1.0})
     hooked.model.layers[0].register_forward_hook(lambda _, __, out: out + 0)
     options: dict[str, Any] = {"strategy": "autoregressive", "max_new_tokens": 20, "do_sample": False}
     answers = [

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from hf_hybrid.config import PlannedDiffusionSettings
-from hf_hybrid.core.canvas import Canvas, Lane
+from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.core.lane import Lane, Window
 from hf_hybrid.core.rows import PADDING
-from hf_hybrid.decoding.denoise import Window
+from hf_hybrid.decoding.denoise import Proposal
 from hf_hybrid.decoding.passes import build_pass
 
 GUESSES = frozenset({90, 91})
@@ -26,7 +26,7 @@ def trunk(cached: int = 3) -> Lane:
 
 
 def part(span: int, tokens: list[int], window: int = 0) -> Lane:
-    return Lane("span", span, 3, tokens, window=window, cached=len(tokens) - 1)
+    return Lane("span", span, 3, tokens, window=Window(window), cached=len(tokens) - 1)
 
 
 def up_to_five(rows: int) -> int:
@@ -75,5 +75,4 @@ def test_a_batch_is_not_filled() -> None:
 def test_a_draft_goes_on_behind_guesses_alone(
     tokens: list[int], score: list[float], first: int, draft: list[int]
 ) -> None:
-    settings = PlannedDiffusionSettings(draft_threshold=0.6)
-    assert Window(tokens, score, [False] * len(tokens)).draft(first, settings, GUESSES) == draft
+    assert Proposal(tokens, score, [False] * len(tokens)).draft(first, 0.6, GUESSES) == draft

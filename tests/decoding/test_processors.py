@@ -1,9 +1,7 @@
-"""The plan grammar as a logits processor, and the host's processors split for rows written in parallel.
+"""The host's processors split for rows that are written in parallel.
 
-Catches: a plan beyond a cap or the room, or one that is cut off; tags of the prompt read as a plan; a state kept for
-the wrong row after beams changed places; a parse from scratch at every token; rows left without any token; a user's
-class, or one that reads the prefix, run on rows without a prefix; processors out of order; bans that do not survive the
-list; the padding, constraint or memory of one row of a batch applied to another.
+Catches: a user's class, or one that reads the prefix, run on rows without a prefix; processors out of order; bans that
+do not survive the list; the padding, constraint or memory of one sequence of a batch applied to another.
 """
 
 from __future__ import annotations
@@ -16,175 +14,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as host
 
-from hf_hybrid.core.plan import ControlTokens, PlanGrammar, PlanLimits
 from hf_hybrid.decoding import DecodingError
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, ProcessorError, Processors
+from tests.decoding.tagged_prompts import GRAMMAR, MASK, PAD, PROMPT, TOKENS
 from tests.models_for_tests import VOCAB, tiny
-
-TOKENS = ControlTokens(
-    mask=44, eos=45, par=46, topic=47, async_=48, sync=49, spad=50,
-    lengths=((2, 51), (4, 52), (8, 53)), depends=(54, 55),
-)  # fmt: skip
-LIMITS = PlanLimits(max_parts=3, max_part_length=4, max_plan_length=20, max_label_length=2)
-GRAMMAR = PlanGrammar(TOKENS, VOCAB, LIMITS)
-PAD, ROOM = 1, 24  # the host fills beams up with eos when the padding id is 0
-PROMPT = torch.tensor(
-    [  # the first row is padded; the second holds a plan, opened and half of the next
-        [PAD, PAD, PAD, 5, 6, 7, 8, 46],
-        [47, 3, 51, 48, 3, 47, 4, 46],
-        [9, 8, 7, 6, 5, 4, 3, 46],
-    ]
-)  # (3, 8)
-MASK = (PROMPT != PAD).long()  # (3, 8)
-
-
-class Reparsed(LogitsProcessor):
-    """The oracle: parses every row from scratch at every call, checks the processor by it and hands on its scores."""
-
-    def __init__(self, processor: PlanLogitsProcessor):
-        self.processor, self.room = processor, processor.max_new_tokens
-        self.calls = 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        out = self.processor(input_ids, scores)
-        for ids, before, after in zip(input_ids.tolist(), scores, out, strict=True):
-            new = ids[self.processor.prompt_length :]
-            if TOKENS.eos in new:
-                assert torch.equal(before, after)
-                continue
-            allowed = self.allowed(new)
-            # Bans of other processors stand, unless nothing would be left.
-            allowed = {token for token in allowed if before[token] > -torch.inf} or allowed
-            assert [score > -torch.inf for score in after.tolist()] == [token in allowed for token in range(VOCAB)]
-        self.calls += 1
-        return out
-
-    def allowed(self, new: list[int]) -> set[int]:
-        left = None if self.room is None else self.room - len(new)
-        try:
-            state, read = GRAMMAR.parse(new)
-        except ValueError:
-            return {TOKENS.eos}
-        if state.stage == "written" or read < len(new) or (state.stage == "text" and left == 1):
-            return {TOKENS.eos}
-        text, control = GRAMMAR.choices(state, room=left)
-        return set(control) | (set(range(VOCAB)) - {*TOKENS.banned, TOKENS.eos} if text else set())
-
-
-def write(**arguments: Any) -> tuple[Tensor, Reparsed]:
-    """The host's ``generate()`` on three prompts, with a bias that makes plans likely."""
-    checked = Reparsed(PlanLogitsProcessor(GRAMMAR, PROMPT.shape[1], max_new_tokens=ROOM))
-    # 53 is the length above its cap: the model must want it and not get it.
-    bias = [[[TOKENS.topic], 4.0], [[52], 2.0], [[53], 6.0], [[TOKENS.depends[0]], 2.0]]
-    out = tiny("llama").generate(
-        PROMPT, attention_mask=MASK, max_new_tokens=ROOM, eos_token_id=TOKENS.eos, pad_token_id=PAD,
-        sequence_bias=bias, logits_processor=LogitsProcessorList([checked]), **arguments,
-    )  # fmt: skip
-    assert checked.calls > 0
-    return out, checked
-
-
-def check_answer(new: list[int]) -> tuple[int, ...]:
-    """Check every rule on the new tokens of one row, and return the label lengths of its plan (none without one)."""
-    end = new.index(TOKENS.eos)  # every answer ends with one
-    assert all(token == PAD for token in new[end + 1 :])
-    answer = new[:end]
-    state, read = GRAMMAR.parse(answer)
-    assert read == len(answer)
-    plan = PlanLogitsProcessor.read_plan(torch.tensor([1, 47, *new]), GRAMMAR, 2)
-    if state.stage == "text":
-        assert plan is None
-        return ()
-    assert state.stage == "written" and answer[-1] == TOKENS.async_
-    assert plan is not None and plan == state.plan
-    plan.check(LIMITS, TOKENS)
-    assert answer.index(TOKENS.topic) + len(GRAMMAR.render(plan)) + state.total <= ROOM
-    return tuple(len(span.label) for span in plan.spans)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"do_sample": False},
-        {"do_sample": False, "num_beams": 2, "num_return_sequences": 2},
-        # min_new_tokens bans eos where the grammar allows nothing else.
-        {"do_sample": True, "num_return_sequences": 4, "top_k": 0, "temperature": 1.5, "min_new_tokens": 12},
-        {"do_sample": True, "num_return_sequences": 2, "num_beams": 2, "top_k": 5},
-    ],
-    ids=["greedy", "beams", "sampling", "sampled beams"],
-)
-def test_the_host_writes_plans(arguments: dict[str, Any]) -> None:
-    out, _ = write(**arguments)
-    plans = [check_answer(new) for new in out[:, PROMPT.shape[1] :].tolist()]
-    written = [labels for labels in plans if labels]
-    assert len(written) > 0
-    if "temperature" in arguments:
-        # Twelve rows: the caps are reached, so a grammar without them would have gone further.
-        assert max(map(len, written)) >= 2 and max(map(max, written)) == LIMITS.max_label_length
-
-
-def test_a_text_ends_inside_the_room() -> None:
-    processor = PlanLogitsProcessor(GRAMMAR, 1, max_rounds=0, max_new_tokens=4)
-    for length in range(1, 5):
-        finite = processor(torch.full((1, length), 3), torch.zeros(1, VOCAB))[0] == 0
-        assert bool(finite[TOKENS.eos]) and not finite[TOKENS.topic]
-        assert bool(finite[3]) == (length < 4)
-
-
-def test_tags_of_the_prompt_change_nothing() -> None:
-    plain = torch.tensor([[3, 3, 3, 3, 47, 5]])  # (1, 6)
-    tagged = torch.tensor([[47, 3, 51, 48, 47, 5]])  # (1, 6)
-    scores = torch.randn(1, VOCAB)
-    out, same = (PlanLogitsProcessor(GRAMMAR, 4)(ids, scores) for ids in (plain, tagged))
-    assert torch.equal(out, same) and out[0, 51].isfinite() and not out[0, TOKENS.eos].isfinite()
-    assert PlanLogitsProcessor.read_plan(tagged[0], GRAMMAR, 4) is None
-
-
-def test_a_call_advances_over_new_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[int] = []
-    advance = PlanGrammar.advance
-    monkeypatch.setattr(PlanGrammar, "advance", lambda *args: steps.append(args[2]) or advance(*args))
-    processor = PlanLogitsProcessor(GRAMMAR, 1)
-    scores = torch.zeros(2, VOCAB)
-    first, second = [9, 47, 3, 52], [9, 5, 5, 47]
-    processor(torch.tensor([first, second]), scores)
-    assert len(steps) == 6
-    # Beams: both rows change places and grow by one.
-    processor(torch.tensor([[*second, 4], [*first, 47]]), scores)
-    assert steps[6:] == [4, 47]
-    assert processor.state(0).label == (4,) and processor.state(1).parts[0].length == 4
-    # Both beams go on from the second; the same call again costs nothing.
-    again = torch.tensor([[*first, 47, 7], [*first, 47, 8]])
-    processor(again, scores)
-    processor(again, scores)
-    assert steps[8:] == [7, 8] and processor.state(1).label == (8,)
-    # Another prompt, and a prefix that was never seen: neither inherits anything.
-    processor(torch.tensor([[1], [2]]), scores)
-    assert processor.state(0).stage == "text" and steps[10:] == []
-    processor(torch.tensor([[9, 47, 5], [9, 5, 6]]), scores)
-    assert processor.state(0).label == (5,) and processor.state(1).stage == "text"
-
-
-def test_no_row_is_left_without_a_token() -> None:
-    processor = PlanLogitsProcessor(GRAMMAR, 0)
-    plan = [47, 3, 51, 48]
-    scores = torch.randn(3, VOCAB)
-    scores[:, TOKENS.eos] = -torch.inf  # as min_new_tokens does
-    # Finished and padded, written, off the grammar.
-    out = processor(torch.tensor([[*plan, 45, PAD], [5, 5, *plan], [5, 49, 5, 5, 5, 5]]), scores)
-    assert torch.equal(out[0], scores[0])
-    only_eos = torch.full((VOCAB,), -torch.inf).index_fill(0, torch.tensor(TOKENS.eos), 0.0)  # (VOCAB,)
-    assert torch.equal(out[1], only_eos) and torch.equal(out[2], only_eos)
-
-
-def test_misuse_names_the_fix() -> None:
-    with pytest.raises(ProcessorError, match=r"pass input_ids\.shape\[1\]"):
-        PlanLogitsProcessor(GRAMMAR, -1)
-    ids = torch.zeros(1, 2, dtype=torch.long)  # (1, 2)
-    with pytest.raises(ProcessorError, match="new PlanLogitsProcessor"):
-        PlanLogitsProcessor(GRAMMAR, 3)(ids, torch.zeros(1, VOCAB))
-    with pytest.raises(ProcessorError, match=r"vocab_size=model\.config\.vocab_size"):
-        PlanLogitsProcessor(GRAMMAR, 1)(ids, torch.zeros(1, VOCAB + 3))
 
 
 def split(*processors: Any, verified: bool = False, prompt_length: int = 4) -> Processors:
@@ -238,7 +71,7 @@ def with_prefix() -> list[Any]:
 def noisy_scores(rows: int) -> Tensor:
     """Scores ``(rows, VOCAB)``, float64, with the control ids banned."""
     scores = 3 * torch.randn(rows, VOCAB, dtype=torch.float64)
-    scores[:, list(TOKENS.banned)] = -torch.inf
+    scores[:, list(TOKENS.noise.banned)] = -torch.inf
     return scores
 
 
@@ -255,7 +88,7 @@ def test_batched_is_the_hosts_list_row_by_row() -> None:
             assert torch.equal(LogitsProcessorList(processors)(ids, row[None])[0], after)
             assert torch.equal(ours.in_order(ids, row[None])[0], after)
         assert torch.equal(scores, given)
-        assert bool((out[:, list(TOKENS.banned)] == -torch.inf).all())
+        assert bool((out[:, list(TOKENS.noise.banned)] == -torch.inf).all())
         assert not torch.equal(out, scores)
 
 
@@ -273,7 +106,7 @@ def test_bans_survive_processors_that_lift_them() -> None:
     scores[:, 5] = torch.nan
     expected = LogitsProcessorList(lifting)(None, scores)
     assert torch.isfinite(expected).all()
-    expected[:, list(TOKENS.banned)] = -torch.inf
+    expected[:, list(TOKENS.noise.banned)] = -torch.inf
     assert torch.equal(split(*lifting).batched(scores), expected)
     # A forced token was let in on purpose.
     ours = split(host.ForcedEOSTokenLogitsProcessor(5, 47), *lifting, verified=True)

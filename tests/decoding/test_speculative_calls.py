@@ -201,7 +201,7 @@ def test_streams_and_interrupts(drafter: str) -> None:
 
 
 def test_the_settings_of_a_checkpoint() -> None:
-    host = hybrid(seed=13, favours={CONTROL.eos: 1.0})
+    host = hybrid(seed=13, favours={CONTROL.noise.end: 1.0})
     host.generation_config.hf_hybrid = {
         "strategy": "speculative",
         "drafter": "self",

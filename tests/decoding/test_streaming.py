@@ -64,7 +64,7 @@ def test_the_prompt_and_then_the_text_in_order(mode: str) -> None:
     text = generate(recorder, **MODES[mode])
     assert recorder.put_ids[0] == PROMPT[0].tolist()
     assert [token for ids in recorder.put_ids[1:] for token in ids] == text
-    assert recorder.ends == 1 and not set(CONTROL.banned) & set(text)
+    assert recorder.ends == 1 and not set(CONTROL.noise.banned) & set(text)
     assert len(recorder.put_ids) > 2 or mode == "dense", "in pieces"
 
 
@@ -95,13 +95,13 @@ def test_a_streamer_that_takes_one_token(mode: str) -> None:
 def test_drafts_show_open_positions_and_settle_to_the_text(mode: str) -> None:
     recorder = Recorder()
     text = generate(recorder, **MODES[mode])
-    assert any(CONTROL.mask in draft for _, draft in recorder.drafts)
+    assert any(CONTROL.noise.mask in draft for _, draft in recorder.drafts)
     puts = [sum(map(len, recorder.put_ids[1:n])) for n in range(1, len(recorder.put_ids) + 1)]
     assert {shown for shown, _ in recorder.drafts} <= set(puts), "a draft follows what was put"
     if mode == "block":  # what a block settled stays
         for shown, draft in recorder.drafts:
             pairs = zip(draft, text[shown:], strict=False)
-            assert all(token in (CONTROL.mask, final) for token, final in pairs)
+            assert all(token in (CONTROL.noise.mask, final) for token, final in pairs)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -167,7 +167,7 @@ class Clock(Recorder):
     def note(self, _: Any, arguments: tuple[Any, ...], names: dict[str, Any]) -> None:
         ids = names["input_ids"] if "input_ids" in names else arguments[0]
         self.passes += 1
-        if not self.noisy and bool((ids == CONTROL.mask).any()):
+        if not self.noisy and bool((ids == CONTROL.noise.mask).any()):
             self.noisy = self.passes
 
     def put(self, value: Tensor) -> None:
@@ -189,7 +189,7 @@ def test_drafts_are_shown_from_the_first_pass_with_open_positions(mode: str) -> 
     clock = Clock(host)
     generate(clock, host, **MODES[mode])
     assert 0 < clock.first_draft <= clock.noisy < clock.passes
-    assert CONTROL.mask in clock.drafts[0][1]
+    assert CONTROL.noise.mask in clock.drafts[0][1]
 
 
 def test_parts_are_shown_while_the_plan_grows() -> None:

@@ -127,7 +127,7 @@ def test_an_id_that_the_model_cannot_read_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["autoregressive", "speculative", "block_diffusion", "planned_diffusion"])
-@pytest.mark.parametrize("ends", [99, [CONTROL.eos, 99]])
+@pytest.mark.parametrize("ends", [99, [CONTROL.noise.end, 99]])
 def test_an_end_beyond_the_vocabulary_is_never_written(strategy: str, ends: Any) -> None:
     host = writer(strategy == "planned_diffusion")
     options = {"max_new_tokens": 20, "min_new_tokens": 6, "do_sample": False, "eos_token_id": ends}
@@ -138,7 +138,7 @@ def test_an_end_beyond_the_vocabulary_is_never_written(strategy: str, ends: Any)
         assert len(found[0]) > 0
 
 
-IDS_THAT_ARE_NONE = [-1, [], [-1], VOCAB, 99, [CONTROL.eos, 99], [-1, -2]]
+IDS_THAT_ARE_NONE = [-1, [], [-1], VOCAB, 99, [CONTROL.noise.end, 99], [-1, -2]]
 
 
 @pytest.mark.parametrize("strategy", ["autoregressive", "speculative"])
@@ -171,5 +171,5 @@ def test_paddings_that_are_no_token(stored: bool, pad: int, shown: int) -> None:
 
 def test_a_hybrid_model_passes_over_ends_that_are_none() -> None:
     host = hybrid(seed=13)
-    host.generation_config.eos_token_id = [99, -1, CONTROL.eos]
+    host.generation_config.eos_token_id = [99, -1, CONTROL.noise.end]
     assert hf_hybrid.control_tokens(host) == CONTROL

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from hf_hybrid.decoding.speculative import _ACCEPT, _REDRAW
 from torch import Tensor
 
 import hf_hybrid
@@ -20,8 +21,7 @@ from hf_hybrid import Draft, SuffixDrafter, Text
 from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject, sample
 from hf_hybrid.core.rows import Rows
 from hf_hybrid.decoding.sampling import DRAW
-from hf_hybrid.decoding.speculative import _ACCEPT, _REDRAW
-from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.cached import CachedRunner
 from tests.equivalence.test_speculative_law import HORIZON, PROMPT, VOCAB, model, warped
 from tests.models_for_tests import tiny
 
@@ -81,7 +81,7 @@ def windows(name: str, length: int, opens: int, cut: int) -> Tensor:
     zero = torch.zeros(shape, dtype=torch.long)
     rows = Rows(position, zero, noisy, torch.where(noisy, size, zero), noisy.long())
     tokens = torch.cat([ids, torch.full((count, opens), MASK)], dim=1)
-    logits = Runner(MODELS[name](), count).run(tokens, rows, 1 + opens)[..., :cut]
+    logits = CachedRunner(MODELS[name](), count).run(tokens, rows, 1 + opens).logits[..., :cut]
     logits = logits.clone()
     logits[:, 1:, VOCAB:] = float("-inf")  # tags are no text
     scores = warped(MODELS[name](), 1.0)(None, logits.reshape(-1, cut))
@@ -118,7 +118,7 @@ class Drawn:
         return tokens, probabilities if self.honest else torch.full_like(probabilities, 1 / VOCAB)
 
     def ended(self, t: int, code: Tensor, place: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
-        """``over``, True: the pass ends with ``out``, which stands behind ``code`` and ``place`` tokens that stood;
+        """``over``, True: the pass ends with ``out``, which stands behind ``code`` and ``place`` tokens that accepted;
         ``checked``, True: a token was on trial there."""
 
 
@@ -160,7 +160,7 @@ class Same(Certain):
 
 
 class Copies(Certain):
-    """A ``SuffixDrafter`` for every history of passes: what each drafted, what stood, what came instead."""
+    """A ``SuffixDrafter`` for every history of passes: what each drafted, what accepted, what came instead."""
 
     def __init__(self, draws: int, make: Callable[[], SuffixDrafter]):
         super().__init__(draws)
@@ -181,10 +181,10 @@ class Copies(Certain):
         self.at[over] = first + which
         self.drafted[over] = torch.stack([self._padded(first + i) for i in range(len(ways))])[which]
 
-    def _go_on(self, history: int, stood: int, out: int) -> None:
+    def _go_on(self, history: int, accepted: int, out: int) -> None:
         drafter, text, draft = deepcopy(self.histories[history])
-        checked = [*draft.tokens[:stood], out]
-        drafter.learn(text, draft, stood, checked)
+        checked = [*draft.tokens[:accepted], out]
+        drafter.learn(text, draft, accepted, checked)
         text.tokens += checked
         self.histories.append((drafter, text, self._draft(drafter, text)))
 
@@ -206,7 +206,7 @@ class OwnWindow(Certain):
         self.threshold = threshold
 
     def ended(self, t: int, code: Tensor, place: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
-        """Where the whole draft stood and the window expected ``out``, what it put behind, as far as it is sure."""
+        """Where the whole draft accepted and the window expected ``out``, what it put behind, as far as it is sure."""
         drafted = torch.full_like(self.drafted, -1)
         room = HORIZON - 2 - t
         if room > 0:

@@ -20,7 +20,7 @@ from tests.models_for_tests import CONTROL, MODELS, VOCAB, hybrid, left_padded
 
 
 def ends_soon(name: str, seed: int = 4) -> Any:
-    return hybrid(name, seed=seed, favours={CONTROL.eos: 4.0})
+    return hybrid(name, seed=seed, favours={CONTROL.noise.end: 4.0})
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -29,8 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     "min_length": {"min_length": 14},
     "repetition_penalty": {"repetition_penalty": 1.7},
     "no_repeat_ngram": {"no_repeat_ngram_size": 2},
-    "bad_words": {"bad_words_ids": [[22], [34, 34], [17, 18], [CONTROL.eos]]},
-    "suppressed": {"suppress_tokens": list(range(1, 20)), "forced_eos_token_id": CONTROL.eos},
+    "bad_words": {"bad_words_ids": [[22], [34, 34], [17, 18], [CONTROL.noise.end]]},
+    "suppressed": {"suppress_tokens": list(range(1, 20)), "forced_eos_token_id": CONTROL.noise.end},
     "several": {"num_return_sequences": 2, "repetition_penalty": 1.3, "do_sample": False},
 }
 
@@ -50,7 +50,7 @@ def test_the_cases_have_what_they_claim() -> None:
     """Ends at different times, and every processor changes something."""
     model, base = ends_soon("llama"), {**left_padded(), "max_new_tokens": 24}
     plain = model.generate(**base)[:, 8:]
-    lengths = {int((row == CONTROL.eos).float().argmax()) for row in plain}
+    lengths = {int((row == CONTROL.noise.end).float().argmax()) for row in plain}
     assert len(lengths) >= 2
     for case, changes in CASES.items():
         if case not in ("plain", "several"):
@@ -61,16 +61,16 @@ def test_the_cases_have_what_they_claim() -> None:
 def test_without_padding_and_with_many_ends() -> None:
     model = ends_soon("llama")
     ids = torch.tensor([[3, 7, 9], [4, 4, 1]])
-    arguments = {"max_new_tokens": 20, "eos_token_id": [CONTROL.eos, 18, 35]}
+    arguments = {"max_new_tokens": 20, "eos_token_id": [CONTROL.noise.end, 18, 35]}
     assert torch.equal(model.generate(ids, strategy="autoregressive", **arguments), model.generate(ids, **arguments))
 
 
 def test_a_model_without_control_tokens_is_served() -> None:
-    model = hybrid("llama", favours={CONTROL.topic: 9.0})
+    model = hybrid("llama", favours={CONTROL.tags.topic: 9.0})
     del model.config.hf_hybrid
     arguments = {**left_padded(), "max_new_tokens": 12}
     expected = model.generate(**arguments)
-    assert (expected[:, 8:] == CONTROL.topic).any(), "an id like any other"
+    assert (expected[:, 8:] == CONTROL.tags.topic).any(), "an id like any other"
     assert torch.equal(model.generate(**arguments, strategy="autoregressive"), expected)
 
 
@@ -82,7 +82,7 @@ DRAWS = 600
 )
 def test_sampling_follows_the_law_of_the_host(host: dict[str, Any]) -> None:
     """Pairs of tokens against the exact law, by a chi-square test with a false-alarm rate of 1e-4."""
-    model, prompt = hybrid(seed=4, favours={CONTROL.eos: -99.0}), torch.tensor([[3, 7, 9]])
+    model, prompt = hybrid(seed=4, favours={CONTROL.noise.end: -99.0}), torch.tensor([[3, 7, 9]])
     arguments = {"do_sample": True, "top_k": 0, "max_new_tokens": 2, **host}
     rows = model.generate(prompt, strategy="autoregressive", num_return_sequences=DRAWS, seed=5, **arguments)
     drawn: Tensor = rows[:, 3] * VOCAB + rows[:, 4]  # (draws,)

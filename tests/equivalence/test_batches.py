@@ -82,4 +82,4 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
     batch = answers(True, MODES["verified"], PROMPTS, [1, 2, 3, 4])
     turned = answers(True, MODES["verified"], tuple(PROMPTS[i] for i in order), [1 + i for i in order])
     assert turned == [batch[i] for i in order]
-    assert any(CONTROL.sync in ids for ids, _ in batch), "plans are carried out"
+    assert any(CONTROL.tags.sync in ids for ids, _ in batch), "plans are carried out"

@@ -2,7 +2,8 @@
 
 Bugs these tests catch: a window that sees itself in the cache, or a clean row that a window saw before it changed; a
 block that is shown with masks where tokens were settled; an ``eos`` inside a block after which text goes on, or before
-which text is lost; a schedule that takes more passes than it may; a last block that is too long or too short.
+which text is lost; a schedule that takes more passes than it may; a last block that is too long or too short; a random
+order without its seed, or one order for all blocks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import TemperatureLogitsWarper
+from transformers.generation.streamers import BaseStreamer
 
 from tests.models_for_tests import CONTROL, VOCAB, hybrid
 from tests.oracles import Denoising, Pick, clean, write_noisy
@@ -23,15 +25,15 @@ GREEDY = Pick()
 
 @cache
 def model(eos: float = 0.0, name: str = "llama") -> Any:
-    return hybrid(name, seed=31, favours={CONTROL.eos: eos})
+    return hybrid(name, seed=31, favours={CONTROL.noise.end: eos})
 
 
 def slow(host: Any, new: int, how: Denoising, pick: Pick = GREEDY) -> list[int]:
     """New tokens of the oracle."""
     allowed = torch.ones(VOCAB, dtype=torch.bool)  # (vocab,), True: may be written
-    allowed[[i for i in CONTROL.banned if i != CONTROL.spad]] = False
-    ends = {CONTROL.eos: True, CONTROL.spad: False}
-    rows = write_noisy(host, [], clean(PROMPT), {}, allowed, ends, new, pick, how, CONTROL.mask)
+    allowed[[i for i in CONTROL.noise.banned if i != CONTROL.noise.filler]] = False
+    ends = {CONTROL.noise.end: True, CONTROL.noise.filler: False}
+    rows = write_noisy(host, [], clean(PROMPT), {}, allowed, ends, new, pick, how, CONTROL.noise.mask)
     return [row.token for row in rows[len(PROMPT) :]]
 
 
@@ -42,8 +44,7 @@ def written(host: Any, new: int, how: Denoising, **host_arguments: Any) -> tuple
         strategy="block_diffusion",
         max_new_tokens=new,
         return_dict_in_generate=True,
-        **vars(how),
-        **host_arguments,
+        **{**vars(how), **host_arguments},
     )
     return output.sequences[0, len(PROMPT) :].tolist(), output.report[0]
 
@@ -52,17 +53,17 @@ def masked_diffusion(host: Any, new: int, steps: int) -> list[int]:
     """Plain masked diffusion of ``new`` positions and one for the end, the surest ``(new + 1) / steps`` in each step.
 
     As in the strategy, the first position of the first step is the causal token."""
-    tokens, size = [CONTROL.mask] * (new + 1), new + 1
+    tokens, size = [CONTROL.noise.mask] * (new + 1), new + 1
     for step in range(1, steps + 1):
         ids = torch.tensor([[*PROMPT, *tokens]])
         length = ids.shape[1]
         sees = torch.ones(length, length, dtype=torch.bool).tril()
         sees[len(PROMPT) :, :] = True
         logits = host(ids, attention_mask=sees[None, None], position_ids=torch.arange(length)[None]).logits[0]
-        logits[:, list(CONTROL.banned)] = -torch.inf
+        logits[:, list(CONTROL.noise.banned)] = -torch.inf
         first = int(logits[len(PROMPT) - 1].argmax())
         probability, best = logits[len(PROMPT) :].softmax(dim=-1).max(dim=-1)  # (size,)
-        still = [i for i, token in enumerate(tokens) if token == CONTROL.mask]
+        still = [i for i, token in enumerate(tokens) if token == CONTROL.noise.mask]
         still.sort(key=lambda i: -float(probability[i]))
         for i in still[: len(still) - (size - round(size * step / steps))]:
             tokens[i] = int(best[i])
@@ -75,7 +76,7 @@ def masked_diffusion(host: Any, new: int, steps: int) -> list[int]:
 def test_one_block_is_plain_masked_diffusion(steps: int) -> None:
     # Never an end, so that nothing but selection matters; a threshold of 1 is reached by nobody.
     host = model(-99.0)
-    host.get_output_embeddings().bias.data[CONTROL.spad] = -99.0
+    host.get_output_embeddings().bias.data[CONTROL.noise.filler] = -99.0
     how = Denoising(64, "block", 1.0, max_denoising_steps=steps)
     with torch.no_grad():
         assert written(host, 14, how)[0] == masked_diffusion(host, 14, steps)
@@ -93,6 +94,8 @@ def test_one_block_is_plain_masked_diffusion(steps: int) -> None:
         {"window_length": 8, "confidence_threshold": 1.0, "max_denoising_steps": 3},
         {"window_length": 6, "confidence_threshold": 0.2, "selection": "margin"},
         {"window_length": 6, "confidence_threshold": 0.5, "selection": "entropy"},
+        {"window_length": 6, "selection": "random", "seed": 5},
+        {"window_length": 7, "selection": "random", "max_denoising_steps": 3, "seed": 1 << 41},
     ],
     ids=str,
 )
@@ -108,6 +111,53 @@ def test_sampled_blocks_equal_uncached_blocks(commit: str) -> None:
     assert ids == slow(model(), 20, how, pick) != slow(model(), 20, how)
 
 
+class Unmasking(BaseStreamer):
+    """Notes the order in which the positions of every block are filled; the first one is that of the clean row."""
+
+    def __init__(self, size: int):
+        self.fresh = set(range(1, size))
+        self.left, self.order = set(self.fresh), list[int]()
+        self.orders: list[tuple[int, ...]] = []
+
+    def put(self, value: torch.Tensor) -> None: ...
+
+    def put_draft(self, value: torch.Tensor) -> None:
+        left = {i for i, token in enumerate(value.tolist()) if token == CONTROL.mask}
+        if 0 in left:  # the next block
+            self.end()
+        else:
+            self.order += self.left - left
+            self.left = left
+
+    def end(self) -> None:
+        (last,) = self.left
+        self.orders.append((*self.order, last))
+        self.left, self.order = set(self.fresh), []
+
+
+def test_a_random_order_is_drawn_with_the_seed() -> None:
+    """Every block has an order of its own, another seed other ones, and every position comes first now and then."""
+    size, firsts = 5, list[int]()
+    host = hybrid(seed=31, favours={CONTROL.eos: -99.0, CONTROL.spad: -99.0})
+    how: dict[str, Any] = {"strategy": "block_diffusion", "commit": "block", "selection": "random", "window_length": 5}
+
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        streamer = Unmasking(size)
+        host.generate(torch.tensor([PROMPT]), max_new_tokens=4 * size, seed=seed, streamer=streamer, **how)
+        return streamer.orders
+
+    for seed in range(20):
+        found = orders(seed)
+        assert len(found) == 4 and all(sorted(order) == [1, 2, 3, 4] for order in found)
+        assert len(set(found)) > 1 and found == orders(seed)
+        firsts += [order[0] for order in found]
+    # 80 blocks and four positions: 20 each, give or take 16, which are four standard deviations.
+    assert all(abs(firsts.count(position) - 20) < 16 for position in range(1, size))
+    # Sequences of a batch have seeds of their own.
+    batch = host.generate(torch.tensor([PROMPT] * 4), max_new_tokens=4 * size, seed=0, **how)
+    assert len({*map(tuple, batch.tolist())}) > 1
+
+
 @pytest.mark.parametrize("commit", ["prefix", "block"])
 def test_an_end_inside_a_block_ends_the_answer(commit: str) -> None:
     ends = 0
@@ -116,8 +166,8 @@ def test_an_end_inside_a_block_ends_the_answer(commit: str) -> None:
             how = Denoising(8, commit, threshold)
             ids, _ = written(model(eos), 30, how)
             assert ids == slow(model(eos), 30, how)
-            assert CONTROL.eos not in ids[:-1] and not set(CONTROL.banned) & set(ids)
-            ends += ids[-1] == CONTROL.eos and len(ids) % 8 > 0
+            assert CONTROL.noise.end not in ids[:-1] and not set(CONTROL.noise.banned) & set(ids)
+            ends += ids[-1] == CONTROL.noise.end and len(ids) % 8 > 0
     assert ends, "an end inside a block really happens"
 
 
@@ -125,7 +175,7 @@ def test_an_end_inside_a_block_ends_the_answer(commit: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_a_schedule_bounds_the_passes_of_every_block(new: int, steps: int) -> None:
     how = Denoising(8, "block", 1.0, max_denoising_steps=steps)
-    host = hybrid(seed=31, favours={CONTROL.eos: -99.0, CONTROL.spad: -99.0})
+    host = hybrid(seed=31, favours={CONTROL.noise.end: -99.0, CONTROL.noise.filler: -99.0})
     ids, report = written(host, new, how)
     assert len(ids) == new
     assert report.num_forwards <= steps * (new // 8 + 1)  # one block more when the end falls behind a full one

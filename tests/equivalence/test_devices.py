@@ -63,7 +63,7 @@ def pair(device: str) -> tuple[Any, Any]:
 @pytest.fixture
 def plain(device: str) -> Any:
     """A model that writes plain text of many tokens, on the device."""
-    return hybrid(seed=13, favours={CONTROL.eos: 1.0}, **SIZES[device]).to(device)
+    return hybrid(seed=13, favours={CONTROL.noise.end: 1.0}, **SIZES[device]).to(device)
 
 
 def written(model: Any, **options: Any) -> list[list[int]]:
@@ -85,7 +85,7 @@ def test_drafts_change_nothing(device: str, plain: Any, name: str, drawn: dict[s
 
 
 def test_a_model_drafts(device: str, plain: Any) -> None:
-    small = tiny("llama", num_hidden_layers=1, seed=13, pad_token_id=0, eos_token_id=CONTROL.eos).to(device)
+    small = tiny("llama", num_hidden_layers=1, seed=13, pad_token_id=0, eos_token_id=CONTROL.noise.end).to(device)
     options = {"max_new_tokens": LENGTH[device], "adaptive": False}
     ours = written(plain, strategy="speculative", assistant_model=small, **options)
     assert ours == written(plain, strategy="autoregressive", max_new_tokens=LENGTH[device])
@@ -140,8 +140,11 @@ def test_flips_are_near_ties(device: str, plain: Any, dtype: torch.dtype) -> Non
 
 
 def test_device_map(device: str, tmp_path: Path) -> None:
-    model = tiny("llama", seed=26, pad_token_id=0, eos_token_id=CONTROL.eos, **SIZES[device])
-    favour(model, {CONTROL.topic: 5.0, CONTROL.async_: 4.5, CONTROL.lengths[2][1]: 3.0, CONTROL.spad: 1.3})
+    model = tiny("llama", seed=26, pad_token_id=0, eos_token_id=CONTROL.noise.end, **SIZES[device])
+    favour(
+        model,
+        {CONTROL.tags.topic: 5.0, CONTROL.tags.async_: 4.5, CONTROL.tags.lengths[2][1]: 3.0, CONTROL.noise.filler: 1.3},
+    )
     model.config.hf_hybrid = hybrid(seed=26).config.hf_hybrid
     model.save_pretrained(tmp_path)
     whole = hf_hybrid.enable(model)

@@ -1,8 +1,8 @@
 """Plans that bring text: what is given stands, and what is written anew is what it was.
 
-Catches: a given part that its dependents cannot see, or whose length moves the parts behind it; a round in which
-nothing is left to write and that never closes; a lead that is hidden with the plan; parts that depend on a reopened one
-and are kept.
+Catches: a given part that its dependents cannot see, that misses the end of a written one which it reads, or whose
+length moves the parts behind it; a round in which nothing is left to write and that never closes; a lead that is hidden
+with the plan; parts that depend on a reopened one and are kept.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from hf_hybrid import DecodingError, Plan, PlanError, Span
-from tests.equivalence.test_planned import GIVEN, WRITERS, new_ids, planned, slow, writer
+from tests.equivalence.test_planned import GIVEN, PROMPT, WRITERS, never_ends, new_ids, planned, slow, writer
 from tests.equivalence.test_planned_lengths import ending
 from tests.models_for_tests import CONTROL
+from tests.oracles import SlowPlanned
 
 MODES: dict[str, dict[str, Any]] = {
     "token by token": {"span_decoding": "autoregressive"},
@@ -49,6 +50,17 @@ def test_given_texts_stand_and_the_rest_is_written_behind_them(plans: tuple[Plan
     for span in output.report[0].spans:
         given = plans[span.round - 1].spans[span.part].text
         assert given is None or (span.tokens, span.ended, span.passes) == (list(given), "given", 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("host", [writer(13), never_ends()], ids=["ends early", "fills its length"])
+def test_a_given_text_reads_the_written_part_that_it_depends_on(host: Any, mode: str) -> None:
+    """All of it, so that its keys, and all that reads them, wait for the end of that part."""
+    middle = Plan((Span((5,), 6), Span((6, 8), 4, (0,), text=(9, 9, 4)), Span((5,), 4, (1,)), Span((9,), 2)))
+    last = Plan((Span((21, 4), 5), Span((6,), 3, (0,), text=(4, 4, 7, 1))))
+    for plans in ([middle], [last], [middle, last]):
+        expected = SlowPlanned(host, CONTROL, plans=plans, max_parts=4).write(PROMPT, 80)
+        assert new_ids(planned(host, plan=plans, **MODES[mode])) == expected.ids
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -100,8 +112,8 @@ def test_the_lead_is_text_and_the_plan_is_not() -> None:
 @pytest.mark.parametrize(
     ("plan", "error", "match"),
     [
-        (Plan((Span((5,), 3, text=(CONTROL.topic,)),)), PlanError, "text of part 1 holds a control token"),
-        (Plan((Span((5,), 3),), lead=(CONTROL.eos,)), PlanError, "before the parts holds a control token"),
+        (Plan((Span((5,), 3, text=(CONTROL.tags.topic,)),)), PlanError, "text of part 1 holds a control token"),
+        (Plan((Span((5,), 3),), lead=(CONTROL.noise.end,)), PlanError, "before the parts holds a control token"),
         (Plan((Span((5,), 3, text=(9,) * 9999),)), PlanError, "a given text has 9999 tokens"),
         (Plan((Span((5,), 3, text=(9,) * 90),)), DecodingError, "alone holds 96 tokens, and max_new_tokens leaves 80"),
     ],

@@ -70,8 +70,8 @@ def test_the_cases_have_what_they_claim() -> None:
         assert any(overrun) and not all(overrun)
         assert len({tuple(part) for part in written}) >= 3, "parts differ"
     ids = [answer.ids for answer in answers]
-    behind_sync = {row[i + 1] for row in ids for i in range(len(row) - 1) if row[i] == CONTROL.sync}
-    assert CONTROL.topic in behind_sync and behind_sync & set(TEXT), "rounds with and without text between"
+    behind_sync = {row[i + 1] for row in ids for i in range(len(row) - 1) if row[i] == CONTROL.tags.sync}
+    assert CONTROL.tags.topic in behind_sync and behind_sync & set(TEXT), "rounds with and without text between"
 
 
 def test_drafts_are_really_accepted_and_rejected() -> None:
@@ -167,7 +167,7 @@ def test_an_overrun_reaches_what_depends_on_it_and_nothing_else() -> None:
 @cache
 def never_ends() -> Any:
     """A model whose parts fill every length."""
-    return hybrid(seed=1, favours={CONTROL.spad: -99.0, CONTROL.eos: 3.0})
+    return hybrid(seed=1, favours={CONTROL.noise.filler: -99.0, CONTROL.noise.end: 3.0})
 
 
 UNVERIFIED = {"verify_spans": False, "span_fallback_confidence": None}
@@ -187,13 +187,13 @@ def test_a_plan_of_one_part_is_one_block_behind_the_same_prefix(steps: int | Non
     plan = Plan((Span((5, 6), 6),))
     settings = {"commit": "block", "window_length": 16, "max_span_extension": 1.0, **UNVERIFIED}
     output = planned(writer(31), plan=plan, confidence_threshold=0.4, max_denoising_steps=steps, **settings)
-    trunk = clean([*PROMPT, CONTROL.par, CONTROL.topic, 5, 6, CONTROL.length_id(6)])
-    opening = clean([CONTROL.async_, 5, 6], len(trunk), span=1)
+    trunk = clean([*PROMPT, CONTROL.tags.par, CONTROL.tags.topic, 5, 6, dict(CONTROL.tags.lengths)[6]])
+    opening = clean([CONTROL.tags.async_, 5, 6], len(trunk), span=1)
     allowed = torch.ones(writer(31).config.vocab_size, dtype=torch.bool)
-    allowed[[i for i in (*CONTROL.banned, CONTROL.eos) if i != CONTROL.spad]] = False
+    allowed[[i for i in (*CONTROL.noise.banned, CONTROL.noise.end) if i != CONTROL.noise.filler]] = False
     how = Denoising(16, "block", 0.4, max_denoising_steps=steps)
-    ends = {CONTROL.spad: False}
-    rows = write_noisy(writer(31), trunk, opening, {1: {0}}, allowed, ends, 6, Pick(), how, CONTROL.mask)
+    ends = {CONTROL.noise.filler: False}
+    rows = write_noisy(writer(31), trunk, opening, {1: {0}}, allowed, ends, 6, Pick(), how, CONTROL.noise.mask)
     assert output.report[0].spans[0].tokens == [row.token for row in rows[3:]]
 
 

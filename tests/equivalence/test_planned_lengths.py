@@ -21,12 +21,12 @@ from tests.models_for_tests import CONTROL, FAVOURS, PROMPTS, TEXT, hybrid, left
 PROMPT = torch.tensor([[3, 7, 9, 2, 11]])
 PLANNED: dict[str, Any] = {"strategy": "planned_diffusion"}
 ENDS: dict[int, float] = {
-    CONTROL.eos: 7.0,
-    CONTROL.topic: 7.0,
-    CONTROL.async_: 7.0,
-    CONTROL.spad: 4.0,
-    **dict.fromkeys((token for _, token in CONTROL.lengths), 6.0),
-    **dict.fromkeys(CONTROL.depends, 5.0),
+    CONTROL.noise.end: 7.0,
+    CONTROL.tags.topic: 7.0,
+    CONTROL.tags.async_: 7.0,
+    CONTROL.noise.filler: 4.0,
+    **dict.fromkeys((token for _, token in CONTROL.tags.lengths), 6.0),
+    **dict.fromkeys(CONTROL.tags.depends, 5.0),
 }
 """What a model needs to write a few parts and then end."""
 WRITERS = (9, 13, 27)
@@ -50,10 +50,10 @@ def ending(seed: int) -> Any:
 def table(positions: int = 128) -> Any:
     """A model whose parts fill every length, with so many learned positions; what it has in common with a longer one
     are the weights."""
-    long = hybrid("gpt2", seed=26, favours={**FAVOURS, CONTROL.spad: -99.0})
+    long = hybrid("gpt2", seed=26, favours={**FAVOURS, CONTROL.noise.filler: -99.0})
     if positions == 128:
         return long
-    short = hybrid("gpt2", seed=26, favours={**FAVOURS, CONTROL.spad: -99.0}, n_positions=positions)
+    short = hybrid("gpt2", seed=26, favours={**FAVOURS, CONTROL.noise.filler: -99.0}, n_positions=positions)
     weights = long.state_dict()
     weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:positions]
     short.load_state_dict(weights)
@@ -75,7 +75,7 @@ def write(host: Any, new: int = 100, **settings: Any) -> tuple[list[int], Any]:
 def test_a_shorter_answer_is_the_beginning_of_a_longer_one(seed: int, mode: str) -> None:
     whole, report = write(ending(seed), **MODES[mode])
     ends = report.ended == "eos"
-    assert report.spans and ends == (whole[-1] == CONTROL.eos) and (ends or len(whole) == 100)
+    assert report.spans and ends == (whole[-1] == CONTROL.noise.end) and (ends or len(whole) == 100)
     for new in sorted({1, min(3, len(whole) - 1), len(whole) // 2, len(whole) - 1}):
         text, cut = write(ending(seed), new, **MODES[mode])
         assert text == whole[:new] and cut.num_tokens == new
@@ -111,7 +111,7 @@ def test_a_given_plan_is_cut_and_never_shortened() -> None:
 
 def test_parts_that_cannot_be_in_the_answer_are_not_written() -> None:
     plan = Plan(tuple(Span((5, number), 12) for number in range(1, 9)))
-    host = hybrid(seed=26, favours={CONTROL.spad: -99.0})
+    host = hybrid(seed=26, favours={CONTROL.noise.filler: -99.0})
     rows = [write(host, new, plan=plan)[1].num_rows for new in (16, 60)]
     assert rows[0] < rows[1]
 
@@ -122,7 +122,7 @@ def test_parts_that_cannot_be_in_the_answer_are_not_written() -> None:
     ids=lambda settings: settings["strategy"],
 )
 def test_the_report_says_how_every_strategy_ended(settings: dict[str, Any]) -> None:
-    host = ending(13) if settings is PLANNED else hybrid(seed=21, favours={CONTROL.eos: 4.5})
+    host = ending(13) if settings is PLANNED else hybrid(seed=21, favours={CONTROL.noise.end: 4.5})
     whole, report = write(host, **settings)
     assert report.ended == "eos" and len(whole) > 3
     assert write(host, len(whole) - 1, **settings)[1].ended == "length"
@@ -138,7 +138,7 @@ def test_the_report_says_how_every_strategy_ended(settings: dict[str, Any]) -> N
 @pytest.mark.parametrize("mode", MODES)
 def test_a_stop_string_ends_the_same_text_with_tags_and_without(mode: str) -> None:
     whole, _ = write(ending(27), **MODES[mode])
-    first = {token: whole.index(token) + 1 for token in reversed(whole) if token != CONTROL.eos}
+    first = {token: whole.index(token) + 1 for token in reversed(whole) if token != CONTROL.noise.end}
     assert len(first) > 1
     for token, length in first.items():
         stop = {"stop_strings": f"w{token:02}", "tokenizer": words(), **MODES[mode]}
@@ -181,8 +181,8 @@ def test_windows_end_with_the_table(mode: str) -> None:
     for positions in range(24, 100, 5):
         for given in (None, plan) if positions > 60 else (None,):  # a plan that cannot fit is refused
             text, report = write(table(positions), 110, plan=given, max_label_length=2, **MODES[mode])
-            assert CONTROL.mask not in text and (text or mode == "dense")
-            assert report.ended == ("eos" if text[-1:] == [CONTROL.eos] else "length")
+            assert CONTROL.noise.mask not in text and (text or mode == "dense")
+            assert report.ended == ("eos" if text[-1:] == [CONTROL.noise.end] else "length")
             cut += report.ended == "length"
     assert cut > 10
 
@@ -200,7 +200,7 @@ def test_windows_end_with_the_table(mode: str) -> None:
 )
 @pytest.mark.parametrize("window", [8, 7])
 def test_other_strategies_fill_the_table(settings: dict[str, Any], window: int) -> None:
-    host = hybrid("gpt2", seed=13, favours={CONTROL.eos: -9.0}, n_positions=40)
+    host = hybrid("gpt2", seed=13, favours={CONTROL.noise.end: -9.0}, n_positions=40)
     width = {} if settings["strategy"] == "autoregressive" else {"window_length": window}
     text, report = write(host, 200, **settings, **width)
     assert len(text) == 35 and report.ended == "length"
@@ -301,7 +301,7 @@ def test_random_calls(part: int) -> None:
         width = batch["input_ids"].shape[1]
         for row, report in enumerate(together.report):
             text = together.sequences[row, width:].tolist()[: report.num_tokens]
-            assert not set(CONTROL.banned) & set(text) and 0 <= len(text) <= max(new, needed)
+            assert not set(CONTROL.noise.banned) & set(text) and 0 <= len(text) <= max(new, needed)
             whole = longer.sequences[row, width:].tolist()[: longer.report[row].num_tokens]
             assert text == whole[: len(text)] and len(text) == min(max(new, needed), len(whole)), (call, row)
             assert report.ended == ("length" if len(text) < len(whole) else longer.report[row].ended)
@@ -322,5 +322,5 @@ def test_random_calls(part: int) -> None:
         if host is hosts[-1]:
             continue
         tags = host.generate(**batch, **options, max_new_tokens=100, return_control_tokens=True)
-        assert not {CONTROL.mask, CONTROL.spad} & set(tags.sequences[:, width:].flatten().tolist())
+        assert not {CONTROL.noise.mask, CONTROL.noise.filler} & set(tags.sequences[:, width:].flatten().tolist())
     assert cut > 2

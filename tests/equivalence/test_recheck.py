@@ -87,7 +87,7 @@ def test_a_tie_is_decided_as_by_plain_decoding(model: Any, kind: str) -> None:
     for report in found.report:
         drafting = report.drafting
         assert drafting.rounds + drafting.off + drafting.empty + drafting.rechecked == report.num_forwards
-        assert sum(drafting.stood) == sum(report.accepted_per_round)
+        assert sum(drafting.accepted) == sum(report.accepted_per_round)
         assert report.num_tokens == LENGTH
     if kind == "oracle":
         assert sum(report.drafting.rechecked for report in found.report) > 8

@@ -16,23 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 
 import hf_hybrid
 from hf_hybrid.models.host import RopeSwitch, rope_switch
+from tests.hosts_for_tests import PROMPT, SIZES
 from tests.models_for_tests import hybrid
 
-PROMPT = torch.tensor([[3, 7, 9, 2, 11, 3, 7, 9, 2, 11, 3, 7]])
 SWITCH, NEW = 20, 28
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "factor": 4.0}
-SIZES: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
 MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "longrope": (
         LlamaForCausalLM,

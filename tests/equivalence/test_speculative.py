@@ -59,7 +59,7 @@ def model(name: str = "llama") -> Any:
     """Writes long and varied texts; an end is chosen so that the rows of the batch finish at different times."""
     host = hybrid(name, seed=26)
     row = host.generate(**left_padded(), max_new_tokens=30, strategy="autoregressive")[0, 8:].tolist()
-    host.generation_config.eos_token_id = [CONTROL.eos, max(set(row), key=row.index)]
+    host.generation_config.eos_token_id = [CONTROL.noise.end, max(set(row), key=row.index)]
     return host
 
 
@@ -124,7 +124,7 @@ CASES: dict[str, dict[str, Any]] = {
     "min_new_tokens": {"min_new_tokens": 12},
     "repetition_penalty": {"repetition_penalty": 1.7},
     "no_repeat_ngram": {"no_repeat_ngram_size": 2},
-    "bad_words": {"bad_words_ids": [[22], [34, 34], [17, 18], [CONTROL.eos]]},
+    "bad_words": {"bad_words_ids": [[22], [34, 34], [17, 18], [CONTROL.noise.end]]},
     "sampled": SAMPLED,
     "sampled with penalty": {**SAMPLED, "repetition_penalty": 1.4},
 }
@@ -138,11 +138,11 @@ def test_the_text_of_plain_decoding(kind: str, case: str) -> None:
     found = speculative(drafters(expected)[kind], **CASES[case])
     assert torch.equal(found.sequences, expected)
     tokens = sum(report.num_tokens for report in found.report)
-    stood = sum(sum(report.accepted_per_round) for report in found.report)
+    accepted = sum(sum(report.accepted_per_round) for report in found.report)
     if kind in ("right", "same model"):
-        assert 3 * stood > tokens, "drafts stand"
+        assert 3 * accepted > tokens, "drafts stand"
     if kind == "wrong":
-        assert sum(report.drafting.rounds for report in found.report) > tokens // 3 and 10 * stood < tokens
+        assert sum(report.drafting.rounds for report in found.report) > tokens // 3 and 10 * accepted < tokens
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -159,7 +159,7 @@ def test_any_length_and_any_pace(length: int) -> None:
         drafter = Oracle(answers_of(expected), wrong=0.2)
         found = speculative(drafter, draft_length=length, adaptive=adaptive)
         assert torch.equal(found.sequences, expected)
-        assert all(stood <= length for report in found.report for stood in report.accepted_per_round)
+        assert all(accepted <= length for report in found.report for accepted in report.accepted_per_round)
 
 
 @pytest.mark.parametrize("case", ["plain", "sampled", "sampled with penalty"])
@@ -193,7 +193,7 @@ def test_a_draft_stops_at_max_new_tokens_and_at_the_positions_of_the_model() -> 
         found = speculative(Oracle(answers_of(plain())), max_new_tokens=budget)
         assert torch.equal(found.sequences, expected)
     prompt = torch.tensor([[3, 7, 9] * 40])  # 120 of 128 positions
-    host = hybrid("gpt2", seed=4, favours={CONTROL.eos: -99.0})
+    host = hybrid("gpt2", seed=4, favours={CONTROL.noise.end: -99.0})
     expected = host.generate(prompt, strategy="autoregressive", max_new_tokens=50)
     answer = expected[0, 120:].tolist()
     drafter = Oracle({tuple(prompt[0].tolist()): answer})
@@ -266,7 +266,7 @@ class Matching(LogitsProcessor):
 def test_a_grammar_with_a_state_per_row_serves_every_row(grown: bool) -> None:
     host = hybrid(seed=26)
     del host.config.hf_hybrid  # so that the host may write tags as well
-    base = {**BASE, "do_sample": False, "eos_token_id": CONTROL.eos, "pad_token_id": 0}
+    base = {**BASE, "do_sample": False, "eos_token_id": CONTROL.noise.end, "pad_token_id": 0}
     expected = host.generate(**base, logits_processor=LogitsProcessorList([Matching(grown)]))
     for drafter in ("suffix", Oracle(answers_of(expected), wrong=0.3)):
         options = {"strategy": "speculative", "adaptive": False, "drafter": drafter}
@@ -372,7 +372,7 @@ def test_a_diffusion_model_drafts_a_block_in_one_pass() -> None:
         hook.remove()
     assert torch.equal(found.sequences, expected)
     for report in found.report:
-        assert all(stood >= 1 for stood in report.accepted_per_round[:-1])
+        assert all(accepted >= 1 for accepted in report.accepted_per_round[:-1])
         assert report.drafting.rounds > 0
     assert passes <= 2 * max(report.num_forwards for report in found.report)
 
@@ -385,10 +385,10 @@ def test_the_report_counts() -> None:
         assert drafting.drafter == "oracle" and drafting.off == drafting.probes == 0
         assert drafting.rounds == len(report.accepted_per_round)
         assert drafting.rounds + drafting.empty == report.num_forwards
-        assert sum(drafting.stood) == sum(report.accepted_per_round)
+        assert sum(drafting.accepted) == sum(report.accepted_per_round)
         assert drafting.tried[0] == drafting.rounds and len(drafting.tried) <= 5
         # Behind a token that fell nothing is tried, and a tried place needs the one before it to stand.
-        assert all(tried <= stood for tried, stood in zip(drafting.tried[1:], drafting.stood, strict=False))
+        assert all(tried <= accepted for tried, accepted in zip(drafting.tried[1:], drafting.accepted, strict=False))
         assert all(0 <= share <= 1 for share in drafting.acceptance)
         length = len([t for t in expected[row, 8:].tolist() if t])
         assert report.num_tokens == length

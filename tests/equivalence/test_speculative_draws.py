@@ -59,8 +59,8 @@ class Apart(Drafter):
     def propose(self, texts: Sequence[Text], length: int, sampler: Any) -> list[Draft]:
         return [self.own[text].propose([text], length, sampler)[0] for text in texts]
 
-    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
-        self.own[text].learn(text, draft, stood, chosen)
+    def learn(self, text: Text, draft: Draft, accepted: int, chosen: Sequence[int]) -> None:
+        self.own[text].learn(text, draft, accepted, chosen)
 
     def end(self, text: Text) -> None:
         self.own.pop(text).end(text)
@@ -125,9 +125,9 @@ def tables(name: str, target: str) -> list[Tensor]:
 
 
 def share(found: Any) -> float:
-    """Of drafted tokens that were tried, those that stood."""
+    """Of drafted tokens that were tried, those that accepted."""
     drafting = [report.drafting for report in found.report]
-    return sum(sum(d.stood) for d in drafting) / max(1, sum(sum(d.tried) for d in drafting))
+    return sum(sum(d.accepted) for d in drafting) / max(1, sum(sum(d.tried) for d in drafting))
 
 
 @pytest.mark.parametrize("name", SETTINGS)

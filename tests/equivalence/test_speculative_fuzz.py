@@ -40,7 +40,7 @@ class Wild(Drafter):
         return [self.draft(text) for text in texts]
 
     def draft(self, text: Text) -> Draft:
-        draw, ends = self.draws, [CONTROL.eos, *model().generation_config.eos_token_id]
+        draw, ends = self.draws, [CONTROL.noise.end, *model().generation_config.eos_token_id]
         answer = self.answers[text.row][len(text.tokens) - text.prompt_length :]
         chain = draw.random() >= self.trees
         tokens, parents, depths = list[int](), list[int](), [0]
@@ -52,7 +52,7 @@ class Wild(Drafter):
             parents.append(parent)
             depths.append(depth + 1)
         if chain:
-            return Draft(tokens, grade=draw.randrange(3))
+            return Draft(tokens, bucket=draw.randrange(3))
         return Draft(tokens, parents=tuple(parents), ranks=tuple(draw.randrange(3) for _ in tokens))
 
 
@@ -94,7 +94,7 @@ def call(draw: random.Random) -> dict[str, Any]:
         {"min_new_tokens": min(draw.choice((1, 4, 9)), settings["max_new_tokens"])},
         {"bad_words_ids": [[draw.choice(TEXT)] for _ in range(9)] + [[draw.choice(TEXT), draw.choice(TEXT)]]},
         {"stop_strings": [f"w{draw.choice(TEXT):02}" for _ in range(6)], "tokenizer": words()},
-        {"eos_token_id": [CONTROL.eos, *draw.sample(TEXT, 4)]},
+        {"eos_token_id": [CONTROL.noise.end, *draw.sample(TEXT, 4)]},
     ]
     for option in (chance, *some):
         if draw.random() < (0.6 if option is chance else 0.25):
@@ -143,7 +143,7 @@ def test_a_call_by_chance_writes_the_text_of_plain_decoding(number: int) -> None
     for report in found.report:
         drafting = report.drafting
         assert drafting.rounds + drafting.off + drafting.empty + drafting.rechecked == report.num_forwards
-        assert sum(drafting.stood) == sum(report.accepted_per_round)
+        assert sum(drafting.accepted) == sum(report.accepted_per_round)
 
 
 def test_the_calls_are_of_every_kind() -> None:

@@ -57,8 +57,8 @@ def exact(settings: dict[str, Any], host: Any = None) -> Tensor:
 
 
 def drawn(drafter: Any, draws: int, settings: dict[str, Any], **more: Any) -> tuple[Tensor, float]:
-    """How often each text came, ``(vocab ** 4,)``, and the share of drafted tokens that stood."""
-    counts, tried, stood = torch.zeros(VOCAB**HORIZON, dtype=torch.float64), 0, 0
+    """How often each text came, ``(vocab ** 4,)``, and the share of drafted tokens that accepted."""
+    counts, tried, accepted = torch.zeros(VOCAB**HORIZON, dtype=torch.float64), 0, 0
     weights = VOCAB ** torch.arange(HORIZON - 1, -1, -1)
     for start in range(0, draws, BATCH):
         arguments = {"strategy": "speculative", "acceptance": "rejection", "draft_length": 3, **settings, **more}
@@ -73,8 +73,8 @@ def drawn(drafter: Any, draws: int, settings: dict[str, Any], **more: Any) -> tu
         )
         counts += torch.bincount((output.sequences[:, 3:] * weights).sum(dim=1), minlength=len(counts))
         tried += sum(sum(report.drafting.tried) for report in output.report)
-        stood += sum(sum(report.drafting.stood) for report in output.report)
-    return counts, stood / max(tried, 1)
+        accepted += sum(sum(report.drafting.accepted) for report in output.report)
+    return counts, accepted / max(tried, 1)
 
 
 def excess(counts: Tensor, law: Tensor) -> float:

@@ -25,8 +25,10 @@ from training_examples import BARE, CONTROL, FORMS, OVERRUN, PAD, TWO_ROUNDS, ba
 
 import hf_hybrid
 from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.core.grammars import grammar_of
 from hf_hybrid.core.rows import PADDING, Rows
-from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.cached import CachedRunner
+from hf_hybrid.models.runner import Scores
 from hf_hybrid.training.collators import CollatorSettings, HybridCollator
 from hf_hybrid.training.examples import Example
 from hf_hybrid.training.layout import IGNORE, Form, Layout, lay_out
@@ -38,16 +40,16 @@ WINDOW = 4
 
 
 def model() -> Any:
-    made = tiny("llama", eos_token_id=CONTROL.eos, pad_token_id=PAD)
+    made = tiny("llama", eos_token_id=CONTROL.noise.end, pad_token_id=PAD)
     made.config.hf_hybrid = {
-        "mask_token_id": CONTROL.mask,
-        "par": CONTROL.par,
-        "topic": CONTROL.topic,
-        "async": CONTROL.async_,
-        "sync": CONTROL.sync,
-        "spad": CONTROL.spad,
-        "lengths": [list(pair) for pair in CONTROL.lengths],
-        "depends": list(CONTROL.depends),
+        "mask_token_id": CONTROL.noise.mask,
+        "par": CONTROL.tags.par,
+        "topic": CONTROL.tags.topic,
+        "async": CONTROL.tags.async_,
+        "sync": CONTROL.tags.sync,
+        "spad": CONTROL.noise.filler,
+        "lengths": [list(pair) for pair in CONTROL.tags.lengths],
+        "depends": list(CONTROL.tags.depends),
     }
     return hf_hybrid.enable(made)
 
@@ -65,11 +67,11 @@ def training_logits(made: Any, batch: dict[str, Tensor]) -> Tensor:
 
 @dataclass
 class Led:
-    """What the engine did: every pass with its real logits, the lanes it ended with, and its Runner."""
+    """What the engine did: every pass with its real logits, the lanes it ended with, and its CachedRunner."""
 
     passes: list[tuple[list[Row], Tensor]] = field(default_factory=list)
     canvas: Canvas | None = None
-    runner: Runner | None = None
+    runner: CachedRunner | None = None
     answer: list[int] = field(default_factory=list)
 
     # A streamer: the engine shows it the canvas.
@@ -87,11 +89,11 @@ def lead(monkeypatch: pytest.MonkeyPatch) -> Lead:
     """Decode along a layout's answer: ``lead(model, example, layout, **settings)``."""
 
     def go(made: Any, example: Example, layout: Layout, **settings: Any) -> Led:
-        led, real = Led(), Runner.run
+        led, real = Led(), CachedRunner.run
         nexts, here = answer_of(layout)
 
-        def run(self: Runner, tokens: Tensor, rows: Rows, keep: int, *, plain: bool = False, first: int = 0) -> Tensor:
-            logits = real(self, tokens, rows, keep, plain=plain, first=first)
+        def run(self: CachedRunner, tokens: Tensor, rows: Rows, keep: int, **options: Any) -> Scores:
+            logits = real(self, tokens, rows, keep, **options).logits
             columns = (tokens, rows.position, rows.span, rows.noisy, rows.anchor, rows.block)
             seen = [Row(*r) for r in zip(*(c[0].tolist() for c in columns), strict=True)]
             led.runner = self
@@ -102,10 +104,10 @@ def lead(monkeypatch: pytest.MonkeyPatch) -> Lead:
                 if token is not None:
                     # Every third position is unsure, so that windows fill piece by piece.
                     forced[0, column, token] = 3.0 if row.noisy and row.position % 3 == 0 else 30.0
-            return forced
+            return Scores(forced)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Runner, "run", run)
+            patch.setattr(CachedRunner, "run", run)
             ids = torch.tensor([example.prompt])
             out = made.generate(ids, max_new_tokens=100, do_sample=False, streamer=led, **settings)
         led.answer = out[0, len(example.prompt) :].tolist()
@@ -125,7 +127,7 @@ def answer_of(layout: Layout) -> tuple[dict[tuple[int, int, int], int], Callable
                 offset = row.position - lane.start
                 if offset < len(lane.tokens):
                     return lane.tokens[offset]
-                return CONTROL.spad if lane.tail else None
+                return CONTROL.noise.filler if lane.tail else None
         return None
 
     return nexts, here
@@ -138,7 +140,7 @@ def check_rows(led: Led, layout: Layout) -> None:
         (token, lane.start + i, lane.span_at(i))
         for lane in led.canvas.lanes
         for i, token in enumerate(lane.tokens)
-        if token != CONTROL.eos
+        if token != CONTROL.noise.end
     ]
     laid_out = list(zip(layout.tokens, layout.position, layout.span, strict=True))
     assert written == laid_out
@@ -199,9 +201,9 @@ def test_planned_decoding_sees_what_training_showed(
 ) -> None:
     example = EXAMPLES[name]
     made = model()
-    layout = lay_out(example, form, CONTROL, random.Random(0), longer_plan)
+    layout = lay_out(example, form, grammar_of(CONTROL), random.Random(0), longer_plan)
     led = lead(made, example, layout, strategy="planned_diffusion", visibility=form, window_length=WINDOW, **SPANS[how])
-    assert led.answer == [*example.answer, CONTROL.eos]
+    assert led.answer == [*example.answer, CONTROL.noise.end]
     check_rows(led, layout)
     num_clean, num_blocks = check_logits(made, led, layout)
     assert num_clean >= len(layout.lanes)  # a check behind every lane at least
@@ -211,12 +213,12 @@ def test_planned_decoding_sees_what_training_showed(
 @pytest.mark.parametrize("settings", [{"commit": "prefix"}, {"commit": "block"}, None])
 def test_plain_decoding_sees_what_training_showed(lead: Lead, settings: dict[str, Any] | None) -> None:
     made = model()
-    layout = lay_out(TWO_ROUNDS, "plain", CONTROL, random.Random(0))
+    layout = lay_out(TWO_ROUNDS, "plain", grammar_of(CONTROL), random.Random(0))
     if settings is None:
         led = lead(made, TWO_ROUNDS, layout, strategy="autoregressive")
     else:
         led = lead(made, TWO_ROUNDS, layout, strategy="block_diffusion", window_length=WINDOW, **settings)
-    assert led.answer == [*TWO_ROUNDS.answer, CONTROL.eos]
+    assert led.answer == [*TWO_ROUNDS.answer, CONTROL.noise.end]
     laid_out = list(zip(layout.tokens, layout.position, layout.span, strict=True))
     assert led.canvas is not None
     (lane,) = led.canvas.lanes
@@ -228,7 +230,7 @@ def test_plain_decoding_sees_what_training_showed(lead: Lead, settings: dict[str
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> None:
-    """The Runner, with what stands when decoding opens that window in its cache, gives the training logits."""
+    """The CachedRunner, with what stands when decoding opens that window in its cache, gives the training logits."""
     made = model()
     settings = CollatorSettings(num_rows=150, max_spans=12, forms={form: 1.0}, block_lengths={1: 1, 3: 1, 5: 1})
     batch = HybridCollator(CONTROL, PAD, settings, seed=1)([(0, EXAMPLES[name])])
@@ -240,7 +242,7 @@ def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> 
     for block in blocks:
         index = [i for i, row in enumerate(rows) if row.noisy and row.block == block]
         first = rows[index[0]]
-        runner = Runner(made, 1)
+        runner = CachedRunner(made, 1)
         for span in range(1, first.span + 1):
             runner.relate(0, span, depends[span].nonzero().flatten().tolist())
         # Spans before it and its siblings stand, its own one as far as the anchor, nothing later.
@@ -249,13 +251,13 @@ def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> 
             runner.run(*pack([settled]), 0)
             runner.commit()
         window = [rows[i] for i in index]
-        got = runner.run(*pack([window]), len(window))[0]
+        got = runner.run(*pack([window]), len(window)).logits[0]
         torch.testing.assert_close(got, expected[index], rtol=0, atol=TOLERANCE)
 
 
 def test_plain_training_is_the_causal_model() -> None:
     made = model()
-    layout = lay_out(TWO_ROUNDS, "plain", CONTROL, random.Random(0))
+    layout = lay_out(TWO_ROUNDS, "plain", grammar_of(CONTROL), random.Random(0))
     with torch.no_grad():
         causal = made(torch.tensor([layout.tokens])).logits[0]
     got = training_logits(made, batch_of(clean(layout.tokens), layout.depends))

@@ -17,7 +17,7 @@ import torch
 import hf_hybrid
 from hf_hybrid import DecodingError, DiffusionDrafter, Draft, Drafter, DrafterError, ModelDrafter, Text, TreeDrafter
 from hf_hybrid.decoding.branches import first_branch, pruned
-from hf_hybrid.decoding.pace import experience_of
+from hf_hybrid.decoding.draft_length import experience_of
 from tests.equivalence.test_speculative import BASE, CASES, answers_of, model, plain, smaller, speculative
 from tests.models_for_tests import CONTROL, MODELS, PROMPTS, VOCAB, hybrid, left_padded, tiny
 
@@ -60,9 +60,9 @@ def test_any_tree_gives_the_text_of_plain_decoding(case: str, adaptive: bool) ->
     if not adaptive:
         drafting = [report.drafting for report in found.report]
         assert sum(d.trees for d in drafting) > 5
-        assert 4 * sum(sum(d.stood) for d in drafting) > sum(r.num_tokens for r in found.report), "branches stand"
+        assert 4 * sum(sum(d.accepted) for d in drafting) > sum(r.num_tokens for r in found.report), "branches stand"
         for report in found.report:
-            assert sum(report.drafting.stood) == sum(report.accepted_per_round)
+            assert sum(report.drafting.accepted) == sum(report.accepted_per_round)
             assert sum(written for *_, written in report.drafting.passes) >= report.num_tokens
             assert len(report.drafting.passes) == report.num_forwards
 
@@ -115,12 +115,12 @@ def test_a_row_equals_its_own_batch_of_one() -> None:
 
 
 def test_a_minimum_counts_tokens_of_the_branch_not_nodes() -> None:
-    host = hybrid(seed=13, favours={CONTROL.eos: 99.0})  # ends as soon as it may
+    host = hybrid(seed=13, favours={CONTROL.noise.end: 99.0})  # ends as soon as it may
     ids = torch.tensor([PROMPTS[0]])
     options = {"min_new_tokens": 6, "max_new_tokens": 12, "do_sample": False}
     expected = host.generate(ids, strategy="autoregressive", **options)
     answer = expected[0, ids.shape[1] :].tolist()
-    assert answer.index(CONTROL.eos) == len(answer) - 1 == 6
+    assert answer.index(CONTROL.noise.end) == len(answer) - 1 == 6
 
     class Bushy(Drafter):
         """The answer, each of its tokens behind three that are wrong."""
@@ -143,10 +143,10 @@ def test_a_minimum_counts_tokens_of_the_branch_not_nodes() -> None:
     assert torch.equal(found.sequences, expected)
     drafting = found.report[0].drafting
     assert drafting.trees > 0 and max(found.report[0].accepted_per_round) > 1
-    # What was counted: the right token always stood, one of four behind the same token (at the end, none of three).
-    assert (drafting.tried, drafting.stood) == ([2, 2, 2], [2, 2, 1])
+    # What was counted: the right token always accepted, one of four behind the same token (at the end, none of three).
+    assert (drafting.tried, drafting.accepted) == ([2, 2, 2], [2, 2, 1])
     counts = experience_of(drafter, host, (str(host.device), host.dtype, True)).acceptance.counts
-    shares = {place: stood / tried for (_, place), (stood, tried) in counts.items()}
+    shares = {place: accepted / tried for (_, place), (accepted, tried) in counts.items()}
     assert set(shares) == {0, 1, 2} and shares[0] == pytest.approx(0.25, abs=0.03)
     assert shares[1] == pytest.approx(0.25, abs=0.03) and 0 < shares[2] < 0.25
 

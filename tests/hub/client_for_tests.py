@@ -79,8 +79,8 @@ def push(folder: str) -> dict[str, Any]:
 
     # With the decoding in it: in one commit, as a folder with a card, and the decoding alone.
     one = hf_hybrid.push_to_hub(model, "alice/one", tokenizer=tokenizer, commit_message="All of it")
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^hf_hybrid\.push_to_hub\(.*?\)", readme, re.M)  # as a reader would copy it
+    page = (Path(__file__).resolve().parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^hf_hybrid\.push_to_hub\(.*?\)", page, re.M)  # as a reader would copy it
     exec(line.replace('"me/', '"alice/'), {"hf_hybrid": hf_hybrid, "model": model, "tokenizer": tokenizer})
     write_card(Path(f"{folder}-again"), name="alice/carded", licence="apache-2.0", base_model="alice/tiny")
     api.create_repo("alice/carded")

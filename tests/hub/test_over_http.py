@@ -96,7 +96,7 @@ def test_one_commit_brings_it_all(hub: HubServer, pushed: dict[str, Any]) -> Non
     commit = hub.storage.repositories["alice/one"].at("main")
     assert commit is not None and commit.oid == oid and titles == ["All of it", "initial commit"]
     assert {"README.md", "tokenizer.json", "custom_generate/generate.py"} <= commit.files.keys()
-    readme = hub.storage.repositories["alice/my-model"].at("main")  # pushed by the line of the README
+    readme = hub.storage.repositories["alice/my-model"].at("main")  # pushed by the line of docs/hub.md
     assert readme is not None and readme.files.keys() == commit.files.keys()
     assert (
         "custom_generate/generate.py"

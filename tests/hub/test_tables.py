@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from hf_hybrid.hub.tables import BEGIN, END, CardError, read_results, render_passes, render_table, update_readme
+from hf_hybrid.hub.tables import (
+    BEGIN,
+    END,
+    CardError,
+    read_results,
+    render_passes,
+    render_summary,
+    render_table,
+    update_readme,
+)
 from tests.hub.results_for_tests import bench_results, numbers_in, shown_in, unmeasured, write_results
 
 
@@ -41,6 +50,14 @@ def test_a_table_shows_the_measured_numbers() -> None:
     assert "`verified` wrote the same text as `host` on 91.0% of the prompts." in table
 
 
+def test_the_summary_shows_time_and_right_answers() -> None:
+    data = bench_results()
+    whole, short = row(render_table(data), "verified"), row(render_summary(data), "verified")
+    assert short == [whole[0], whole[1], whole[2], whole[8]]  # name, seconds, speedup, answers right
+    assert render_table(data).splitlines()[0].startswith(render_summary(data).splitlines()[-1].partition(". ")[0])
+    assert "91015" not in render_summary(data), "no groups"
+
+
 def test_the_groups_are_shown() -> None:
     data = bench_results()
     table = render_table(data)
@@ -60,7 +77,7 @@ def test_the_groups_are_shown() -> None:
 
 def test_every_number_of_the_tables_is_in_the_json() -> None:
     data = bench_results()
-    text = f"{render_table(data)}\n{render_passes(data)}"
+    text = f"{render_table(data)}\n{render_passes(data)}\n{render_summary(data)}"
     assert len(shown_in(text)) >= 60
     assert unmeasured(text, numbers_in(data)) == []
 
@@ -84,7 +101,7 @@ def test_a_readme_keeps_what_is_around_the_table(tmp_path: Path) -> None:
     update_readme(readme, results)
     text = readme.read_text()
     assert text.startswith(f"# A\n{BEGIN}\n") and text.endswith(f"{END}\nrest\n")
-    assert "old" not in text and render_table(read_results(results)) in text
+    assert "old" not in text and render_summary(read_results(results)) in text
     update_readme(readme, results)
     assert readme.read_text() == text
 

@@ -73,7 +73,9 @@ def test_generation_tasks(folder: Path, calls: list[Any]) -> None:
     model = load(folder)
     tokens = hf_hybrid.control_tokens(model)
     assert tokens is not None
-    favour(model, dict.fromkeys((*tokens.banned, tokens.eos), -50.0))  # ordinary text, so that there is some to compare
+    favour(
+        model, dict.fromkeys((*tokens.noise.banned, tokens.noise.end), -50.0)
+    )  # ordinary text, so that there is some to compare
     host = answers(evaluate(model, folder, "hf_hybrid_lines", None))
     assert calls == [] and all(host)
     for strategy in SETTINGS:

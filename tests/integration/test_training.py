@@ -81,7 +81,7 @@ def test_sft_trainer(folder: Path, tmp_path: Path, chats: bool) -> None:
     assert trainer.model is model and isinstance(model, hf_hybrid.HybridGenerationMixin)
     seen = [token for row in trainer.train_dataset for token in row["input_ids"]]
     tokens = control_tokens(model)
-    assert tokens is not None and not set(seen) & set(tokens.banned)  # a typed <topic> is text in training too
+    assert tokens is not None and not set(seen) & set(tokens.noise.banned)  # a typed <topic> is text in training too
     check(trainer, before, tmp_path / "saved")
 
 

@@ -1,6 +1,6 @@
 """RowCache alone, without a model.
 
-Catches: states written to the wrong slot or batch row, contents lost when storage grows, copies instead of views,
+Catches: states written to the wrong slot or sequence, contents lost when storage grows, copies instead of views,
 memory that is not zeroed (masked NaN is still NaN), a swap that loses a row, a length that counts the rows of a pass
 too early or never.
 """

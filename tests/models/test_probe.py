@@ -113,7 +113,7 @@ def test_a_hook_for_all_modules() -> None:
 
 @pytest.mark.parametrize("strategy", ["autoregressive", "speculative", "block_diffusion", "planned_diffusion"])
 def test_a_hook_that_is_the_same_for_every_token(strategy: str) -> None:
-    host = hybrid(seed=13, favours={CONTROL.eos: 1.0})
+    host = hybrid(seed=13, favours={CONTROL.noise.end: 1.0})
     bare = write(host, strategy=strategy)
     host.model.layers[0].register_forward_hook(everywhere)
     assert write(host, strategy=strategy) != bare

@@ -15,7 +15,7 @@ from models_for_tests import hybrid, tiny
 
 from hf_hybrid.decoding.drafting import Drafting
 from hf_hybrid.models import products, ranks
-from hf_hybrid.models.prices import GuessedPrices
+from hf_hybrid.models.cost_model import GuessedCosts
 from hf_hybrid.models.products import FewRows
 from hf_hybrid.models.ranks import Ranks
 
@@ -114,5 +114,5 @@ def test_no_draft_follows_from_times_where_passes_are_collective(monkeypatch: py
             rich = model.generate(prompt, drafter=drafter, max_new_tokens=40, **options)
             passes.append(rich.report[0].drafting.passes)
         assert passes[0] == passes[1] and any(drafted for drafted, *_ in passes[0])
-    assert all(isinstance(drafting.prices, GuessedPrices) for drafting in seen) and seen
-    assert all(drafting.pace.spent < 1000 for drafting in seen)  # passes of one row, not seconds of this machine
+    assert all(isinstance(drafting.costs, GuessedCosts) for drafting in seen) and seen
+    assert all(drafting.lengths.spent < 1000 for drafting in seen)  # passes of one row, not seconds of this machine

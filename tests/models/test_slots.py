@@ -1,7 +1,7 @@
 """The masks of Slots against the row rule, over everything that is held and the rows of the pass.
 
 Catches: columns that a commit forgot to draw, lines that keep what a span read before, rejected or padding rows that
-stay visible, batch rows that change places and leave their lines behind, growth that loses what was drawn, and rows
+stay visible, sequences that change places and leave their lines behind, growth that loses what was drawn, and rows
 that do not stand behind their own span (the short cut must not be taken for them).
 """
 

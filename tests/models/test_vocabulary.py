@@ -56,10 +56,10 @@ def test_adds_resizes_and_is_idempotent(tied: bool) -> None:
     assert new_in.shape[0] == new_out.shape[0] == size
     assert (new_in is new_out) == tied
     assert torch.equal(new_in[:WORDS], old_in) and torch.equal(new_out[:WORDS], old_out)
-    assert sorted([*tokens.banned]) == list(range(WORDS, size)) and tokens.eos == 1
-    assert [n for n, _ in tokens.lengths] == list(LENGTHS) and len(tokens.depends) == 8
-    assert tokenizer.mask_token_id == tokens.mask
-    assert model(torch.tensor([[tokens.mask, tokens.par]])).logits.shape == (1, 2, size)
+    assert sorted([*tokens.noise.banned]) == list(range(WORDS, size)) and tokens.noise.end == 1
+    assert [n for n, _ in tokens.tags.lengths] == list(LENGTHS) and len(tokens.tags.depends) == 8
+    assert tokenizer.mask_token_id == tokens.noise.mask
+    assert model(torch.tensor([[tokens.noise.mask, tokens.tags.par]])).logits.shape == (1, 2, size)
 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert prepare_vocabulary(model, tokenizer) == tokens == control_tokens(model)
@@ -82,8 +82,17 @@ def test_tags_are_special_and_whole() -> None:
     model, tokenizer = llama(), words()
     tokens = prepare_vocabulary(model, tokenizer)
     ids = tokenizer("w3 <topic> w4<len:8><dep:1> <async> w4 <sync/>", add_special_tokens=False)["input_ids"]
-    assert ids == [3, tokens.topic, 4, tokens.length_id(8), tokens.depends[0], tokens.async_, 4, tokens.sync]
-    assert tokenizer.decode([*tokens.banned], skip_special_tokens=True) == ""
+    assert ids == [
+        3,
+        tokens.tags.topic,
+        4,
+        dict(tokens.tags.lengths)[8],
+        tokens.tags.depends[0],
+        tokens.tags.async_,
+        4,
+        tokens.tags.sync,
+    ]
+    assert tokenizer.decode([*tokens.noise.banned], skip_special_tokens=True) == ""
 
 
 def test_spare_rows_are_used_and_never_cut() -> None:
@@ -97,16 +106,18 @@ def test_existing_tokens_are_reused() -> None:
     extra = {"<topic>": WORDS, "<len:8>": WORDS + 1, "[MASK]": WORDS + 2}
     model, tokenizer = llama(rows=WORDS + 3), words(extra, mask_token="[MASK]")
     tokens = prepare_vocabulary(model, tokenizer, lengths=(8, 16), max_depends=0)
-    assert (tokens.topic, tokens.lengths[0], tokens.mask) == (WORDS, (8, WORDS + 1), WORDS + 2)
-    assert tokens.depends == () and "<mask>" not in tokenizer.get_vocab()
+    assert (tokens.tags.topic, tokens.tags.lengths[0], tokens.noise.mask) == (WORDS, (8, WORDS + 1), WORDS + 2)
+    assert tokens.tags.depends == () and "<mask>" not in tokenizer.get_vocab()
     assert len(tokenizer) == WORDS + 3 + 5  # par, async, sync, spad and one length are new
-    assert tokenizer.decode([tokens.topic], skip_special_tokens=True) == ""  # an ordinary token before, special now
+    assert (
+        tokenizer.decode([tokens.tags.topic], skip_special_tokens=True) == ""
+    )  # an ordinary token before, special now
 
 
 def test_a_mask_token_with_another_job_is_not_taken() -> None:
     model, tokenizer = llama(), words(mask_token="<eos>")
     tokens = prepare_vocabulary(model, tokenizer)
-    assert tokens.mask != tokens.eos and tokenizer.mask_token == "<mask>"
+    assert tokens.noise.mask != tokens.noise.end and tokenizer.mask_token == "<mask>"
 
 
 def test_other_special_tokens_stay_special() -> None:
@@ -119,7 +130,7 @@ def test_holes_in_the_vocabulary() -> None:
     # 21 tokens, but the highest id is 40: the number of tokens would leave the new ones without rows.
     model, tokenizer = llama(rows=41), words({"far": 40})
     tokens = prepare_vocabulary(model, tokenizer)
-    assert model.config.vocab_size >= 1 + max(tokens.banned)
+    assert model.config.vocab_size >= 1 + max(tokens.noise.banned)
     assert control_tokens(model) == tokens
 
 
@@ -131,16 +142,16 @@ def test_record_survives_save_and_load(tmp_path: Path) -> None:
     loaded, reread = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert control_tokens(loaded) == tokens
     assert prepare_vocabulary(loaded, reread, lengths=(4, 9), max_depends=2) == tokens
-    assert reread.convert_tokens_to_ids("<len:9>") == tokens.length_id(9) and len(reread) == len(tokenizer)
+    assert reread.convert_tokens_to_ids("<len:9>") == dict(tokens.tags.lengths)[9] and len(reread) == len(tokenizer)
 
 
 def test_end_token() -> None:
     model, tokenizer = llama(eos_token_id=[3, 1]), words()
-    assert prepare_vocabulary(model, tokenizer).eos == 3
+    assert prepare_vocabulary(model, tokenizer).noise.end == 3
     model.generation_config.eos_token_id = 4
-    assert control_tokens(model).eos == 4  # type: ignore[union-attr]
+    assert control_tokens(model).noise.end == 4  # type: ignore[union-attr]
     bare = llama(eos_token_id=None)
-    assert prepare_vocabulary(bare, words()).eos == 1  # the tokenizer's
+    assert prepare_vocabulary(bare, words()).noise.end == 1  # the tokenizer's
     assert bare.generation_config.eos_token_id == 1
     silent = words(eos_token=None)  # type: ignore[arg-type]
     with pytest.raises(VocabularyError, match=r"set tokenizer\.eos_token"):

@@ -29,23 +29,35 @@ SECONDS = 300  # for a busy machine; on an idle one they take 15
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process wrote."""
     place = tmp_path_factory.mktemp("ranks")
-    special = {"pad_token_id": 0, "eos_token_id": CONTROL.eos, "vocab_size": 62}  # oldest hosts halve even heads alone
+    special = {
+        "pad_token_id": 0,
+        "eos_token_id": CONTROL.noise.end,
+        "vocab_size": 62,
+    }  # oldest hosts halve even heads alone
     tags = {
-        "mask_token_id": CONTROL.mask,
-        "par": CONTROL.par,
-        "topic": CONTROL.topic,
-        "async": CONTROL.async_,
-        "sync": CONTROL.sync,
-        "spad": CONTROL.spad,
-        "lengths": [list(pair) for pair in CONTROL.lengths],
-        "depends": list(CONTROL.depends),
+        "mask_token_id": CONTROL.noise.mask,
+        "par": CONTROL.tags.par,
+        "topic": CONTROL.tags.topic,
+        "async": CONTROL.tags.async_,
+        "sync": CONTROL.tags.sync,
+        "spad": CONTROL.noise.filler,
+        "lengths": [list(pair) for pair in CONTROL.tags.lengths],
+        "depends": list(CONTROL.tags.depends),
     }
     tiny("llama", seed=26, num_hidden_layers=1, **special).save_pretrained(place / "small")
     for name in ("writer", "planner"):
         model = tiny("llama", seed=26, **special)
         model.config.hf_hybrid = tags
         if name == "planner":
-            favour(model, {CONTROL.topic: 5.0, CONTROL.async_: 4.5, CONTROL.lengths[2][1]: 3.0, CONTROL.spad: 1.3})
+            favour(
+                model,
+                {
+                    CONTROL.tags.topic: 5.0,
+                    CONTROL.tags.async_: 4.5,
+                    CONTROL.tags.lengths[2][1]: 3.0,
+                    CONTROL.noise.filler: 1.3,
+                },
+            )
         model.save_pretrained(place / name)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     program = str(Path(__file__).with_name("two_ranks.py"))

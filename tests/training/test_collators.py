@@ -2,7 +2,8 @@
 
 Catches: a batch that depends on what was collated before, rows left empty, a block without a term in the loss, window
 lengths that decoding uses and training never shows, blocks that never reach behind an end, targets behind a plan,
-openings that are hidden, a shown token that is scored, and the leak of a block's own answer through its clean copy.
+openings that are hidden, a block over a plan that misses its earlier entries, a shown token that is scored, and the
+leak of a block's own answer through its clean copy.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def test_rows_are_full_and_every_block_has_a_term(form: Form) -> None:
             for offset, i in enumerate(index):
                 assert rows[i][1:] == (head.position + offset, head.span, True, head.position, head.block)
                 scored = target[i] != IGNORE
-                assert not scored or rows[i].token == CONTROL.mask
+                assert not scored or rows[i].token == CONTROL.noise.mask
     assert set(LENGTHS) <= set(seen)
 
 
@@ -95,13 +96,13 @@ def test_rows_are_full_and_every_block_has_a_term(form: Form) -> None:
 def test_noisy_rows_hold_the_token_of_their_place(form: Form) -> None:
     """Shown or as a target, a noisy row holds what the clean row at its place has; behind the end it is ``<spad>``."""
     batch = many(form)
-    beyond, ends = Counter(), {CONTROL.spad: 0, CONTROL.eos: 0}
+    beyond, ends = Counter(), {CONTROL.noise.filler: 0, CONTROL.noise.end: 0}
     for line in range(len(batch["span"])):
         rows, target = rows_of(batch, line), batch["target"][line].tolist()
         clean = [r for r in rows if not r.noisy]
         # A plan is a chain of spans, one per entry, behind the span of <par> or <sync/>; a window may reach over them.
-        roots = {r.span for r in clean if r.token in (CONTROL.par, CONTROL.sync)}
-        entries = {r.span for r in clean if r.token == CONTROL.topic} - roots
+        roots = {r.span for r in clean if r.token in (CONTROL.tags.par, CONTROL.tags.sync)}
+        entries = {r.span for r in clean if r.token == CONTROL.tags.topic} - roots
         root = {r.span: max(s for s in roots if s < r.span) if r.span in entries else r.span for r in rows}
         clean_rows = {(root[r.span], r.position): r.token for r in clean}
         learned = [(r, t) for r, t in zip(rows, target, strict=True) if not r.noisy and t != IGNORE]
@@ -113,15 +114,40 @@ def test_noisy_rows_hold_the_token_of_their_place(form: Form) -> None:
             token = goal if goal != IGNORE else row.token
             expected = clean_rows.get(place, nexts.get(place))
             if expected is not None:
-                assert token in (expected, CONTROL.mask)
+                assert token in (expected, CONTROL.noise.mask)
                 assert goal != IGNORE or row.token == expected
                 if expected in ends:
                     ends[expected] += 1
-            elif token != CONTROL.mask:
-                assert token == CONTROL.spad
+            elif token != CONTROL.noise.mask:
+                assert token == CONTROL.noise.filler
                 beyond[goal != IGNORE] += 1
     assert beyond[True] and beyond[False]  # shown and hidden pads behind an end
-    assert ends[CONTROL.spad if form in ("sparse", "dag") else CONTROL.eos]
+    assert ends[CONTROL.noise.filler if form in ("sparse", "dag") else CONTROL.noise.end]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_block_sees_all_that_stands_before_it_in_its_text(form: Form) -> None:
+    """As a window does in decoding: the rows of its text in front of its anchor, none behind, and what that text
+    reads. A plan is one text of several spans, and a window over its later entries reads the earlier ones."""
+    batch, later = many(form, trunk_share=0.6), 0
+    seen = attention_mask(batch)[:, 0]  # (batch, rows, rows)
+    for line in range(len(batch["span"])):
+        rows = rows_of(batch, line)
+        clean = [i for i, row in enumerate(rows) if not row.noisy]
+        roots = sorted({rows[i].span for i in clean if rows[i].token in (CONTROL.par, CONTROL.sync)} or {0})
+        entries = {rows[i].span for i in clean if rows[i].token == CONTROL.topic}
+        text = {s: max(r for r in roots if r <= s) if s in entries else s for s in {row.span for row in rows}}
+        for index in blocks_of(rows).values():
+            head = rows[index[0]]
+            own = {i for i in clean if text[rows[i].span] == text[head.span]}
+            before = {i for i in own if rows[i].position < head.position}
+            if text[head.span] in roots:  # all that was written before this segment
+                before |= {i for i in clean if rows[i].span < text[head.span]}
+            found = {i for i in clean if seen[line, index[0], i]}
+            assert before <= found and not found & (own - before), (head, rows)
+            assert text[head.span] not in roots or found == before
+            later += head.span not in roots and head.span in entries
+    assert later > 50 or form in ("plain", "dense")
 
 
 def test_nothing_is_learned_behind_a_plan() -> None:
@@ -131,14 +157,16 @@ def test_nothing_is_learned_behind_a_plan() -> None:
     for line in range(len(batch["span"])):
         rows, target = rows_of(batch, line), batch["target"][line].tolist()
         plan_end = {
-            r.span: r.position + 1 for r, t in zip(rows, target, strict=True) if not r.noisy and t == CONTROL.async_
+            r.span: r.position + 1
+            for r, t in zip(rows, target, strict=True)
+            if not r.noisy and t == CONTROL.tags.async_
         }
         for index in blocks_of(rows).values():
             for i in index:
                 end = plan_end.get(rows[i].span)
                 if end is not None and rows[i].position > end:
                     behind += 1
-                    assert rows[i].token == CONTROL.mask and target[i] == IGNORE
+                    assert rows[i].token == CONTROL.noise.mask and target[i] == IGNORE
             assert any(target[i] != IGNORE for i in index)
     assert behind > 100
 
@@ -149,7 +177,7 @@ def test_trunk_share_and_whole_share() -> None:
         plans = total = 0
         for line in range(len(batch["span"])):
             rows = rows_of(batch, line)
-            trunk = {r.span for r in rows if r.token == CONTROL.topic and not r.noisy}
+            trunk = {r.span for r in rows if r.token == CONTROL.tags.topic and not r.noisy}
             spans = [rows[index[0]].span for index in blocks_of(rows).values()]
             plans += sum(span in trunk for span in spans)
             total += len(spans)
@@ -172,11 +200,11 @@ def test_a_dense_round_is_one_block_with_given_openings() -> None:
     for line in range(60):
         rows, target = rows_of(batch, line), batch["target"][line].tolist()
         for index in blocks_of(rows).values():
-            if rows[index[0]].token != CONTROL.async_ or rows[index[0]].span == 0:
+            if rows[index[0]].token != CONTROL.tags.async_ or rows[index[0]].span == 0:
                 continue
             for i in index:
-                if rows[i].token == CONTROL.async_:
-                    assert target[i] == IGNORE and target[i + 1] == IGNORE and rows[i + 1].token != CONTROL.mask
+                if rows[i].token == CONTROL.tags.async_:
+                    assert target[i] == IGNORE and target[i + 1] == IGNORE and rows[i + 1].token != CONTROL.noise.mask
     heads = [rows_of(batch, 0)[index[0]] for index in blocks_of(rows_of(batch, 0)).values()]
     assert [h.span for h in heads[:2]] == [1, 3]  # both rounds of the first example, whole
 
@@ -188,7 +216,7 @@ def test_all_masked_share() -> None:
         for line in range(60):
             rows = rows_of(batch, line)
             index = max(blocks_of(rows).values(), key=len)
-            full.append(all(rows[i].token == CONTROL.mask for i in index))
+            full.append(all(rows[i].token == CONTROL.noise.mask for i in index))
         assert sum(full) / 60 == pytest.approx(expected, abs=0.1)  # t near 1 hides all of 40 rows now and then
 
 
@@ -201,7 +229,7 @@ def test_window_decay_weighs_the_first_positions_of_a_window_most() -> None:
             rows = rows_of(plain, line)
             weight = (decayed["weight"][line] / plain["weight"][line].clamp(min=1e-9)).tolist()
             offset = {i: rows[i].position - rows[i].anchor for i, row in enumerate(rows) if row.noisy}
-            opens = {rows[i].block for i in offset if (offset[i], rows[i].token) == (0, CONTROL.async_)}
+            opens = {rows[i].block for i in offset if (offset[i], rows[i].token) == (0, CONTROL.tags.async_)}
             whole = opens if form == "dense" else set()
             for i, row in enumerate(rows):
                 if row.span != PADDING:
@@ -306,5 +334,5 @@ def test_forms_occur_by_their_weights() -> None:
     weights: dict[Form, float] = {"plain": 1.0, "dag": 3.0}
     example = Example((1,), ((Part((10,), (11,)),),))
     batch = collator(None, forms=weights, num_rows=20)([(i, example) for i in range(400)])
-    planned = float((batch["input_ids"] == CONTROL.par).any(1).float().mean())
+    planned = float((batch["input_ids"] == CONTROL.tags.par).any(1).float().mean())
     assert abs(planned - 0.75) < 0.09  # four standard deviations of 400 draws

@@ -19,7 +19,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from hf_hybrid import AutoHybridModelForCausalLM
-from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.core.grammars import grammar_of
+from hf_hybrid.core.grammars.native import PlanTags
+from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.layout import lay_out
 from hf_hybrid.training.recipe import TEST_SET, RecipeError, read_recipe, read_task, run_recipe
@@ -111,9 +113,8 @@ def test_a_plan_of_its_own_replaces_the_annotation(tmp_path: Path) -> None:
     assert found.sheet.answer == ANSWER and found.sheet.prompt == "Tea?" and not found.sheet.open
 
 
-CONTROL = ControlTokens(
-    mask=2, eos=1, par=5, topic=6, async_=7, sync=8, spad=9, lengths=((8, 10), (256, 25)), depends=tuple(range(26, 34))
-)
+TAGS = PlanTags(par=5, topic=6, async_=7, sync=8, lengths=((8, 10), (256, 25)), depends=tuple(range(26, 34)))
+CONTROL = ControlTokens.of(mask=2, end=1, filler=9, tags=TAGS)
 
 
 def strip_tags(tokens: list[int], example: Example) -> list[int]:
@@ -122,11 +123,11 @@ def strip_tags(tokens: list[int], example: Example) -> list[int]:
     kept: list[int] = []
     in_label = False
     for token in tokens[len(example.prompt) :]:
-        if token == CONTROL.topic:
+        if token == TAGS.topic:
             in_label = True
         elif in_label:
             in_label = token not in (10, 25)
-        elif token not in CONTROL.banned:
+        elif token not in CONTROL.noise.banned:
             kept.append(token)
     return kept
 
@@ -139,15 +140,15 @@ def test_without_its_tags_a_sample_is_its_answer_byte_for_byte(tmp_path: Path) -
     found = collect(path, JsonLinesData(jsonl="unused", shortest_parts=0))
     assert not found.malformed
     tokenizer = build_tokenizer(answers, (), 700, fewer=True)
-    assert {CONTROL.mask: "<mask>", CONTROL.spad: "<spad>", 10: "<len:8>", 26: "<dep:1>"} == {
-        i: tokenizer.convert_ids_to_tokens(i) for i in (CONTROL.mask, CONTROL.spad, 10, 26)
+    assert {CONTROL.noise.mask: "<mask>", CONTROL.noise.filler: "<spad>", 10: "<len:8>", 26: "<dep:1>"} == {
+        i: tokenizer.convert_ids_to_tokens(i) for i in (CONTROL.noise.mask, CONTROL.noise.filler, 10, 26)
     }
     encode = SheetEncoder(tokenizer)
     planned = 0
     for answer, one in zip(answers, found.samples, strict=True):
         example = encode(one.sheet)
-        assert not {*CONTROL.banned, CONTROL.eos} & {*example.answer, *example.prompt[1:-1]}
-        layout = lay_out(example, "dag", CONTROL, random.Random(0))
+        assert not {*CONTROL.noise.banned, CONTROL.noise.end} & {*example.answer, *example.prompt[1:-1]}
+        layout = lay_out(example, "dag", grammar_of(CONTROL), random.Random(0))
         assert strip_tags(layout.tokens, example) == list(example.answer)
         decoded = tokenizer.decode(strip_tags(layout.tokens, example), skip_special_tokens=False)
         assert decoded.encode() == answer.encode()

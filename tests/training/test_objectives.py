@@ -70,7 +70,7 @@ def test_a_batch_without_a_kind_of_term_is_finite() -> None:
 def test_clean_loss_of_the_plain_form_is_the_hosts_causal_loss() -> None:
     model = tiny("llama")
     batch = batch_of_form("plain", 1)
-    text = [*TWO_ROUNDS.prompt, *TWO_ROUNDS.answer, CONTROL.eos]
+    text = [*TWO_ROUNDS.prompt, *TWO_ROUNDS.answer, CONTROL.noise.end]
     labels = [-100] * len(TWO_ROUNDS.prompt) + text[len(TWO_ROUNDS.prompt) :]
     with torch.no_grad():
         host = model(input_ids=torch.tensor([text]), labels=torch.tensor([labels])).loss
@@ -86,7 +86,7 @@ def test_clean_rows_learn_as_if_there_were_no_noisy_ones(form: Form) -> None:
     embedding = model.get_input_embeddings().weight
     JointObjective(model, noisy_weight=0.0)(batch).loss.backward()
     joint = embedding.grad.clone()
-    assert not joint[CONTROL.mask].any() and joint[CONTROL.eos].any() == 0
+    assert not joint[CONTROL.noise.mask].any() and joint[CONTROL.noise.end].any() == 0
     assert joint[list(TWO_ROUNDS.prompt)].any(-1).all()
     embedding.grad = None
     alone = {**batch, "target": batch["target"].masked_fill(batch["noisy"], IGNORE)}
@@ -95,7 +95,7 @@ def test_clean_rows_learn_as_if_there_were_no_noisy_ones(form: Form) -> None:
     torch.testing.assert_close(joint, embedding.grad, rtol=0, atol=TOLERANCE)
     embedding.grad = None
     JointObjective(model)({**batch, "target": batch["target"].masked_fill(~batch["noisy"], IGNORE)}).loss.backward()
-    assert embedding.grad[CONTROL.mask].any()
+    assert embedding.grad[CONTROL.noise.mask].any()
 
 
 def test_noisy_weight_scales_its_term() -> None:

@@ -20,17 +20,9 @@ from benchmarks.data.tasks import EVERY_TASK
 from hf_hybrid.models.vocabulary import control_tokens
 from hf_hybrid.training import recipe as recipes
 from hf_hybrid.training.recipe import RecipeError, build_model, read_recipe, read_task, run_recipe
-from tests.recipes_for_tests import counting_task, fields_of, written
+from tests.recipes_for_tests import fields_of, written
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The indices that were drawn; registers the task ``counting``."""
-    indices: list[int] = []
-    monkeypatch.setitem(recipes.TASKS, "counting", counting_task(indices))
-    return indices
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -151,8 +143,12 @@ def test_a_whole_run(drawn: list[int], tmp_path: Path) -> None:
     assert type(model) is LlamaForCausalLM and model.dtype == torch.bfloat16
     assert model.generation_config.hf_hybrid == {"strategy": "planned_diffusion"}
     control = control_tokens(model)
-    assert control is not None and control.eos == tokenizer.eos_token_id and control.mask == tokenizer.mask_token_id
-    assert tokenizer.convert_tokens_to_ids("<async>") == control.async_
+    assert (
+        control is not None
+        and control.noise.end == tokenizer.eos_token_id
+        and control.noise.mask == tokenizer.mask_token_id
+    )
+    assert tokenizer.convert_tokens_to_ids("<async>") == control.tags.async_
     assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
     ids = torch.tensor([[4, 5]])
     out = hf_hybrid.enable(model.float()).generate(ids)  # writes with the stored strategy
@@ -198,4 +194,4 @@ def test_build_model_is_a_function_of_the_seed(drawn: list[int], tmp_path: Path)
     assert one.get_input_embeddings().weight is one.get_output_embeddings().weight  # type: ignore[union-attr]
     embedding = one.get_input_embeddings().weight  # (vocab, 256)
     assert torch.equal(embedding[:, 0], embedding[:1, 0].expand(len(embedding)))  # copy heads were set, for every token
-    assert control.mask == tokenizers[0].mask_token_id
+    assert control.noise.mask == tokenizers[0].mask_token_id

@@ -1,4 +1,4 @@
-"""A suffix automaton over token ids: where did the last words stand before, and what followed them?
+"""A suffix automaton over token ids: where were the last words before, and what followed them?
 
 Source: Blumer et al., "The Smallest Automaton Recognizing the Subwords of a Text", 1985; for drafting: Hu et al.,
 "SAM Decoding: Speculative Decoding via Suffix Automaton", 2024. Ours keeps for every state its latest end instead of
@@ -16,7 +16,7 @@ class SuffixAutomaton:
     """All substrings of a growing sequence. ``extend`` takes amortised constant time and memory.
 
     Attributes:
-        tokens: the sequence. suffix_length: length of the longest suffix that also stands earlier. suffix_end: index
+        tokens: the sequence. suffix_length: length of the longest suffix that also occurs earlier. suffix_end: index
             of the last token of that earlier place, -1 when ``suffix_length`` is 0.
     """
 
@@ -68,7 +68,7 @@ class SuffixAutomaton:
 
 
 class Match:
-    """The longest suffix of a second text that stands in an automaton, which may grow meanwhile.
+    """The longest suffix of a second text that occurs in an automaton, which may grow meanwhile.
 
     Attributes:
         length: of that suffix. end: index of its last token in the automaton's sequence, -1 when ``length`` is 0.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
-from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
-from hf_hybrid.models.vocabulary import readable, window_tokens
+from hf_hybrid.decoding.drafters.partner import TextsInRunner, check_family, positions_of
+from hf_hybrid.models.vocabulary import noise_tokens, readable
 
 
 class DiffusionDrafter(Drafter):
@@ -41,31 +41,31 @@ class DiffusionDrafter(Drafter):
     def __init__(self, model: Any, *, window: int = 8, least_chance: float = 0.45):
         if not 1 <= window <= 1024 or not 0 <= least_chance <= 1:
             raise ValueError(f"window={window!r} must be 1 to 1024, least_chance={least_chance!r} 0 to 1")
-        control = window_tokens(model)
-        if control is None:
+        noise = noise_tokens(model)
+        if noise is None:
             raise DrafterError(
                 "the drafter has no mask token; add one with hf_hybrid.prepare_vocabulary(model, tokenizer) and train "
                 "it, or let it draft token by token: ModelDrafter"
             )
         self.model, self.window, self.least_chance = model, window, least_chance
-        self._mask, self._tags = control.mask, frozenset(control.banned)
-        self._rows: BatchRows | None = None
+        self._mask, self._tags = noise.mask, frozenset(noise.banned)
+        self._rows: TextsInRunner | None = None
         self._read: dict[Text, int] = {}  # tokens whose keys are in the cache
 
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
         """Compare the models, and make a Runner for the call."""
         check_family(self.model, model, vocab_size)
         self._known, self._held = readable(self.model), positions_of(self.model)
-        self._rows, self._read = BatchRows(self.model, batch_size), {}
+        self._rows, self._read = TextsInRunner(self.model, batch_size), {}
 
     def begin(self, text: Text) -> None:
-        """A batch row for ``text``."""
+        """A sequence of the Runner for ``text``."""
         assert self._rows is not None
         self._rows.enter(text)
         self._read[text] = 0
 
     def end(self, text: Text) -> None:
-        """Its batch row is free."""
+        """Its sequence is free."""
         if text not in self._read:
             return
         assert self._rows is not None
@@ -128,7 +128,7 @@ class DiffusionDrafter(Drafter):
             block[line, clean:stop] = 1
             self._read[text] = end
         rows = Rows(position, span, noisy.bool(), anchor, block)
-        logits = runner.run(ids, rows, window + 1, first=first)
+        logits = runner.run(ids, rows, window + 1, first=first).logits
         runner.commit()
         scored = {text: logits[lines[text] - first] for text in texts}
         tags = [tag for tag in self._tags if tag < logits.shape[-1]]

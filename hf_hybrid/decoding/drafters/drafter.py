@@ -43,24 +43,24 @@ class Draft:
         tokens: ids; none: no idea.
         probabilities: ``(tokens, vocab)``, what each token was drawn from, given those before it; None: the tokens
             were not drawn by chance. Only ``acceptance="rejection"`` reads it.
-        grade: drafts of one grade are expected to stand equally often. chance: how often a token of this grade stands
-            if those before it do, before anything is known, 0 to 1.
+        bucket: drafts of one bucket share an estimate of how often they are accepted. chance: how often a token of this
+            bucket is accepted if those before it are, before anything is known, 0 to 1.
         parents: of a tree, for each token the index of the one that it follows (a smaller one; -1: the text). None: a
             chain.
         ranks: of a tree, for each token which guess it is for its place, 0: the first; those of one rank are expected
-            to stand equally often.
+            to be accepted equally often.
     """
 
     tokens: Sequence[int]
     probabilities: Tensor | None = None
-    grade: Hashable = 0
+    bucket: Hashable = 0
     chance: float = 0.5
     parents: tuple[int, ...] | None = None
     ranks: tuple[int, ...] = ()
 
 
 class Sampler(Protocol):
-    """Draws tokens for a drafter as the model draws its own, so that drafts stand as often as they can."""
+    """Draws tokens for a drafter as the model draws its own, so that drafts are accepted as often as they can."""
 
     def draw(self, logits: Tensor, texts: Sequence[Text], ahead: int) -> tuple[list[int], Tensor, Tensor | None]:
         """One token for each of ``texts``, ``ahead`` tokens behind what is settled.
@@ -121,11 +121,11 @@ class Drafter(ABC):
         """``text`` will be asked for from now on; it holds its prompt."""
         return
 
-    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
+    def learn(self, text: Text, draft: Draft, accepted: int, chosen: Sequence[int]) -> None:
         """The model checked ``draft`` (which may be empty, or cut) behind ``text``, which is about to grow.
 
         Args:
-            stood: how many drafted tokens stand.
+            accepted: how many drafted tokens were accepted.
             chosen: the model's own token behind the text and behind each drafted token, wrong ones included; it
                 may end at the first wrong one.
         """

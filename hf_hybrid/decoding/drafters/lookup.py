@@ -1,4 +1,4 @@
-"""What followed the last tokens of a text when they stood in it before (Saxena, "Prompt Lookup Decoding", 2023)."""
+"""What followed the last tokens of a text where they occurred in it before (Saxena, "Prompt Lookup Decoding", 2023)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Followers:
         self._behind: dict[tuple[int, ...], int] = {}  # tail -> the place behind its last occurrence
 
     def read(self, tokens: Sequence[int]) -> None:
-        """The text as it stands now; what was read before has not changed."""
+        """The text as it is now; what was read before has not changed."""
         self._tokens = tokens
         # The tail at the end is left out: nothing follows it yet.
         for end in range(self._read + 1, len(tokens)):

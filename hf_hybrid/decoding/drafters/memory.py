@@ -100,7 +100,7 @@ class SuffixMemory:
 
     def add(self, text: Sequence[int]) -> None:
         """Remember one text, or its end when it is longer than ``max_tokens``. Ids beyond the vocabulary, which a model
-        may read (placeholders of images) and never writes, are left out, and what stands between them is a text each.
+        may read (placeholders of images) and never writes, are left out, and what is between them is a text each.
         """
         with self.lock:
             pieces = self._pieces(text[-self.max_tokens :])
@@ -132,7 +132,7 @@ class SuffixMemory:
             self._count, self._automaton = 0, None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the texts as JSON; a file that stands there is replaced at once or not at all."""
+        """Write the texts as JSON; a file that is there is replaced at once or not at all."""
         content = {
             "format": FORMAT,
             "vocab_size": self.vocab_size,

@@ -1,11 +1,12 @@
 """ModelDrafter: a smaller causal model writes the draft, token by token, in passes of its own.
 
 Source: Leviathan et al., 2023; Chen et al., 2023. A bare loop over a Runner: no ``generate()`` inside ``generate()``,
-and every batch row keeps its own cache, which drops what was rejected.
+and every sequence keeps its own cache, which drops what was rejected.
 
 The drafting model is itself sped up by drafts, which are looked up in the text and cost nothing: where the last tokens
-stood before, what followed them rides in its next pass, and its own choices say how much of that stands (Chen et al.,
-"Cascade Speculative Drafting for Even Faster LLM Inference", 2024). What it drafts is the same, in fewer passes.
+occurred before, what followed them rides in its next pass, and its own choices say how much of that is accepted (Chen
+et al., "Cascade Speculative Drafting for Even Faster LLM Inference", 2024). What it drafts is the same, in fewer
+passes.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from torch import Tensor
 from hf_hybrid.core.rows import PADDING, Rows
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.lookup import Followers
-from hf_hybrid.decoding.drafters.partner import BatchRows, check_family, positions_of
+from hf_hybrid.decoding.drafters.partner import TextsInRunner, check_family, positions_of
 from hf_hybrid.models.vocabulary import readable
 
 _LUCK = 0.5
-"""Looked up tokens that must stand per pass on average: so many pay for the rows of them all."""
-_AGAIN = 16  # passes until it is tried again, when fewer stand
+"""Looked up tokens that must be accepted per pass on average: so many pay for the rows of them all."""
+_AGAIN = 16  # passes until it is tried again, when fewer are accepted
 
 
 _Drafts = dict[Text, tuple[list[int], list[Tensor]]]  # tokens, and what each was drawn from
@@ -39,7 +40,7 @@ class ModelDrafter(Drafter):
         tokenizer, target_tokenizer: of the two models; compared when both are given. Without them, the sizes of the
             vocabularies (which may be padded differently) and the end tokens are.
         least_chance: a draft ends before a token that is less likely than this, 0 to 1.
-        lookup: up to so many tokens that stood behind the same words before are checked in a pass of the drafting
+        lookup: up to so many tokens that accepted behind the same words before are checked in a pass of the drafting
             model, when it drafts for one text alone; 0: none.
 
     Raises:
@@ -64,7 +65,7 @@ class ModelDrafter(Drafter):
         if not 0 <= lookup <= 64:
             raise ValueError(f"lookup={lookup!r} is out of range: 0 to 64")
         self.model, self.least_chance, self.lookup = model, least_chance, lookup
-        self._luck, self._turn = 1.0, 0  # looked up tokens that stood per pass; passes without any
+        self._luck, self._turn = 1.0, 0  # looked up tokens that accepted per pass; passes without any
         self._compared = False  # True: the tokenizers are known to be the same
         if tokenizer is not None and target_tokenizer is not None:
             self._compared = tokenizer.get_vocab() == target_tokenizer.get_vocab()
@@ -72,7 +73,7 @@ class ModelDrafter(Drafter):
             raise DrafterError(
                 "the drafter has another tokenizer than the model; take one of the same family, or drafter='suffix'"
             )
-        self._rows: BatchRows | None = None
+        self._rows: TextsInRunner | None = None
         self._fed: dict[Text, list[int]] = {}  # tokens whose keys are in the cache
         self._settled: dict[Text, int] = {}  # how many of them were no draft
         self._followers: dict[Text, Followers] = {}
@@ -83,17 +84,17 @@ class ModelDrafter(Drafter):
             check_family(self.model, model, vocab_size)
         self._known = readable(self.model)
         self._held = positions_of(self.model)
-        self._rows = BatchRows(self.model, batch_size)
+        self._rows = TextsInRunner(self.model, batch_size)
         self._fed, self._settled, self._followers = {}, {}, {}
 
     def begin(self, text: Text) -> None:
-        """A batch row for ``text``."""
+        """A sequence of the Runner for ``text``."""
         assert self._rows is not None
         self._rows.enter(text)
         self._fed[text], self._settled[text], self._followers[text] = [], 0, Followers()
 
     def end(self, text: Text) -> None:
-        """Its batch row is free."""
+        """Its sequence is free."""
         if text not in self._fed:
             return
         assert self._rows is not None
@@ -113,16 +114,16 @@ class ModelDrafter(Drafter):
             guess = self._guess(rows, drafts, going, ahead)
             logits = self._pass(rows, guess)  # (texts, 1 + guess, vocab)
             following: dict[Text, list[int]] = {}
-            stood = 0
-            for stood in range(len(guess) + 1):
-                following = self._drawn(logits[:, stood], list(rows), drafts, going, ahead, sampler)
+            accepted = 0
+            for accepted in range(len(guess) + 1):
+                following = self._drawn(logits[:, accepted], list(rows), drafts, going, ahead, sampler)
                 ahead += 1
-                if list(following.values()) != [guess[stood : stood + 1]]:
+                if list(following.values()) != [guess[accepted : accepted + 1]]:
                     break
             if guess:
-                self._luck += 0.1 * (stood - self._luck)
+                self._luck += 0.1 * (accepted - self._luck)
                 for text in following:  # the one that the guess was for
-                    self._forget(text, len(self._fed[text]) - len(guess) + stood)
+                    self._forget(text, len(self._fed[text]) - len(guess) + accepted)
             rows = following
         return [Draft(tokens, torch.stack(law) if law else None, chance=0.7) for tokens, law in drafts.values()]
 
@@ -201,7 +202,7 @@ class ModelDrafter(Drafter):
             self._fed[text] += tokens
         ids, position, span = torch.tensor(filled).unbind(1)  # each (active, width)
         plain = len(rows) == active and all(len(tokens) == width for tokens in rows.values())
-        logits = runner.run(ids, Rows.clean(position, span), 1 + len(guess), plain=plain, first=first)
+        logits = runner.run(ids, Rows.clean(position, span), 1 + len(guess), plain=plain, first=first).logits
         runner.commit()
         asked = [lines[text] - first for text in rows]
         return logits if asked == list(range(active)) else logits[asked]

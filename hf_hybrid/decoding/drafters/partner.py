@@ -1,4 +1,5 @@
-"""What drafters with a model of their own share: is it of the same family, and which batch row holds which text."""
+"""What drafters with a model of their own share: is it of the same family, and which sequence of its Runner holds
+which text."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import Any
 
 from hf_hybrid.decoding.drafters.drafter import DrafterError, Text
 from hf_hybrid.models.host import end_ids, trained_positions
+from hf_hybrid.models.opening import open_runner
 from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.vocabulary import width_of
 
@@ -37,14 +39,14 @@ def positions_of(model: Any) -> int:
     return trained_positions(model) or 1 << 40
 
 
-class BatchRows:
-    """Texts in the batch rows of a drafter's own Runner, which is there while there are texts.
+class TextsInRunner:
+    """Texts in a drafter's own Runner, which is there while there are texts.
 
     Args:
         model: that drafts. batch_size: most texts at a time.
 
     Attributes:
-        line: text -> its batch row.
+        line: text -> its sequence.
 
     Raises:
         Unsupported: the Runner does not serve the model. DrafterError: its passes need all processes.
@@ -58,7 +60,7 @@ class BatchRows:
         self._texts: list[Text] = []
 
     def _empty_runner(self) -> Runner:
-        runner = Runner(self._model, self._batch_size)
+        runner = open_runner(self._model, self._batch_size)
         if runner.ranks.synced:
             raise DrafterError(
                 "the drafting model is spread over processes (FSDP or ZeRO-3), each of which drafts when it needs to; "
@@ -70,18 +72,18 @@ class BatchRows:
 
     @property
     def runner(self) -> Runner:
-        """Of the drafting model; its active batch rows are those of the texts."""
+        """Of the drafting model; its active sequences are those of the texts."""
         if self._runner is None:
             self._runner = self._empty_runner()
         return self._runner
 
     def enter(self, text: Text) -> None:
-        """An empty batch row for ``text``."""
+        """An empty sequence for ``text``."""
         self.line[text] = self.runner.enter()
         self._texts.append(text)
 
     def leave(self, text: Text) -> None:
-        """The batch row of ``text`` is free; the last one moves there. With the last text the cache goes."""
+        """The sequence of ``text`` is free; the last one moves there. With the last text the cache goes."""
         line, last = self.line.pop(text), self._texts.pop()
         if last is not text:
             self._texts[line], self.line[last] = last, line

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hf_hybrid.core.plan import ControlTokens
+from hf_hybrid.core.tokens import NoiseTokens
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, Sampler, Text
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
-from hf_hybrid.models.vocabulary import WindowTokens
 
 _SURE = 0.8
 _KEPT = 0.9  # weight of the past in the running mean
@@ -20,10 +19,11 @@ _KEPT = 0.9  # weight of the past in the running mean
 
 class SelfDrafter(Drafter):
     """Hands on what the model's own window proposed in the last pass. Where it proposed nothing (it expected another
-    first token than the clean row wrote, or a draft fell before it) the text is copied, as ``SuffixDrafter`` does.
+    first token than the clean row wrote, or a draft before it was rejected) the text is copied, as ``SuffixDrafter``
+    does.
 
     Args:
-        control: tags of the model, which no plain answer holds. window: open positions behind the last clean row.
+        noise: of the model; no plain answer holds what it bans. window: open positions behind the last clean row.
 
     Attributes:
         written: running mean of tokens per pass.
@@ -31,15 +31,15 @@ class SelfDrafter(Drafter):
 
     name = "self"
 
-    def __init__(self, control: ControlTokens | WindowTokens, window: int):
-        self.window, self._control = window, frozenset(control.banned)
+    def __init__(self, noise: NoiseTokens, window: int):
+        self.window, self._banned = window, frozenset(noise.banned)
         self._offered: dict[int, list[int]] = {}
         self._copies = SuffixDrafter(recycle=False)
         self.written = window / 2  # optimistic at first
 
     def offer(self, row: int, tokens: Sequence[int]) -> None:
         """The window behind text ``row`` proposed ``tokens``."""
-        stop = next((i for i, token in enumerate(tokens) if token in self._control), len(tokens))
+        stop = next((i for i, token in enumerate(tokens) if token in self._banned), len(tokens))
         self._offered[row] = list(tokens[:stop])
 
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
@@ -52,20 +52,20 @@ class SelfDrafter(Drafter):
         self._copies.begin(text)
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Sampler) -> list[Draft]:
-        """What was offered since the last pass, else a copy that is almost sure: one that falls takes the window behind
-        it along."""
+        """What was offered since the last pass, else a copy that is almost sure: one that is rejected takes the window
+        behind it along."""
         copies = self._copies.propose(texts, min(length, self.window), sampler)
         offers = [self._offered.pop(text.row, []) for text in texts]
         sure = [copy if copy.chance >= _SURE else Draft(()) for copy in copies]
         return [
-            Draft(offer[:length], grade="window", chance=0.9) if offer else copy
+            Draft(offer[:length], bucket="window", chance=0.9) if offer else copy
             for offer, copy in zip(offers, sure, strict=True)
         ]
 
-    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
+    def learn(self, text: Text, draft: Draft, accepted: int, chosen: Sequence[int]) -> None:
         """Tokens per pass, and where a copy would go on."""
-        self.written = _KEPT * self.written + (1 - _KEPT) * (1 + stood)
-        self._copies.learn(text, draft, stood, chosen)
+        self.written = _KEPT * self.written + (1 - _KEPT) * (1 + accepted)
+        self._copies.learn(text, draft, accepted, chosen)
 
     def end(self, text: Text) -> None:
         """The text is finished."""

@@ -1,4 +1,4 @@
-"""SuffixDrafter: copies what followed the last words when they stood before. No weights, any model, microseconds.
+"""SuffixDrafter: copies what followed the last words where they occurred before. No weights, any model, microseconds.
 
 Sources: Saxena, "Prompt Lookup Decoding", 2023, for the idea; Hu et al., "SAM Decoding", 2024, for the automaton; Luo
 et al., "Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling", 2024, for
@@ -24,7 +24,7 @@ GRADES: tuple[tuple[int, str, float], ...] = (
     (8, "up to eight words", 0.8),
     (1 << 30, "more words", 0.92),
 )
-"""Longest match, name, and how often a copied token stands before anything is known."""
+"""Longest match, name, and how often a copied token is accepted before anything is known."""
 RESUMED, RECYCLED = "resumed", "recycled"
 _RECYCLED_LENGTH = 4
 
@@ -71,12 +71,12 @@ class SuffixDrafter(Drafter):
         with nullcontext() if self.memory is None else self.memory.lock:  # a text of another call may be added
             return [self._draft(text, min(length, text.room)) for text in texts]
 
-    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
+    def learn(self, text: Text, draft: Draft, accepted: int, chosen: Sequence[int]) -> None:
         """Where the copy would go on, and what the model put behind each token."""
         reading = self._readings[text]
-        # The token behind the draft was written by the model: the next one to copy stands behind it.
-        reading.place += stood + 1
-        if draft.grade == RESUMED and not stood:
+        # The token behind the draft was written by the model: the next one to copy follows it.
+        reading.place += accepted + 1
+        if draft.bucket == RESUMED and not accepted:
             reading.source = None
         if self.recycle and chosen:
             self._successor.update(zip((text.tokens[-1], *draft.tokens), chosen, strict=False))
@@ -100,18 +100,18 @@ class SuffixDrafter(Drafter):
             reading.place += _copied(reading.source, reading.place, 1) == text.tokens[-1:]  # a word was left out
             resumed = _copied(reading.source, reading.place, length)
             if resumed:
-                return Draft(resumed, grade=RESUMED, chance=0.5)  # ``source`` and ``place`` stay
+                return Draft(resumed, bucket=RESUMED, chance=0.5)  # ``source`` and ``place`` stay
         if tokens:
             reading.source, reading.place = source, place
-            grade, chance = next((name, chance) for most, name, chance in GRADES if matched <= most)
-            return Draft(tokens, grade=grade, chance=chance)
+            bucket, chance = next((name, chance) for most, name, chance in GRADES if matched <= most)
+            return Draft(tokens, bucket=bucket, chance=chance)
         reading.source = None
         if not self.recycle:
             return Draft(())
         last = text.tokens[-1]
         while len(tokens) < min(length, _RECYCLED_LENGTH) and (last := self._successor.get(last, GAP)) != GAP:
             tokens.append(last)
-        return Draft(tokens, grade=RECYCLED, chance=0.25)
+        return Draft(tokens, bucket=RECYCLED, chance=0.25)
 
     def _read(self, reading: _Reading, tokens: list[int]) -> None:
         """Let the automata read what is new."""

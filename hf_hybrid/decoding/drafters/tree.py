@@ -1,8 +1,8 @@
-"""TreeDrafter: more than one guess for a place, so that a draft seldom falls at once.
+"""TreeDrafter: more than one guess for a position, so that a draft is seldom rejected at once.
 
 Sources: Miao et al., "SpecInfer: Accelerating Generative Large Language Model Serving with Tree-based Speculative
 Inference and Verification", 2024, for trees of drafts; Wang et al., "OPT-Tree: Speculative Decoding with Adaptive Draft
-Tree Structure", 2024, for growing a tree by the chance that a node stands. Ours: any drafter that draws with the
+Tree Structure", 2024, for growing a tree by the chance that a node is accepted. Ours: any drafter that draws with the
 ``Sampler`` is widened, since the logits that it draws from pass by here; no drafter knows that it is in a tree.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.model import ModelDrafter
-from hf_hybrid.models.branches import honours_branches
+from hf_hybrid.models.side_by_side import honours_branches
 
 MOST_NODES = 256
 Guesses = list[list[tuple[int, float]]]
@@ -29,7 +29,7 @@ CHAINS = "drafts are chains: acceptance='rejection' knows the probabilities of a
 
 
 class TreeDrafter(Drafter):
-    """Widens another drafter. The drafter's own chain is the trunk of the tree; beside each of its tokens stand the
+    """Widens another drafter. The drafter's own chain is the trunk of the tree; beside each of its tokens are the
     next best ones. Where the tokens of a drafter do not depend on one another (``drafter.independent``), the tree goes
     on behind those too; else they are leaves.
 
@@ -67,9 +67,9 @@ class TreeDrafter(Drafter):
         """As for the drafter."""
         self.drafter.begin(text)
 
-    def learn(self, text: Text, draft: Draft, stood: int, chosen: Sequence[int]) -> None:
-        """As for the drafter; of a tree it hears the branch that stood."""
-        self.drafter.learn(text, draft, stood, chosen)
+    def learn(self, text: Text, draft: Draft, accepted: int, chosen: Sequence[int]) -> None:
+        """As for the drafter; of a tree it hears the accepted branch."""
+        self.drafter.learn(text, draft, accepted, chosen)
 
     def end(self, text: Text) -> None:
         """As for the drafter."""
@@ -116,7 +116,7 @@ class TreeDrafter(Drafter):
                 behind = trunk and next_rank == 0
                 heapq.heappush(heap, (reached * share, count, next_token, node, place + 1, next_rank, behind))
                 count += 1
-        return Draft(tokens, None, draft.grade, draft.chance, tuple(parents), tuple(ranks))
+        return Draft(tokens, None, draft.bucket, draft.chance, tuple(parents), tuple(ranks))
 
 
 class _Listening:

@@ -23,8 +23,8 @@ from typing import Literal
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from hf_hybrid.config import setting
 from hf_hybrid.core.plan import PlanLimits
+from hf_hybrid.fields import setting
 from hf_hybrid.models.vocabulary import MAX_DEPENDS
 from hf_hybrid.training.recipes.sheets import SheetPart
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, BinaryIO
 
-from hf_hybrid.config import REQUIRED, setting
+from hf_hybrid.fields import REQUIRED, setting
 from hf_hybrid.training.examples import Example
 from hf_hybrid.training.recipes.annotate import AnnotatorSettings, Piece, annotate, join_texts, split_rounds
 from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, TestItem

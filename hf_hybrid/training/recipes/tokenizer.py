@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hf_hybrid.core.grammars.native import NativeGrammar
 from hf_hybrid.core.plan import PlanLimits
+from hf_hybrid.models.vocabulary import LENGTHS, MAX_DEPENDS
 from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.recipes.sheets import Sheet
 
 TokenCounter = Callable[[str], int]
 
-LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 SPECIAL_TOKENS = (
     *("<pad>", "<eos>", "<mask>", "<|user|>", "<|assistant|>"),
-    *("<par>", "<topic>", "<async>", "<sync/>", "<spad>"),
-    *(f"<len:{length}>" for length in LENGTHS),
-    *(f"<dep:{number}>" for number in range(1, 9)),
+    *NativeGrammar.texts(LENGTHS, MAX_DEPENDS),
 )
 
 # A line's "- **" and ":**" are units; digits stand in groups of at most three, with the space before them.

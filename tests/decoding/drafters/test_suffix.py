@@ -45,11 +45,11 @@ def test_behind_a_replaced_word_the_copy_goes_on() -> None:
     drafter, text = begun([1, 2, 3, 4, 5, 6, 7, 8, 1, 2])
     (draft,) = drafter.propose([text], 4, NOBODY)
     assert list(draft.tokens) == [3, 4, 5, 6]
-    # The model writes 3, then 20 where 4 stood: 5 is expected next.
+    # The model writes 3, then 20 where 4 accepted: 5 is expected next.
     drafter.learn(text, draft, 1, [3, 20])
     text.tokens += [3, 20]
     (draft,) = drafter.propose([text], 3, NOBODY)
-    assert list(draft.tokens) == [5, 6, 7] and draft.grade == "resumed"
+    assert list(draft.tokens) == [5, 6, 7] and draft.bucket == "resumed"
     # It does not stand: the place is given up.
     drafter.learn(text, draft, 0, [30])
     text.tokens += [30]
@@ -115,4 +115,4 @@ def test_a_second_call_copies_the_first() -> None:
     assert memory.texts == [first.sequences[0].tolist()], "the same text once"
     # 40 tokens, 24 drafted a pass: the prompt with one token, then 25 and the rest.
     assert second.report[0].num_forwards <= 4 < first.report[0].num_forwards
-    assert hybrid(favours={CONTROL.eos: 0.0}).config.vocab_size == memory.vocab_size
+    assert hybrid(favours={CONTROL.noise.end: 0.0}).config.vocab_size == memory.vocab_size

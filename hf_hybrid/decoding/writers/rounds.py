@@ -1,18 +1,20 @@
 """Parts: the lanes of a round, made from its plan.
 
-Where a part stands, how long it may become, what it reads, and how it is reported. When a round begins and what follows
-it is `hf_hybrid.decoding.planned_diffusion`.
+Where a part begins, how long it may become, what it reads, and how it is reported. When a round begins and what follows
+it is `hf_hybrid.decoding.writers.planned_diffusion`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hf_hybrid.config import PlannedDiffusionSettings
-from hf_hybrid.core.canvas import Canvas, Lane
-from hf_hybrid.core.plan import ControlTokens, Plan, PlanGrammar
+from hf_hybrid.core.canvas import Canvas
+from hf_hybrid.core.grammars import Grammar
+from hf_hybrid.core.lane import AcceptRule, Bounds, Lane, PlannedPart, Window
+from hf_hybrid.core.plan import Plan
 from hf_hybrid.decoding.output import DecodingError, GenerationReport, SpanReport
 from hf_hybrid.models.runner import Runner
 
@@ -22,9 +24,9 @@ class Round:
     """A round that has begun.
 
     Attributes:
-        trunk: the lane that holds its plan. begin: index of the plan's first token there. plan: as far as it stands.
-        lanes: of the parts that have begun (a dense round: its one canvas until that is full). whole: True: the plan is
-        complete.
+        trunk: the lane that holds its plan. begin: index of the plan's first token there. plan: as far as it is
+        settled. lanes: of the parts that have begun (a dense round: its one canvas until that is full).
+        whole: True: the plan is complete.
     """
 
     trunk: Lane
@@ -38,36 +40,44 @@ class Parts:
     """Makes lanes for the parts of rounds.
 
     Args:
-        settings: of the call. control: ids of the tags. grammar: of the plans. runner: learns what a part reads.
+        settings: of the call. grammar: of the plans. runner: learns what a part reads.
     """
 
-    def __init__(
-        self, settings: PlannedDiffusionSettings, control: ControlTokens, grammar: PlanGrammar, runner: Runner
-    ):
-        self.settings, self.control, self.grammar, self.runner = settings, control, grammar, runner
+    def __init__(self, settings: PlannedDiffusionSettings, grammar: Grammar, runner: Runner):
+        self.settings, self.grammar, self.runner = settings, grammar, runner
         self.window = settings.window_length if settings.span_decoding == "diffusion" else 0
+        self.rule = AcceptRule(
+            checked=settings.verify_spans,
+            draft_threshold=settings.draft_threshold,
+            threshold=settings.confidence_threshold,
+            selection=settings.selection,
+            steps=settings.max_denoising_steps,
+            commit=settings.commit,
+            fallback=settings.span_fallback_confidence,
+        )
 
-    def start(self, canvas: Canvas, current: Round, line: int) -> None:
+    def start(self, canvas: Canvas, current: Round) -> None:
         """Lanes for the parts of the plan that have none.
 
         Each may outgrow its plan, however much room the answer has: it is cut in text order, so that a part does not
         depend on where. Parts whose text is given are finished; their rows ride in the next pass.
         """
-        settings, control, trunk, plan, lanes = self.settings, self.control, current.trunk, current.plan, current.lanes
+        settings, grammar, trunk, plan, lanes = self.settings, self.grammar, current.trunk, current.plan, current.lanes
         if len(lanes) == len(plan.spans):
             return
         related = plan.depends("sparse" if settings.visibility == "sparse" else "dag").tolist()
-        starts = plan.starts(trunk.start + current.begin)
+        starts = grammar.starts(plan, trunk.start + current.begin)
         for number in range(len(lanes), len(plan.spans)):
             span = plan.spans[number]
-            lane = Lane("span", trunk.span + 1 + 2 * number, starts[number], [control.async_, *span.label])
-            lane.opening, lane.hidden, lane.part, lane.planned = span.opening, [(0, 1)], number, span.length
-            lane.limit = span.opening + math.ceil(span.length * settings.max_span_extension)
-            lane.positions = canvas.positions
-            lane.window, lane.verified = self.window, settings.verify_spans
-            lane.depends = tuple(lanes[k] for k, reads in enumerate(related[number][:number]) if reads)
-            read = (other.span for other in lane.depends)
-            self.runner.relate(line, lane.span, [*trunk.sees, trunk.span, *trunk.segments[:number], *read])
+            opening = list(grammar.opening(span))
+            lane = Lane("span", trunk.span + 1 + 2 * number, starts[number], opening, rule=self.rule)
+            depends = tuple(lanes[k] for k, reads in enumerate(related[number][:number]) if reads)
+            lane.part = PlannedPart(number, len(opening), span.length, depends)
+            lane.hidden, lane.window = [(0, grammar.silent(span))], Window(self.window)
+            longest = len(opening) + math.ceil(span.length * settings.max_span_extension)
+            lane.bounds = Bounds(longest, canvas.positions)
+            entries, read = trunk.entries, (other.span for other in depends)
+            self.runner.relate(canvas.line, lane.span, [*entries.sees, trunk.span, *entries.spans[:number], *read])
             if span.text is not None:
                 lane.tokens += span.text
                 lane.finish("given")
@@ -79,38 +89,41 @@ class Parts:
             canvas.lanes.append(lane)
         canvas.num_spans = trunk.span + 2 * len(lanes)
 
-    def start_dense(self, canvas: Canvas, current: Round, line: int) -> None:
+    def start_dense(self, canvas: Canvas, current: Round) -> None:
         """The whole round as one block; openings are given, everything else is open."""
         before = list(range(canvas.num_spans))
-        lane = Lane("canvas", canvas.new_span(), current.trunk.end, [], verified=False)
+        rule = replace(self.rule, checked=False, commit="block", fallback=None)
+        lane = Lane("canvas", canvas.new_span(), current.trunk.end, [], rule=rule, part=PlannedPart())
+        fills: list[int | None] = []
         for span in current.plan.spans:
-            lane.fills += [*self.grammar.opening(span), *[None] * span.length]
-        del lane.fills[canvas.positions - lane.start :]
-        lane.window = lane.limit = len(lane.fills)
-        self.runner.relate(line, lane.span, before)
+            fills += [*self.grammar.opening(span), *[None] * span.length]
+        del fills[canvas.positions - lane.start :]
+        lane.window, lane.bounds = Window(len(fills), fills), Bounds(len(fills))
+        self.runner.relate(canvas.line, lane.span, before)
         canvas.lanes.append(lane)
         current.lanes.append(lane)
 
     def split(self, canvas: Canvas, current: Round, lane: Lane) -> None:
         """A filled dense round becomes one finished lane per part; they go into the cache as clean rows of one span."""
-        plan, lanes = current.plan, current.lanes
+        grammar, plan, lanes = self.grammar, current.plan, current.lanes
         at = canvas.lanes.index(lane)
         lanes.clear()
-        for number, (span, start) in enumerate(zip(plan.spans, plan.dense_starts(lane.start), strict=True)):
+        for number, (span, start) in enumerate(zip(plan.spans, grammar.dense_starts(plan, lane.start), strict=True)):
             begin = start - lane.start
-            body = lane.tokens[begin + span.opening : begin + span.opening + span.length]
-            ended = self.control.spad in body
-            body = body[: body.index(self.control.spad)] if ended else body
-            opening = lane.tokens[begin : begin + span.opening]
-            part = Lane("span", lane.span, start, [*opening, *body], hidden=[(0, 1)], part=number)
-            part.opening, part.planned, part.passes = span.opening, span.length, lane.passes
+            text = begin + len(grammar.opening(span))
+            body = lane.tokens[text : text + span.length]
+            ended = grammar.part_end in body
+            body = body[: body.index(grammar.part_end)] if ended else body
+            part = Lane("span", lane.span, start, [*lane.tokens[begin:text], *body], hidden=[(0, grammar.silent(span))])
+            passes = lane.part.passes if lane.part is not None else 0
+            part.part = PlannedPart(number, text - begin, span.length, passes=passes)
             part.finish("end" if ended else "limit" if len(body) == span.length else "length")
             lanes.append(part)
         canvas.lanes[at : at + 1] = lanes
 
 
 def report_parts(report: GenerationReport, number: int, current: Round) -> None:
-    """Report the plan of round ``number`` (from 1) and its parts as they stand in the answer; nothing, when the answer
+    """Report the plan of round ``number`` (from 1) and its parts as they are in the answer; nothing, when the answer
     was cut before the first of them."""
     plan, lanes = current.plan, current.lanes
     if not any(lane.tokens for lane in lanes):
@@ -120,10 +133,10 @@ def report_parts(report: GenerationReport, number: int, current: Round) -> None:
         plan = Plan(plan.spans[: len(lanes)], plan.lead)
     report.plans.append(plan)
     for part, (span, lane) in enumerate(zip(plan.spans, lanes, strict=True)):
-        text = lane.tokens[lane.opening :]
+        text, passes = lane.tokens[lane.opening :], lane.part.passes if lane.part is not None else 0
         extended = len(text) > span.length and lane.reason != "given"
         report.spans.append(
-            SpanReport(number, part, span.label, span.depends, span.length, text, lane.passes, extended, lane.reason)
+            SpanReport(number, part, span.label, span.depends, span.length, text, passes, extended, lane.reason)
         )
         name = f"part {part + 1} of round {number}"
         if extended:
@@ -135,14 +148,13 @@ def report_parts(report: GenerationReport, number: int, current: Round) -> None:
 def check_plans(
     plans: Plan | Sequence[Plan] | None,
     settings: PlannedDiffusionSettings,
-    control: ControlTokens,
-    vocab_size: int,
+    grammar: Grammar,
     ends: frozenset[int],
 ) -> tuple[Plan, ...]:
     """The plans that a call brings, one per round.
 
     Args:
-        vocab_size: ids that the model knows. ends: ids that end an answer.
+        ends: ids that end an answer.
 
     Raises:
         DecodingError: they are no plans, or cannot be carried out with these settings.
@@ -155,20 +167,20 @@ def check_plans(
         raise DecodingError("plan= takes a hf_hybrid.Plan, or one per round")
     if len(given) > settings.max_rounds:
         raise DecodingError(f"{len(given)} plans are more than max_rounds={settings.max_rounds}")
-    known = {length for length, _ in control.lengths}
     for plan in given:
-        plan.check(settings.limits, control, vocab_size)
+        grammar.check(plan)
         if any(ends.intersection((*plan.lead, *span.label, *(span.text or ()))) for span in plan.spans):
             raise DecodingError("the plan holds an id that ends an answer (eos_token_id); leave it out of its texts")
         if settings.visibility == "dense" and any(span.text is not None for span in plan.spans):
             raise DecodingError("visibility='dense' writes a whole round at once; leave the given texts out")
-        odd = [span.length for span in plan.spans if span.length > max(known)]
+        longest = grammar.lengths[-1]
+        odd = [span.length for span in plan.spans if span.length > longest]
         if odd:
-            raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({max(known)})")
+            raise DecodingError(f"a part of {odd[0]} tokens is longer than the longest length token ({longest})")
     return given
 
 
-def check_room(plans: Sequence[Plan], canvas: Canvas, dense: bool) -> None:
+def check_room(plans: Sequence[Plan], grammar: Grammar, canvas: Canvas, dense: bool) -> None:
     """Refuse given plans whose own tokens do not fit, whatever is written for them. Planned lengths are guesses: an
     answer that needs them all is cut instead.
 
@@ -179,18 +191,20 @@ def check_room(plans: Sequence[Plan], canvas: Canvas, dense: bool) -> None:
         DecodingError: too many tokens for ``max_new_tokens``, or more positions than the model has.
     """
     needed, end = 0, len(canvas.prompt)
-    for plan in plans:
-        texts = [len(span.label) + len(span.text or ()) for span in plan.spans]
-        entries = sum(span.entry for span in plan.spans)
-        needed += len(plan.lead) + sum(texts)
-        needed += (1 + entries + len(plan.spans)) * canvas.control  # <par> or <sync/>, and an <async> for each part
-        begin = end + 1 + len(plan.lead)
+    for number, plan in enumerate(plans):
+        opened = len(grammar.resume if number else grammar.switch)
+        parts = [len(grammar.opening(span)) + len(span.text or ()) for span in plan.spans]
+        silent = sum(grammar.silent(span) for span in plan.spans)
+        entries = len(grammar.render(plan))
+        needed += len(plan.lead) + sum(parts) - silent
+        needed += (opened + entries + silent) * canvas.control
+        begin = end + opened + len(plan.lead)
         end = begin + entries
         if dense:
-            end += sum(span.opening + span.length for span in plan.spans)
+            end += grammar.total(plan.spans)
         else:
-            starts = plan.starts(begin)
-            end = max(end, *(start + 1 + size for start, size in zip(starts, texts, strict=True)))
+            starts = grammar.starts(plan, begin)
+            end = max(end, *(start + size for start, size in zip(starts, parts, strict=True)))
     if needed > canvas.budget:
         raise DecodingError(
             f"the given plan alone holds {needed} tokens, and max_new_tokens leaves {canvas.budget}; raise it"

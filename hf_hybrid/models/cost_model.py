@@ -1,8 +1,8 @@
-"""What a pass costs: a running fit of seconds against rows, from the passes that are made anyway.
+"""Cost model: a running fit of the seconds of a pass against its rows, from the passes that are made anyway.
 
 One row is a case of its own: a product of one row by the weights is a cheaper kernel. From two rows on, seconds are
-close to ``a + b * rows`` (docs/performance.md). Prices belong to a model on its device and outlive a call. They may
-choose only what cannot change the text.
+close to ``a + b * rows`` (docs/performance.md). A cost model belongs to a model on its device and outlives a call. It
+may choose only what cannot change the text.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _GUESSES = {
 """By kind of products (``FewRows.kind``): (rows, seconds in units of a pass of one row) before anything was measured;
 each counts as one measured pass."""
 _LEAST = {"packed": 5}
-"""Passes of fewer rows, but for one alone, take as long as of so many."""
+"""By kind of products: a pass of 2 rows or more takes as long as one of at least so many rows."""
 
 
-class Prices(Protocol):
+class CostModel(Protocol):
     """Seconds of a pass."""
 
     def seconds(self, rows: int) -> float:
-        """Seconds of a pass of ``rows`` rows, batch rows included."""
+        """Seconds of a pass of ``rows`` rows, those of all sequences together."""
         ...
 
     def note(self, rows: int, seconds: float) -> None:
@@ -38,8 +38,8 @@ class Prices(Protocol):
         ...
 
 
-class MeasuredPrices:
-    """Prices from measured passes.
+class MeasuredCosts:
+    """CostModel from measured passes.
 
     Args:
         kind: of the products of few rows (``FewRows.kind``), for a first guess.
@@ -88,15 +88,15 @@ class MeasuredPrices:
         return (y - slope * x) / n, slope
 
 
-class GuessedPrices:
-    """Prices before anything was measured, in units of a pass of one row: the same in every process.
+class GuessedCosts:
+    """CostModel before anything was measured, in units of a pass of one row: the same in every process.
 
     Args:
         kind: of the products of few rows (``FewRows.kind``).
     """
 
     def __init__(self, kind: str = "other"):
-        self._guess = MeasuredPrices(kind)
+        self._guess = MeasuredCosts(kind)
 
     def seconds(self, rows: int) -> float:
         """Of a pass of ``rows`` rows, in units of a pass of one row."""
@@ -106,11 +106,11 @@ class GuessedPrices:
         """What a pass took changes nothing."""
 
 
-_known: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, int], Prices]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, int], CostModel]] = WeakKeyDictionary()
 
 
-def prices_of(model: Any, device: torch.device, dtype: torch.dtype, kind: str = "other") -> Prices:
-    """The prices of ``model`` as it stands now: another device, dtype or number of threads has its own."""
+def cost_model_of(model: Any, device: torch.device, dtype: torch.dtype, kind: str = "other") -> CostModel:
+    """The cost model of ``model`` as it is now: another device, dtype or number of threads has its own."""
     key = (str(device), dtype, torch.get_num_threads())
     known = _known.setdefault(model, {})
-    return known.get(key) or known.setdefault(key, MeasuredPrices(kind))
+    return known.get(key) or known.setdefault(key, MeasuredCosts(kind))

@@ -1,7 +1,7 @@
-"""How long a draft is and whether there is one, with given costs and acceptance, and prices from given passes.
+"""How long a draft is and whether there is one, with given costs and acceptance, and a cost model from given passes.
 
 Bugs these tests catch: a one-token draft where two rows cost twice as much as one; a draft that goes on where nobody
-expects it to stand; drafting that stays off for ever, or whose probes cost more than their share; a price that one
+expects it to be accepted; drafting that stays off for ever, or whose probes cost more than their share; a cost that one
 outlier ruins; acceptance that is counted behind a token that fell.
 """
 
@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from hf_hybrid import Draft, Drafter, ModelDrafter, SuffixDrafter, TreeDrafter
-from hf_hybrid.decoding.pace import PROBE_SHARE, Acceptance, Experience, Pace, experience_of
-from hf_hybrid.models.prices import MOST_ROWS, MeasuredPrices, prices_of
+from hf_hybrid.decoding.draft_length import PROBE_SHARE, Acceptance, DraftLength, Experience, experience_of
+from hf_hybrid.models.cost_model import MOST_ROWS, MeasuredCosts, cost_model_of
 from tests.models_for_tests import tiny
 
 
@@ -49,7 +49,7 @@ def test_the_length_with_the_most_tokens_per_second() -> None:
         batch = draw.choice([1, 1, 3])
         chances = [[draw.random() ** 0.3 for _ in range(draw.randint(0, 12))] for _ in range(batch)]
         rows = [draw.choice([1, 1, 2]) for _ in range(batch)]
-        length, probing = Pace(steep).choose(rows, chances)
+        length, probing = DraftLength(steep).choose(rows, chances)
         assert not probing
         width = max(r + min(length, len(own)) for r, own in zip(rows, chances, strict=True))
         written = sum(1 + sum(itertools.accumulate(own[:length], lambda a, b: a * b)) for own in chances)
@@ -61,11 +61,11 @@ def test_the_length_with_the_most_tokens_per_second() -> None:
 
 
 def test_one_token_cannot_pay_where_the_second_row_is_dear() -> None:
-    pace = Pace(steep)
-    assert pace.choose([1], [[0.6]]) == (0, False)
-    assert pace.choose([1], [[0.9] * 7]) == (7, False)
-    assert Pace(lambda rows: 1.0).choose([1], [[0.1]]) == (1, False), "where rows are free, any draft pays"
-    assert pace.choose([1], [[0.9] * 7], seconds_per_token=34.0) == (0, False), "a drafter as slow as the model"
+    lengths = DraftLength(steep)
+    assert lengths.choose([1], [[0.6]]) == (0, False)
+    assert lengths.choose([1], [[0.9] * 7]) == (7, False)
+    assert DraftLength(lambda rows: 1.0).choose([1], [[0.1]]) == (1, False), "where rows are free, any draft pays"
+    assert lengths.choose([1], [[0.9] * 7], seconds_per_token=34.0) == (0, False), "a drafter as slow as the model"
 
 
 def test_a_drafter_that_often_has_nothing_is_paid_for_its_first_place() -> None:
@@ -79,7 +79,7 @@ def test_a_drafter_that_often_has_nothing_is_paid_for_its_first_place() -> None:
             tokens = offered * written + (1 - offered)
             by_hand.append(tokens / (offered * with_draft + (1 - offered) * without))
         best = by_hand.index(max(by_hand))
-        length, _ = Pace(steep).choose([1], [[chance] * 8], cost, offered)
+        length, _ = DraftLength(steep).choose([1], [[chance] * 8], cost, offered)
         assert length == (best if max(by_hand) >= 1.03 * by_hand[0] else 0)
 
 
@@ -96,7 +96,7 @@ def test_a_pass_is_wide_as_soon_as_one_text_of_a_batch_has_a_draft() -> None:
         by_hand.append(tokens / seconds)
     best = by_hand.index(max(by_hand))
     assert best and max(by_hand) > 1.03 * by_hand[0], "the case is one in which a draft pays"
-    length, _ = Pace(steep).choose([1, 1], [[chance] * 8] * 2, cost, offered)
+    length, _ = DraftLength(steep).choose([1, 1], [[chance] * 8] * 2, cost, offered)
     assert length == best
 
 
@@ -133,25 +133,25 @@ def test_what_is_known_of_a_drafter_that_takes_time_outlives_it() -> None:
 
 
 def test_probes_cost_no_more_than_their_share() -> None:
-    pace, plain, spent, lost, probes = Pace(steep), steep(1), 0.0, 0.0, 0
+    lengths, plain, spent, lost, probes = DraftLength(steep), steep(1), 0.0, 0.0, 0
     for _ in range(3000):
-        length, probing = pace.choose([1], [[0.05] * 8])
+        length, probing = lengths.choose([1], [[0.05] * 8])
         assert probing == (length > 0)
         seconds = steep(1 + length)
-        pace.note(seconds, probing, plain, 1.0)  # nothing ever stands
+        lengths.note(seconds, probing, plain, 1.0)  # nothing is ever accepted
         spent, lost, probes = spent + seconds, lost + seconds - plain, probes + probing
     assert probes > 20, "it goes on looking"
     assert lost <= PROBE_SHARE * spent
 
 
 def test_it_comes_back_when_drafts_stand_again() -> None:
-    pace, acceptance, drafted = Pace(steep), Acceptance(), []
+    lengths, acceptance, drafted = DraftLength(steep), Acceptance(), []
     for step in range(900):
         chances = acceptance.chances("copy", 0.8, 8)
-        length, probing = pace.choose([1], [chances])
-        stood = length if step >= 450 else 0
-        acceptance.note("copy", length, stood)
-        pace.note(steep(1 + length), probing, steep(1), 1.0 + stood)
+        length, probing = lengths.choose([1], [chances])
+        accepted = length if step >= 450 else 0
+        acceptance.note("copy", length, accepted)
+        lengths.note(steep(1 + length), probing, steep(1), 1.0 + accepted)
         drafted.append(length)
     assert sum(n > 0 for n in drafted[50:450]) < 20, "off"
     assert all(n == 8 for n in drafted[-200:]), "on"
@@ -170,31 +170,31 @@ def test_acceptance_is_conditional() -> None:
     assert acceptance.refined("a", [0.5, 0.5])[0] > 0.95
 
 
-def test_prices_of_two_kinds_of_passes() -> None:
-    prices = MeasuredPrices("packed")
-    assert prices.seconds(1) == 1.0 < prices.seconds(2) == prices.seconds(5) < prices.seconds(30), "a first guess"
+def test_costs_of_two_kinds_of_passes() -> None:
+    costs = MeasuredCosts("packed")
+    assert costs.seconds(1) == 1.0 < costs.seconds(2) == costs.seconds(5) < costs.seconds(30), "a first guess"
     draw = random.Random(1)
     for _ in range(300):
         rows = draw.choice([1, 6, 9, 17, 33])
-        prices.note(rows, steep(rows) * (20 if draw.random() < 0.02 else draw.uniform(0.95, 1.05)))
+        costs.note(rows, steep(rows) * (20 if draw.random() < 0.02 else draw.uniform(0.95, 1.05)))
     for rows in (1, 6, 12, 25, 33):
-        # The outliers, one in fifty, count as twice the price; the guesses as one pass each.
-        assert prices.seconds(rows) == pytest.approx(steep(rows), rel=0.12)
-    before = prices.seconds(8)
-    prices.note(MOST_ROWS + 1, 1e9)
-    prices.note(8, 0.0)
-    assert prices.seconds(8) == before
+        # The outliers, one in fifty, count as twice the cost; the guesses as one pass each.
+        assert costs.seconds(rows) == pytest.approx(steep(rows), rel=0.12)
+    before = costs.seconds(8)
+    costs.note(MOST_ROWS + 1, 1e9)
+    costs.note(8, 0.0)
+    assert costs.seconds(8) == before
 
 
-def test_prices_before_a_pass_of_one_row() -> None:
-    prices = MeasuredPrices("packed")
-    prices.note(8, 0.5)
-    assert prices.seconds(8) == pytest.approx(0.5, rel=0.2) and 0.2 < prices.seconds(1) < 0.4
+def test_costs_before_a_pass_of_one_row() -> None:
+    costs = MeasuredCosts("packed")
+    costs.note(8, 0.5)
+    assert costs.seconds(8) == pytest.approx(0.5, rel=0.2) and 0.2 < costs.seconds(1) < 0.4
 
 
-def test_prices_belong_to_a_model_on_a_device() -> None:
+def test_cost_models_belong_to_a_model_on_a_device() -> None:
     one, two, cpu = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), torch.device("cpu")
-    prices = prices_of(one, cpu, torch.float32)
-    assert prices_of(one, cpu, torch.float32) is prices
-    assert prices_of(two, cpu, torch.float32) is not prices
-    assert prices_of(one, cpu, torch.bfloat16) is not prices
+    costs = cost_model_of(one, cpu, torch.float32)
+    assert cost_model_of(one, cpu, torch.float32) is costs
+    assert cost_model_of(two, cpu, torch.float32) is not costs
+    assert cost_model_of(one, cpu, torch.bfloat16) is not costs

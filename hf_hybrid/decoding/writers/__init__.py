@@ -1,0 +1,1 @@
+"""Ways of writing an answer, one module each; ``hf_hybrid.decoding.writers.table`` names them."""

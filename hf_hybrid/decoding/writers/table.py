@@ -1,0 +1,17 @@
+"""The table of writers, by the name of their strategy; their settings are in ``hf_hybrid.config.SETTINGS``."""
+
+from __future__ import annotations
+
+from hf_hybrid.decoding.writers.autoregressive import Autoregressive
+from hf_hybrid.decoding.writers.block_diffusion import BlockDiffusion
+from hf_hybrid.decoding.writers.planned_diffusion import PlannedDiffusion
+from hf_hybrid.decoding.writers.speculative import Speculative
+from hf_hybrid.decoding.writers.writer import Writer
+
+WRITERS: dict[str, type[Writer]] = {
+    "autoregressive": Autoregressive,
+    "block_diffusion": BlockDiffusion,
+    "planned_diffusion": PlannedDiffusion,
+    "speculative": Speculative,
+}
+"""Strategy name -> class."""
