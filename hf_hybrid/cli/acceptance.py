@@ -1,4 +1,4 @@
-"""A picture of acceptance along a text: which tokens were drafted and stood, and which the model wrote itself."""
+"""A picture of acceptance along a text: which tokens were drafted and accepted, and which the model wrote itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 CELL, LINE, MARGIN, WIDTH = 7.3, 20.0, 14.0, 92  # width of a character, height of a line, border in pixels; characters
 BACKGROUND, PLAIN, DIM = "#0d1117", "#c9d1d9", "#8b949e"
-COLORS = {"stood": "#1f6f3a", "own": "#7a5b12", "alone": "none"}
-"""stood: drafted, and found right; own: the model's, where a draft ended or fell; alone: of a pass without a draft."""
-_LEGEND = (("stood", "drafted, and stood"), ("own", "the model's own, behind a draft"), ("alone", "no draft"))
+COLORS = {"accepted": "#1f6f3a", "own": "#7a5b12", "alone": "none"}
+"""accepted: a drafted token; own: the model's, behind the accepted tokens of a draft; alone: of a pass without one."""
+_LEGEND = (("accepted", "drafted, and accepted"), ("own", "the model's own, behind a draft"), ("alone", "no draft"))
 
 
 def acceptance_svg(pieces: Sequence[str], report: GenerationReport) -> str:
@@ -30,7 +30,7 @@ def acceptance_svg(pieces: Sequence[str], report: GenerationReport) -> str:
     kinds += ["alone"] * (len(pieces) - len(kinds))
     head = (
         f"drafter {drafting.drafter}: {report.num_tokens} tokens in {report.num_forwards} passes, "
-        f"{sum(drafting.stood)} of them drafted"
+        f"{sum(drafting.accepted)} of them drafted"
     )
     shapes = [_words(MARGIN, MARGIN + 12, head, DIM)]
     x = MARGIN
@@ -62,9 +62,9 @@ def acceptance_svg(pieces: Sequence[str], report: GenerationReport) -> str:
 
 def _kinds(passes: Sequence[tuple[int, int, int]]) -> Iterator[str]:
     """What each token is, pass by pass."""
-    for drafted, stood, written in passes:
-        yield from ["stood"] * min(stood, written)
-        yield from ["own" if drafted else "alone"] * (written - min(stood, written))
+    for drafted, accepted, written in passes:
+        yield from ["accepted"] * min(accepted, written)
+        yield from ["own" if drafted else "alone"] * (written - min(accepted, written))
 
 
 def _box(x: float, y: float, width: float, kind: str) -> str:
