@@ -43,7 +43,7 @@ class Difference:
 
 
 def loop_free_length(tokens: Sequence[int], gram: int = GRAM, repeats: int = MAX_REPEATS) -> int:
-    """Tokens up to the end of the first ``gram``-gram that stands there for the ``repeats``-th time; all, if none does.
+    """Tokens up to the end of the first ``gram``-gram that occurs for the ``repeats``-th time; all, if none does.
 
     Occurrences may overlap.
     """

@@ -27,7 +27,7 @@ def key_of(line: Line) -> Key:
 
 
 class Journal:
-    """An open journal; ``lines`` holds what stands in it, by key."""
+    """An open journal; ``lines`` holds what is in it, by key."""
 
     def __init__(self, path: Path, settings: Line) -> None:
         """Open or begin a journal.
@@ -48,7 +48,7 @@ class Journal:
             self._write({"kind": "settings", **settings})
 
     def append(self, line: Line) -> None:
-        """Add a line; it stands on disk when this returns."""
+        """Add a line; it is on disk when this returns."""
         self._write(line)
         self.lines[key_of(line)] = line
 

@@ -61,7 +61,7 @@ def run(bench: Bench, journal: Journal, progress: Progress = lambda: None) -> No
     """Measure what the journal lacks; Ctrl-C leaves every finished prompt in it.
 
     Args:
-        progress: is called after every line, those that stood in the journal already included.
+        progress: is called after every line, those that were in the journal already included.
     """
     for category, prompts in bench.prompts.items():
         for prompt in prompts:

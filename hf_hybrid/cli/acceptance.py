@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 CELL, LINE, MARGIN, WIDTH = 7.3, 20.0, 14.0, 92  # width of a character, height of a line, border in pixels; characters
 BACKGROUND, PLAIN, DIM = "#0d1117", "#c9d1d9", "#8b949e"
 COLORS = {"accepted": "#1f6f3a", "own": "#7a5b12", "alone": "none"}
-"""accepted: drafted, and found right; own: the model's, where a draft ended or was rejected; alone: of a pass without
-a draft."""
+"""accepted: a drafted token; own: the model's, behind the accepted tokens of a draft; alone: of a pass without one."""
 _LEGEND = (("accepted", "drafted, accepted"), ("own", "the model's own, behind a draft"), ("alone", "no draft"))
 
 
