@@ -24,12 +24,13 @@ from hf_hybrid import HybridTextGenerationPipeline, Plan, Span, UnsupportedCallE
 from hf_hybrid.checkpoints import bundled
 from hf_hybrid.cli.plan import from_json
 from hf_hybrid.cli.prompts import encode
+from hf_hybrid.config import SETTINGS
 
 POCKET = bundled("hybrid-pocket")
 RECORD = "Population: 4,512,000\nCapital: Port Amel\nArea: 12,300 sq km\nClimate: mild, wet winters\nAirports: 7 (2024)"
 SHORT = "Capital: Lima\nAirports: 3"
 CHAT = [{"role": "user", "content": RECORD}]
-STRATEGIES = ("autoregressive", "block_diffusion", "planned_diffusion", "speculative")
+STRATEGIES = tuple(SETTINGS)
 LENGTH: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}  # the pipeline of 5.15 samples unless it is told
 
 

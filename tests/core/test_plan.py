@@ -144,7 +144,13 @@ def test_the_grammar_offers_exactly_what_can_be_finished() -> None:
     tokens = replace(TOKENS, tags=tags)
     everything = (0, tags.topic, tags.async_, 17, 18, 21, 22)
     seen = 0
-    for limits in (PlanLimits(2, 3, 9, 2), PlanLimits(2, 2, 20, 1), PlanLimits(1, 1, 20, 2), PlanLimits(3, 3, 4, 2)):
+    for limits in (
+        PlanLimits(2, 3, 9, 2),
+        PlanLimits(2, 2, 20, 1),
+        PlanLimits(1, 1, 20, 2),
+        PlanLimits(3, 3, 4, 2),
+        PlanLimits(0),
+    ):
         free = NativeGrammar(tokens, VOCAB, PlanLimits(10, 10, 10**6, 10))
         grammar = NativeGrammar(tokens, VOCAB, limits)
 

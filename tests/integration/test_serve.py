@@ -21,13 +21,14 @@ from transformers import AutoTokenizer
 
 from hf_hybrid import AutoHybridModelForCausalLM
 from hf_hybrid.checkpoints import bundled
+from hf_hybrid.config import SETTINGS
 from hf_hybrid.training.recipes.sheets import read_test_set
 from tests.integration.server_for_tests import running
 
 NAME = "hybrid-pocket"
 FOLDER = bundled(NAME)
 RECORDS = [item.sheet.prompt for item in read_test_set(FOLDER / "test_set.jsonl") if item.split == "test"][:3]
-STRATEGIES = ("autoregressive", "block_diffusion", "planned_diffusion", "speculative")
+STRATEGIES = tuple(SETTINGS)
 HYBRID = "from hf_hybrid.cli import main; main()"
 PLAIN = "from transformers.cli.transformers import app; app()"
 
