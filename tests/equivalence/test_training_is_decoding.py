@@ -117,17 +117,17 @@ def lead(monkeypatch: pytest.MonkeyPatch) -> Lead:
 
 
 def answer_of(layout: Layout) -> tuple[dict[tuple[int, int, int], int], Callable[[Row], int | None]]:
-    """Next token behind a clean row ``(span, position, token)``, and the token at the place of a noisy row."""
+    """Next token behind a clean row ``(span, position, token)``, and the token at the position of a noisy row."""
     columns = zip(layout.span, layout.position, layout.tokens, layout.target, strict=True)
     nexts = {(s, p, token): target for s, p, token, target in columns if target != IGNORE}
 
     def here(row: Row) -> int | None:
-        for lane in layout.lanes:
-            if row.span in (lane.span, *(span for _, span in lane.breaks)) and row.position >= lane.start:
-                offset = row.position - lane.start
-                if offset < len(lane.tokens):
-                    return lane.tokens[offset]
-                return CONTROL.noise.filler if lane.tail else None
+        for stretch in layout.stretches:
+            if row.span in (stretch.span, *(span for _, span in stretch.breaks)) and row.position >= stretch.start:
+                offset = row.position - stretch.start
+                if offset < len(stretch.tokens):
+                    return stretch.tokens[offset]
+                return CONTROL.noise.filler if stretch.tail else None
         return None
 
     return nexts, here
@@ -206,7 +206,7 @@ def test_planned_decoding_sees_what_training_showed(
     assert led.answer == [*example.answer, CONTROL.noise.end]
     check_rows(led, layout)
     num_clean, num_blocks = check_logits(made, led, layout)
-    assert num_clean >= len(layout.lanes)  # a check behind every lane at least
+    assert num_clean >= len(layout.stretches)  # a check behind every stretch at least
     assert (num_blocks == 0) == (how == "tokens")
 
 

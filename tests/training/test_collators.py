@@ -15,7 +15,7 @@ import torch
 from models_for_tests import tiny
 from oracles import Row, clean, mask, window
 from torch import Tensor
-from training_examples import BARE, CONTROL, FORMS, OVERRUN, PAD, TWO_ROUNDS, batch_of, rows_of
+from training_examples import BARE, CONTROL, FORMS, OVERRUN, PAD, TAGS, TWO_ROUNDS, batch_of, rows_of
 
 from hf_hybrid.core.rows import PADDING
 from hf_hybrid.training.collators import CollatorSettings, HybridCollator, TooLong
@@ -126,7 +126,7 @@ def test_noisy_rows_hold_the_token_of_their_place(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_block_sees_all_that_stands_before_it_in_its_text(form: Form) -> None:
+def test_a_block_sees_all_of_its_text_before_it(form: Form) -> None:
     """As a window does in decoding: the rows of its text in front of its anchor, none behind, and what that text
     reads. A plan is one text of several spans, and a window over its later entries reads the earlier ones."""
     batch, later = many(form, trunk_share=0.6), 0
@@ -134,8 +134,8 @@ def test_a_block_sees_all_that_stands_before_it_in_its_text(form: Form) -> None:
     for line in range(len(batch["span"])):
         rows = rows_of(batch, line)
         clean = [i for i, row in enumerate(rows) if not row.noisy]
-        roots = sorted({rows[i].span for i in clean if rows[i].token in (CONTROL.par, CONTROL.sync)} or {0})
-        entries = {rows[i].span for i in clean if rows[i].token == CONTROL.topic}
+        roots = sorted({rows[i].span for i in clean if rows[i].token in (TAGS.par, TAGS.sync)} or {0})
+        entries = {rows[i].span for i in clean if rows[i].token == TAGS.topic}
         text = {s: max(r for r in roots if r <= s) if s in entries else s for s in {row.span for row in rows}}
         for index in blocks_of(rows).values():
             head = rows[index[0]]

@@ -67,7 +67,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "order": (
         sample(plan=[{"label": "## Cup"}, {"label": "## Leaf"}]),
-        "a label of 'plan' does not stand in the answer behind the one before it",
+        "a label of 'plan' is not in the answer behind the one before it",
     ),
     "later": (
         sample(plan=[{"label": "## Leaf", "depends": [1]}]),
