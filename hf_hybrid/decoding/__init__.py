@@ -17,8 +17,8 @@ from hf_hybrid.decoding.output import (
     SpanReport,
 )
 from hf_hybrid.decoding.processors import PlanLogitsProcessor, Processors
-from hf_hybrid.decoding.writers.table import WRITERS
-from hf_hybrid.decoding.writers.writer import Writer
+from hf_hybrid.decoding.writer import Writer
+from hf_hybrid.decoding.writers import WRITERS
 
 __all__ = [
     "WRITERS",

@@ -18,8 +18,8 @@ from hf_hybrid.decoding.processors import Processors
 from hf_hybrid.decoding.prompts import Prompts, check_inputs, outside_vocabulary, read_prompts
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.transcript import Transcript
-from hf_hybrid.decoding.writers.table import WRITERS
-from hf_hybrid.decoding.writers.writer import Way
+from hf_hybrid.decoding.writer import Way
+from hf_hybrid.decoding.writers import WRITERS
 from hf_hybrid.models.cached import causal_cache
 from hf_hybrid.models.host import (
     CACHE,

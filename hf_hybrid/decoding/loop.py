@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -18,10 +19,18 @@ from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.passes import Pass, build_pass
 from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
 from hf_hybrid.decoding.settling import settle
-from hf_hybrid.decoding.writers.writer import Writer
+from hf_hybrid.decoding.writer import Writer
 from hf_hybrid.models.runner import Scores
 
 Writers = dict[Canvas, Writer]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """When a pass began, and in which stage each answer was."""
+
+    at: float
+    stages: list[str]
 
 
 class Loop:
@@ -37,22 +46,21 @@ class Loop:
 
     def advance(self, writers: Sequence[Writer], first: int = 0) -> None:
         """One pass over all lanes of ``writers``, the active sequences of the Runner from ``first`` on."""
-        self._draft(writers)
-        started = time.perf_counter()
-        stages = [writer.stage() if writer.canvas.num_forwards else "prefill" for writer in writers]
+        begun = self._draft(writers)
         batch = build_pass([w.canvas for w in writers], self.context.mask, self.runner.filled, first)
         scores = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain, first=first)
-        scored = self._score(scores, batch, writers)
-        self._settle(scored, batch, writers)
+        self._settle(self._score(scores, batch, writers), batch, writers)
         self._commit(batch)
         self._look_ahead(writers)
-        self._report(writers, batch, stages, time.perf_counter() - started)
+        self._report(writers, batch, begun)
 
-    def _draft(self, writers: Sequence[Writer]) -> None:
+    def _draft(self, writers: Sequence[Writer]) -> _Begun:
         """Drafters propose for all answers together."""
         for shared in dict.fromkeys(writer.shared for writer in writers):
             if shared is not None:
                 shared.prepare([writer for writer in writers if writer.shared is shared])
+        stages = [writer.stage() if writer.canvas.num_forwards else "prefill" for writer in writers]
+        return _Begun(time.perf_counter(), stages)
 
     def _score(self, scores: Scores, batch: Pass, writers: Sequence[Writer]) -> Scored:
         """Constrain, process, draw: the token of every row, and what the windows propose."""
@@ -118,11 +126,12 @@ class Loop:
             if not writer.canvas.finished:
                 writer.look_ahead()
 
-    def _report(self, writers: Sequence[Writer], batch: Pass, stages: Sequence[str], seconds: float) -> None:
+    def _report(self, writers: Sequence[Writer], batch: Pass, begun: _Begun) -> None:
+        seconds = time.perf_counter() - begun.at
         for shared in dict.fromkeys(writer.shared for writer in writers):
             if shared is not None:
                 shared.measured([writer for writer in writers if writer.shared is shared], batch, seconds)
-        for writer, stage in zip(writers, stages, strict=True):
+        for writer, stage in zip(writers, begun.stages, strict=True):
             writer.canvas.num_forwards += 1
             spent = writer.report.seconds
             spent[stage] = spent.get(stage, 0.0) + seconds

@@ -16,7 +16,7 @@ from hf_hybrid.decoding.criteria import Criteria
 from hf_hybrid.decoding.loop import Loop
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
 from hf_hybrid.decoding.prompts import UNKNOWN, Prompts
-from hf_hybrid.decoding.writers.writer import Shared, Way, Writer
+from hf_hybrid.decoding.writer import Shared, Way, Writer
 
 
 class Session:

@@ -9,7 +9,7 @@ from hf_hybrid.decoding.denoise import Proposal, fill, note_confidence
 from hf_hybrid.decoding.passes import LaneRows, Pass
 from hf_hybrid.decoding.scoring import Scored
 from hf_hybrid.decoding.verify import check_lane, path_of
-from hf_hybrid.decoding.writers.writer import Writer
+from hf_hybrid.decoding.writer import Writer
 
 
 def settle(writer: Writer, rows: LaneRows, batch: Pass, scored: Scored) -> None:

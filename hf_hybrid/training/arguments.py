@@ -40,8 +40,8 @@ class HybridTrainingArguments(TrainingArguments):
     autocast_bfloat16: bool | None = field(
         default=None,
         metadata={
-            "help": "run the forward pass under bfloat16 autocast; default: True, except on a CPU without bfloat16 units, "
-            "where it is four times slower than float32"
+            "help": "run the forward pass under bfloat16 autocast; default: on, except on a CPU without bfloat16 "
+            "units, where it is four times slower than float32"
         },
     )
     compile_objective: bool = field(

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_hybrid.core.grammars import grammar_of
 from hf_hybrid.core.noising import draw_times, hide
 from hf_hybrid.core.rows import PADDING
-from hf_hybrid.core.tokens import ControlTokens
+from hf_hybrid.core.tokens import ControlTokens, VocabularyError
 from hf_hybrid.training.examples import Example, Part
 from hf_hybrid.training.layout import IGNORE, Form, Layout, Stretch, lay_out
 
@@ -67,6 +67,11 @@ class HybridCollator:
     """
 
     def __init__(self, control: ControlTokens, pad_token_id: int, settings: CollatorSettings, seed: int = 0):
+        if control.noise.filler is None:
+            raise VocabularyError(
+                "windows are trained beyond the end of a text, and the model has no token to stand there; add it with "
+                "hf_hybrid.prepare_vocabulary(model, tokenizer)"
+            )
         self.noise, self.grammar = control.noise, grammar_of(control)
         self.pad, self.settings, self.seed = pad_token_id, settings, seed
         self.forms = dict(settings.forms or {"plain": 0.35, "sparse": 0.2, "dag": 0.4, "dense": 0.05})

@@ -74,8 +74,8 @@ class Recipe:
         seed: of everything. model: ``MODEL_FIELDS``. batches: ``CollatorSettings``. training:
             ``HybridTrainingArguments``. generation: what goes into ``generation_config.json``.
         data: settings of the task's data (a class of ``DATA``); None for a task without any.
-        teacher: the model to learn from, whose tokenizer is used too; None: the data alone.
         make: the task's maker; no field of the file.
+        teacher: the model to learn from, whose tokenizer is used too; None: the data alone.
     """
 
     name: str
@@ -86,9 +86,9 @@ class Recipe:
     batches: CollatorSettings
     training: Mapping[str, Any]
     generation: Mapping[str, Any]
+    make: Maker
     data: Any = None
     teacher: TeacherSettings | None = None
-    make: Maker | None = None
 
 
 _FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "make")
@@ -135,9 +135,9 @@ def read_recipe(path: Path, tasks: Mapping[str, Maker] = TASKS) -> Recipe:
         batches=CollatorSettings(**data["batches"]),
         training=data["training"],
         generation=data["generation"],
+        make=tasks[data["task"]],
         data=_read_data(data, path),
         teacher=_checked(TeacherSettings, data["teacher"], f"{path}: teacher") if "teacher" in data else None,
-        make=tasks[data["task"]],
     )
 
 
@@ -217,8 +217,7 @@ def read_task(recipe: Recipe, teacher: Teacher | None = None) -> Task:
     positions = int(recipe.model.get("max_position_embeddings", LlamaConfig().max_position_embeddings))
     tokenizer = teacher.tokenizer if teacher is not None else None
     folder = recipe.output_dir / "data"
-    make = recipe.make or TASKS[recipe.task]
-    return make(Source(folder, recipe.seed, recipe.data, recipe.batches, positions, tokenizer))
+    return recipe.make(Source(folder, recipe.seed, recipe.data, recipe.batches, positions, tokenizer))
 
 
 def run_recipe(

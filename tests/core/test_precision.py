@@ -25,7 +25,7 @@ from hf_hybrid.core import acceptance, precision
 from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform
 from hf_hybrid.core.precision import double_device, has_double
 from hf_hybrid.core.schedules import SCHEDULES, unmask_counts
-from hf_hybrid.decoding import denoise, sampling, scoring, speculative
+from hf_hybrid.decoding import denoise, rejection, sampling, scoring
 from hf_hybrid.decoding.scoring import to_host
 from hf_hybrid.models.side_by_side import honours_branches
 
@@ -121,7 +121,7 @@ def outside(made: Callable[..., Tensor]) -> Callable[..., Tensor]:
     ],
 )
 def test_no_pass_needs_doubles(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (scoring, sampling, denoise, speculative):
+    for module in (scoring, sampling, denoise, rejection):
         for name in ("keyed_noise", "keyed_uniform", "unmask_counts"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, outside(getattr(module, name)))

@@ -13,13 +13,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from hf_hybrid.decoding.speculative import _ACCEPT, _REDRAW
 from torch import Tensor
 
 import hf_hybrid
 from hf_hybrid import Draft, SuffixDrafter, Text
 from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject, sample
 from hf_hybrid.core.rows import Rows
+from hf_hybrid.decoding.rejection import _ACCEPT, _REDRAW
 from hf_hybrid.decoding.sampling import DRAW
 from hf_hybrid.models.cached import CachedRunner
 from tests.equivalence.test_speculative_law import HORIZON, PROMPT, VOCAB, model, warped

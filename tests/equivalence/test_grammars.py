@@ -24,7 +24,7 @@ from hf_hybrid.core.plan import PlanLimits
 from hf_hybrid.core.tokens import ControlTokens, Record, Tags
 from hf_hybrid.models.vocabulary import noise_tokens
 from hf_hybrid.training.examples import Example, Part
-from hf_hybrid.training.layout import lay_out
+from hf_hybrid.training.layout import IGNORE, lay_out
 from tests.models_for_tests import TEXT, VOCAB, hybrid
 from tests.oracles import SlowPlanned
 
@@ -244,15 +244,23 @@ def test_training_lays_out_what_decoding_writes() -> None:
     spans = tuple(Span(part.label, grammar.rounded(len(part.text)), text=part.text) for part in parts)
     output = planned(1, plan=Plan(spans, lead=text), return_control_tokens=True)
     starts = grammar.starts(Plan(spans), len(PROMPT) + 2 + len(text))
-    rows = list(zip(layout.tokens, layout.position, layout.span, strict=True))
+    rows = list(zip(layout.tokens, layout.position, layout.span, layout.target, strict=True))
     for number, (span, start) in enumerate(zip(spans, starts, strict=True)):
-        body = [*grammar.opening(span), *(span.text or ())]
-        laid = [(token, position) for token, position, of in rows if of == 1 + 2 * number]
+        text = [*(span.text or ())]
+        body = [*grammar.opening(span), *text]
+        laid = [(token, position) for token, position, of, _ in rows if of == 1 + 2 * number]
         assert laid == [(token, start + i) for i, token in enumerate(body)]
+        learned = [target for _, _, of, target in rows if of == 1 + 2 * number]
+        assert learned == [*[IGNORE] * (len(body) - len(text) - 1), *text, grammar.part_end]
+    assert [target for token, *_, target in rows if token in grammar.resume] == [IGNORE, 13]
     ids = [*PROMPT, *new_ids(output)]
     known = len(layout.tokens) - 1  # up to the text behind the round
     assert ids[:known] == layout.tokens[:known]
-    assert layout.target.count(grammar.part_end) == 2 and layout.target.count(grammar.plan_end) == 1
+    assert layout.target.count(grammar.plan_end) == 1
+    dense = lay_out(example, "dense", grammar, random.Random(0), longer_plan=0.0)
+    rows = list(zip(dense.tokens, dense.span, dense.target, strict=True))
+    end = grammar.part_end
+    assert [target for _, of, target in rows if of == 1] == [IGNORE] * 2 + [7, 8, 9, end] + [IGNORE] * 3 + [12, end]
 
 
 def test_a_record_says_which_grammar_reads_it() -> None:

@@ -17,8 +17,8 @@ from hf_hybrid.core.lane import Lane
 from hf_hybrid.decoding import engine
 from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.output import GenerationReport
-from hf_hybrid.decoding.writers.table import WRITERS
-from hf_hybrid.decoding.writers.writer import Shared, Way, Writer
+from hf_hybrid.decoding.writer import Shared, Way, Writer
+from hf_hybrid.decoding.writers import WRITERS
 from tests.models_for_tests import PROMPTS, hybrid, left_padded
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 40, "return_dict_in_generate": True, "return_control_tokens": True}

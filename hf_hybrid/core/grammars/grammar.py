@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hf_hybrid.core.plan import Plan, PlanError, PlanLimits, Span
-from hf_hybrid.core.tokens import ControlTokens, Record, Tags
+from hf_hybrid.core.tokens import ControlTokens, Record, Tags, VocabularyError
 
 Stage = Literal["text", "label", "length", "written"]
 
@@ -90,7 +90,7 @@ class Grammar(ABC):
 
     def __init__(self, control: ControlTokens, vocab_size: int | None = None, limits: PlanLimits | None = None):
         if control.noise.end is None:
-            raise PlanError("a plan needs a token that ends the answer; set model.generation_config.eos_token_id")
+            raise VocabularyError("plans need a token that ends the answer; set model.generation_config.eos_token_id")
         self.end, self.noise = control.noise.end, control.noise
         self.vocab_size, self.limits = vocab_size, limits or PlanLimits()
         self.banned = frozenset(control.noise.banned)

@@ -131,31 +131,30 @@ class NativeGrammar(Grammar):
         self, state: PlanState, rounds_left: bool = True, room: int | None = None
     ) -> tuple[bool, tuple[int, ...]]:
         """What may follow: ``(ordinary text allowed, ids of the control tokens allowed)``."""
-        tags, limits = self.tags, self.limits
-        shortest = self.lengths[0]
+        tags, limits, shortest = self.tags, self.limits, self.lengths[0]
+        total = self.total(state.parts)
         if state.stage == "text":
-            begin = rounds_left and limits.max_parts > 0 and self._fits(state, room, 3, 1, shortest)
+            begin = rounds_left and limits.max_parts > 0 and self._fits(total, room, 3, 1, shortest)
             return True, (self.end, tags.topic) if begin else (self.end,)
         if state.stage == "label":
             label = len(state.label)
             if label == 0:
                 return True, ()
-            fitting = tuple(i for n, i in tags.lengths if self._fits(state, room, 1, label, n))
-            longer = label < limits.max_label_length and self._fits(state, room, 2, label + 1, shortest)
+            fitting = tuple(i for n, i in tags.lengths if self._fits(total, room, 1, label, n))
+            longer = label < limits.max_label_length and self._fits(total, room, 2, label + 1, shortest)
             # Nothing fits only when the room shrank behind the grammar's back; the label must still end.
             return longer, fitting or (tags.lengths[0][1],)
         if state.stage == "length":
             named = max(state.parts[-1].depends, default=-1) + 1
-            free = room is None or room > self.total(state.parts)
-            earlier = tags.depends[named : len(state.parts) - 1] if free else ()
-            more = len(state.parts) < limits.max_parts and self._fits(state, room, 3, 1, shortest)
+            earlier = tags.depends[named : len(state.parts) - 1] if room is None or room > total else ()
+            more = len(state.parts) < limits.max_parts and self._fits(total, room, 3, 1, shortest)
             return False, (*earlier, *((tags.topic,) if more else ()), tags.async_)
         return False, ()
 
-    def _fits(self, state: PlanState, room: int | None, plan_tokens: int, label: int, length: int) -> bool:
-        """True: one more part (``label`` and ``length`` in tokens) respects the caps, and the parts and ``plan_tokens``
-        more tokens of plan fit into ``room``."""
-        total = self.total(state.parts) + 1 + label + length
+    def _fits(self, total: int, room: int | None, plan_tokens: int, label: int, length: int) -> bool:
+        """True: one more part (``label`` and ``length`` in tokens) behind others of ``total`` respects the caps, and
+        all of them and ``plan_tokens`` more tokens of plan fit into ``room``."""
+        total += 1 + label + length
         if length > self.limits.max_part_length or total > self.limits.max_plan_length:
             return False
         return room is None or plan_tokens + total <= room

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_hybrid.core.lane import AcceptRule, Lane, Window
-from hf_hybrid.decoding.writers.writer import Writer
+from hf_hybrid.decoding.writer import Writer
 
 
 class Autoregressive(Writer):

@@ -12,7 +12,7 @@ from hf_hybrid.config import BlockDiffusionSettings, Settings
 from hf_hybrid.core.lane import AcceptRule, Lane, Window
 from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.output import DecodingError
-from hf_hybrid.decoding.writers.writer import Shared, Writer
+from hf_hybrid.decoding.writer import Shared, Writer
 
 
 class Blocks(Shared):

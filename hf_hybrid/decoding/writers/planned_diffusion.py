@@ -24,8 +24,8 @@ from hf_hybrid.core.lane import AcceptRule, Bounds, Lane
 from hf_hybrid.core.plan import Plan
 from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.output import DecodingError, GenerationReport
-from hf_hybrid.decoding.writers.rounds import Parts, Round, check_plans, check_room, report_parts
-from hf_hybrid.decoding.writers.writer import Shared, Writer
+from hf_hybrid.decoding.rounds import Parts, Round, check_plans, check_room, report_parts
+from hf_hybrid.decoding.writer import Shared, Writer
 
 
 class Planning(Shared):

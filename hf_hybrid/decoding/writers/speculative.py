@@ -27,7 +27,7 @@ from hf_hybrid.decoding.recheck import Recheck
 from hf_hybrid.decoding.rejection import Rejection
 from hf_hybrid.decoding.scoring import Scored
 from hf_hybrid.decoding.verify import path_of
-from hf_hybrid.decoding.writers.writer import Shared, Writer
+from hf_hybrid.decoding.writer import Shared, Writer
 
 
 class Speculation(Shared):
