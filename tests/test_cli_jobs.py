@@ -20,7 +20,7 @@ import pytest
 
 from hf_hybrid import locks
 from hf_hybrid.cli.command import UsageError
-from hf_hybrid.cli.lines import ADDED, differences
+from hf_hybrid.cli.job_files import ADDED, differences
 from hf_hybrid.cli.locked import locked
 from hf_hybrid.config import SETTING_NAMES
 from tests.cli_for_tests import call
@@ -90,7 +90,7 @@ def test_an_answer_that_lacks_its_line_feed_alone_is_kept(folder: Path, prompts:
     content = output.read_bytes()
     for ends in (1, len(RECORDS)):
         output.write_bytes(b"\n".join(content.split(b"\n")[:ends]))
-        assert f"({ends} stood there before)" in answer(folder, prompts, output).stderr
+        assert f"({ends} were there before)" in answer(folder, prompts, output).stderr
         assert [a["text"] for a in lines(output)] == [json.loads(a)["text"] for a in content.splitlines()]
         assert output.read_bytes().startswith(b"\n".join(content.split(b"\n")[:ends]) + b"\n")
 
@@ -309,7 +309,7 @@ def test_numbers_that_are_none_are_found_again(folder: Path, tmp_path: Path) -> 
     path, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"prompt": "Area: 1", "score": NaN, "hf": {"b": 1, "a": [true, 1, 1.0]}}\n')
     answer(folder, path, output)
-    assert "(1 stood there before)" in answer(folder, path, output).stderr
+    assert "(1 were there before)" in answer(folder, path, output).stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\r\n \r\n", b"\xef\xbb\xbf"])
@@ -326,7 +326,7 @@ def test_one_line_and_lines_that_end_as_on_windows(folder: Path, tmp_path: Path)
     answer(folder, path, output)
     assert [a["prompt"] for a in lines(output)] == ["Area: 1", "Area: 2"]
     output.write_bytes(output.read_bytes().replace(b"\n", b"\r\n"))  # an editor
-    assert "(2 stood there before)" in answer(folder, path, output).stderr
+    assert "(2 were there before)" in answer(folder, path, output).stderr
 
 
 @pytest.mark.parametrize("place", ["folder", "/dev/null", "/dev/full", "", "nowhere/out.jsonl"])
@@ -357,7 +357,7 @@ def test_ctrl_c_keeps_what_was_answered(folder: Path, tmp_path: Path) -> None:
     assert run.returncode == 130 and said.splitlines()[-1] == "interrupted"
     content = output.read_bytes()
     found = lines(output)
-    assert content.endswith(b"\n") and f"{len(found)} of 2000 answers stand in {output}" in said
+    assert content.endswith(b"\n") and f"{len(found)} of 2000 answers are in {output}" in said
     assert [a["prompt"] for a in found] == [f"Area: {n} sq km" for n in range(len(found))] and len(found) >= 3
     path.write_text("".join(f'"Area: {n} sq km"\n' for n in range(len(found) + 2)))
     answer(folder, path, output)
