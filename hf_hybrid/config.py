@@ -142,7 +142,7 @@ class DiffusionSettings(WindowSettings):
 
     commit: Literal["prefix", "block"] = setting(
         "prefix",
-        "prefix: commit what is unmasked from the left and slide the window; block: keep a block noisy until it is full",
+        "prefix: commit from the left what is unmasked, slide the window; block: keep a block noisy until it is full",
     )
     confidence_threshold: float = setting(0.95, "an open position is unmasked when its score reaches this", 0.0, 1.0)
     selection: Literal["confidence", "margin", "entropy", "random"] = setting(

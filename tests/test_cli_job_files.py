@@ -218,8 +218,8 @@ def test_a_full_disk_loses_nothing_and_the_model_goes_on(folder: Path, prompts: 
 
 
 def test_answers_go_into_an_ordinary_file(folder: Path, prompts: Path) -> None:
-    for place in ("/dev/full", prompts.parent):
-        arguments = ("generate", "--model", folder, "--input", prompts, "--output", place)
+    for target in ("/dev/full", prompts.parent):
+        arguments = ("generate", "--model", folder, "--input", prompts, "--output", target)
         assert "ordinary file" in call(*arguments, code=2).stderr
 
 
