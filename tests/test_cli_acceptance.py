@@ -17,14 +17,14 @@ from hf_hybrid.decoding import DraftingReport, GenerationReport
 
 
 def test_every_token_has_the_colour_of_its_pass() -> None:
-    drafting = DraftingReport("suffix", passes=[(3, 2, 3), (0, 0, 1), (2, 0, 1), (4, 0, 0)])
+    drafting = DraftingReport("suffix", accepted=[1, 1], passes=[(3, 2, 3), (0, 0, 1), (2, 0, 1), (4, 0, 0)])
     report = GenerationReport("speculative", num_tokens=5, num_forwards=4, drafting=drafting)
     svg = acceptance_svg(["<a>", "b\n", "c & \x00", "d", "e"], report)
     root = ElementTree.fromstring(svg)
     fills = [box.get("fill") for box in root.iter("{http://www.w3.org/2000/svg}rect")][4:]  # background and legend
     accepted, own, alone = COLORS["accepted"], COLORS["own"], COLORS["alone"]
     assert fills == [accepted, accepted, own, alone, own]
-    assert "5 tokens in 4 passes" in svg
+    assert "5 tokens in 4 passes, 2 of them drafted" in svg
 
 
 def test_the_command_draws(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Difference:
 
 
 def loop_free_length(tokens: Sequence[int], gram: int = GRAM, repeats: int = MAX_REPEATS) -> int:
-    """Number of tokens up to the first ``gram``-gram that occurs for the ``repeats``-th time; all, if there is none.
+    """Number of tokens up to the end of the first ``gram``-gram that occurs ``repeats`` times; all, if none does.
 
     Occurrences may overlap.
     """

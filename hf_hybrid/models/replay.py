@@ -60,7 +60,8 @@ class ReplayRunner(Runner):
         rows = self._checked(tokens, rows, keep, first)
         held, reads = self._held[first : self.active], self._reads[first : self.active]
         past = max(map(len, held))
-        old = torch.tensor([[(0, 0, PADDING)] * (past - len(h)) + h for h in held]).reshape(len(held), past, 3)
+        filled = [[(0, 0, PADDING)] * (past - len(h)) + h for h in held]
+        old = torch.tensor(filled, dtype=torch.int64).reshape(len(held), past, 3)
         before = Rows.clean(old[..., 1], old[..., 2])
         every = Rows(*(torch.cat([getattr(before, f.name), getattr(rows, f.name)], dim=1) for f in fields(Rows)))
         depends = torch.eye(self._num_spans(), dtype=torch.bool).repeat(len(held), 1, 1)
@@ -70,7 +71,9 @@ class ReplayRunner(Runner):
         # Every row sees itself; a padding row nothing else, but a softmax over no key at all would be NaN.
         sees = visible(every, every, depends) | torch.eye(past + tokens.shape[1], dtype=torch.bool)
         dtype = mask_dtype(self.model, self.device)
-        mask = sees if dtype == torch.bool else torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)
+        mask = sees
+        if dtype != torch.bool:
+            mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
         ids = torch.cat([old[..., 0], tokens.cpu()], dim=1)
         self._pending = (tokens.cpu(), rows, first)
         positions = every.position.to(self.device)
@@ -99,7 +102,7 @@ class ReplayRunner(Runner):
 
     def committed(self, row: int) -> Rows:
         """See ``Runner.committed``; in the order in which they were committed."""
-        held = torch.tensor([self._held[row]]).reshape(1, -1, 3)
+        held = torch.tensor([self._held[row]], dtype=torch.int64).reshape(1, -1, 3)
         return Rows.clean(held[..., 1], held[..., 2])
 
     def _swap(self, i: int, j: int) -> None:
