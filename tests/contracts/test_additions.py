@@ -1,7 +1,7 @@
 """What a new strategy, grammar, drafter or Runner touches: three files, two, two and one, as CONTRIBUTING says.
 
 Each is added to a copy of the package and used there. Catches: a fact about one of them that is decided by its name
-somewhere else, a list beside the tables, and a lane that grew back into a place for everything.
+somewhere else, a list beside the tables, and a lane that grew back into a home of everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_hybrid.core.lane import Lane
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW = ""
-"""In the place of what an edit looks for: the file is new."""
+"""Instead of the text that an edit looks for: the file is new."""
 
 WRITER = '''"""Plain writing that never uses the mother of all tokens."""
 
@@ -115,7 +115,7 @@ ADDED: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "runner": {"models/counting.py": [(NEW, "<replay>")]},
 }
-"""What is added -> file -> (what stands there, what takes its place)."""
+"""What is added -> file -> (text that is there, its replacement)."""
 
 USED = """
 import torch
@@ -148,8 +148,8 @@ assert topic in native[0].tolist() and not torch.equal(native, other), "its plan
 """
 
 
-def edited(place: Path, path: str, edits: list[tuple[str, str]]) -> None:
-    file = place / "hf_hybrid" / path
+def edited(copy_of: Path, path: str, edits: list[tuple[str, str]]) -> None:
+    file = copy_of / "hf_hybrid" / path
     for before, after in edits:
         if before == NEW:
             assert not file.exists()
