@@ -31,7 +31,7 @@ class Difference:
 
     Attributes:
         position: in the answer, from 0. token_deficit, reference_deficit: how far the logit of the answer's token, and
-        of that of plain decoding, lies below the largest there; None where the answer, or plain decoding, had ended.
+        of that of plain decoding, is below the largest there; None where the answer, or plain decoding, had ended.
         largest_deficit: of all tokens of the answer. right: True: it is within the drift of the precision.
     """
 

@@ -69,7 +69,7 @@ class HybridCollator:
     def __init__(self, control: ControlTokens, pad_token_id: int, settings: CollatorSettings, seed: int = 0):
         if control.noise.filler is None:
             raise VocabularyError(
-                "windows are trained beyond the end of a text, and the model has no token to stand there; add it with "
+                "windows are trained beyond the end of a text, and the model has no filler token for that; add it with "
                 "hf_hybrid.prepare_vocabulary(model, tokenizer)"
             )
         self.noise, self.grammar = control.noise, grammar_of(control)
