@@ -76,7 +76,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32, file: Path | None = None) -
     file = smollm2_file() if file is None else file
     try:
         reader = GGUFReader(file)
-    except (ValueError, IndexError) as error:  # whatever damage does to numpy
+    except (ValueError, IndexError) as error:  # what numpy raises for a damaged file
         raise WeightsError(f"{file} is no GGUF file or is damaged ({error}); install it again: {INSTALL}") from error
     metadata = {key: field.contents() for key, field in reader.fields.items()}
     kind = tuple(metadata.get(key) for key in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre"))
@@ -182,7 +182,7 @@ def _tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
 
 
 @guarded
-def save(folder: Annotated[Path, typer.Argument(help="Where it is written, as it would lie on the Hub.")]) -> None:
+def save(folder: Annotated[Path, typer.Argument(help="Folder to write, as it would be on the Hub.")]) -> None:
     """Write SmolLM2-135M-Instruct into FOLDER, for ``hf-hybrid generate --model FOLDER``."""
     model, tokenizer = load_smollm2()
     model.save_pretrained(folder)

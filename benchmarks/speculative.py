@@ -36,9 +36,9 @@ from hf_hybrid.evaluation import environment
 SMOLLM2 = "smollm2"
 PROMPTS, MAX_NEW_TOKENS, REPEATS = 20, 96, 3
 HELD_OUT, WHOLE_ANSWER = 26, 512
-"""Prompts and tokens with a trained draft: two prompts of every group that hybrid-pocket keeps back."""
+"""Prompts and tokens with a trained draft: two prompts of every held-out group of hybrid-pocket."""
 AGREEMENT = 0.7
-"""Of the random pair: share of the tokens that the draft would write too."""
+"""Share of the tokens of the random pair that its draft would write too."""
 
 Machine = tuple[str, str, int | None]
 """Type of the weights, device, and threads of torch (None: its own number)."""
@@ -133,7 +133,7 @@ def bench(
 def _measured(
     bench: Bench, path: Path, missing: Sequence[dict[str, Any]], name: str, facts: dict[str, Any]
 ) -> tuple[bool, dict[str, Any], list[SpeculationResult], list[BatchResult], list[FlipResult]]:
-    """Run what the journal at ``path`` lacks: whether it was interrupted, the published form, and the results."""
+    """Measure what is not in the journal at ``path``; gives: interrupted or not, the published form, the results."""
     settings = {
         "model": name,
         "max_new_tokens": bench.max_new_tokens,
@@ -184,7 +184,7 @@ def _texts(
     found = {c.name: speculation.prompts_of(c, prompts) for c in wanted}
     missing = speculation.absent(speculation.METHODS, wanted, found)
     if not any(found.values()):
-        needed = "; ".join(line["install"] for line in missing if "category" in line)
+        needed = "; ".join(entry["install"] for entry in missing if "category" in entry)
         raise UsageError(f"--category {', '.join(categories)}: its prompts are not installed; {needed}")
     network, tokenizer, _ = _load(name, machine)
     bench = speculation.Bench(
@@ -254,8 +254,8 @@ def _print(
         f"{content['model']}, {device['processor']}, {device['threads']} threads, {device['dtype']}; greedy, "
         f"at most {settings['max_new_tokens']} tokens, {settings['repeats']} repeats"
     )
-    for line in content["absent"]:
-        out.print(f"absent: {line.get('method') or line.get('category')} ({line['install']})")
+    for entry in content["absent"]:
+        out.print(f"absent: {entry.get('method') or entry.get('category')} ({entry['install']})")
     if "pair" in content:
         pair = content["pair"]
         out.print(
@@ -281,8 +281,8 @@ def _print(
     for result in batches:
         out.print(
             f"{result.method}, {result.batches} batches of {result.batch_size}: {_number(result.ratio, 2)} times "
-            f"plain, {result.tokens_per_second:.1f} tokens/s; {result.equal} of {result.rows} rows equal to their own "
-            f"batch of one, {result.right} right"
+            f"plain, {result.tokens_per_second:.1f} tokens/s; {result.equal} of {result.rows} answers equal to their "
+            f"own batch of one, {result.right} right"
         )
 
     for result in flips:
@@ -293,7 +293,7 @@ def _print(
 
 
 def _table(results: Sequence[SpeculationResult]) -> Table:
-    """One line per method; fits into 80 columns."""
+    """Table of the methods; fits into 80 columns."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
     for name in ("x plain", "95 %", "worst", "x stock", "t/s", "t/pass", "equal", "right", "memory"):

@@ -1,4 +1,4 @@
-"""Settings of the strategies, each written once, and the one door through which they come in.
+"""Settings of the strategies, each defined once, and the function that reads them from a call and a checkpoint.
 
 Order of precedence: arguments of the call, then ``generation_config.hf_hybrid`` of the call, then that of the
 checkpoint, then the defaults below. ``generation_config.hf_hybrid`` is a plain dict:
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from hf_hybrid.core.plan import PlanLimits
 
 Needs = Literal["nothing", "noise", "grammar"]
-"""What a strategy needs of a vocabulary: a mask token, or all that plans are written with."""
+"""What a strategy needs of a vocabulary: a mask token, or all tags of a plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every strategy understands, and what a strategy says of itself.
+    """Settings of every strategy, and what a strategy takes and promises.
 
     Attributes:
         takes_plan, takes_drafter: True: ``generate()`` takes ``plan=``, ``drafter=``.
-        one_text: True: what is read and committed is one causal text, so that its keys are the host's.
-        one_by_one: True: behind the prompt a pass has one row, as in the host.
+        one_text: True: it reads and commits one causal text, so that its keys are those of the host.
+        one_by_one: True: behind the prompt every pass has one row, as in the host.
         stages: what an answer goes through, for reports.
     """
 
@@ -40,7 +40,7 @@ class Settings:
 
     @property
     def exact(self) -> bool:
-        """True: clean rows decide every token, one by one behind a true prefix."""
+        """True: clean rows decide every token, so that the text is that of plain decoding."""
         return self.one_text
 
     @property
@@ -61,7 +61,7 @@ class Settings:
     )
     continue_final_message: bool | list[bool] = setting(
         False,
-        "the prompt ends inside of an answer (a prefilled assistant turn), which goes on plainly: planned_diffusion "
+        "the prompt ends inside an answer (a prefilled assistant turn), which is continued: planned_diffusion "
         "writes no plan then; one value per sequence, or one for all",
     )
     return_past_key_values: bool = setting(
@@ -71,7 +71,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveSettings(Settings):
-    """One token a pass."""
+    """Settings of autoregression: one token a pass."""
 
     one_text: ClassVar[bool] = True
     one_by_one: ClassVar[bool] = True
@@ -79,18 +79,18 @@ class AutoregressiveSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings(Settings):
-    """What every strategy that may carry noisy rows understands."""
+    """Settings of every strategy that may have noisy rows."""
 
     window_length: int = setting(8, "open positions behind the settled prefix of a lane, in tokens", 1, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DraftSettings(WindowSettings):
-    """What every strategy that checks what a window drafts understands."""
+    """Settings of every strategy that checks the drafts of a window."""
 
     draft_threshold: float = setting(
         0.6,
-        "what a window drafts ends before the first position less sure than this (changes time, not text); "
+        "a window's draft ends before the first position less probable than this (changes time, not text); "
         "planned_diffusion: with verify_spans, speculative: with drafter self",
         0.0,
         1.0,
@@ -99,7 +99,7 @@ class DraftSettings(WindowSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeculativeSettings(DraftSettings):
-    """A drafter proposes several tokens, the model checks them in one pass."""
+    """Settings of speculative decoding: a drafter proposes several tokens, the model checks them in one pass."""
 
     takes_drafter: ClassVar[bool] = True
     one_text: ClassVar[bool] = True
@@ -110,7 +110,7 @@ class SpeculativeSettings(DraftSettings):
         "who drafts. suffix: copies what followed the same words before, needs no weights; self: the model's own noisy "
         "window, needs a mask token. generate() also takes a model or a hf_hybrid.Drafter",
     )
-    draft_length: int = setting(24, "most drafted tokens that one pass checks; a tree has a size of its own", 1, 1024)
+    draft_length: int = setting(24, "most drafted tokens that one pass checks; trees have a size of their own", 1, 1024)
     adaptive: bool = setting(
         True,
         "choose the length of a draft, and whether to draft at all, by measured times and acceptance "
@@ -124,7 +124,7 @@ class SpeculativeSettings(DraftSettings):
     recheck_margin: float | None = setting(
         None,
         "a token that leads the next best one by less than this (logits, divided by the temperature) is decided again "
-        "in a pass without drafts; unset: what rounding was measured to do in float32 and float64, nothing in half "
+        "in a pass without drafts; unset: the measured effect of rounding in float32 and float64, 0 in half "
         "precisions, where every tenth token is that close; 0: never",
         0.0,
         1e3,
@@ -132,40 +132,43 @@ class SpeculativeSettings(DraftSettings):
 
     @property
     def needs(self) -> Needs:
-        """A window of its own needs a mask token."""
+        """``"noise"`` for the model's own window, which needs a mask token."""
         return "noise" if self.drafter == "self" else "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSettings(WindowSettings):
-    """What every strategy that settles noisy rows understands."""
+    """Settings of every strategy that unmasks noisy rows."""
 
     commit: Literal["prefix", "block"] = setting(
         "prefix",
-        "prefix: commit what is settled from the left and slide the window; block: keep a block noisy until it is full",
+        "prefix: commit from the left what is unmasked, slide the window; block: keep a block noisy until it is full",
     )
-    confidence_threshold: float = setting(0.95, "an open position settles when its score reaches this", 0.0, 1.0)
+    confidence_threshold: float = setting(0.95, "an open position is unmasked when its score reaches this", 0.0, 1.0)
     selection: Literal["confidence", "margin", "entropy", "random"] = setting(
         "confidence", "the score: top-1 probability, top-1 minus top-2, 1 - normalised entropy, or a random order"
     )
     max_denoising_steps: int | None = setting(
-        None, "settle a fixed share each pass so that a block takes at most this many; unset: threshold alone", 1, 1024
+        None,
+        "unmask a fixed share in every pass so that a block takes at most this many; unset: threshold alone",
+        1,
+        1024,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockDiffusionSettings(DiffusionSettings):
-    """Masks of one block are filled over a few passes, blocks left to right. ``window_length`` is the block length."""
+    """Settings of block diffusion: a block is unmasked over a few passes. ``window_length`` is the block length."""
 
     @property
     def needs(self) -> Needs:
-        """A mask token."""
+        """``"noise"``: a mask token."""
         return "noise"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedDiffusionSettings(DiffusionSettings, DraftSettings):
-    """An autoregressive plan, then all parts at once, then the next round."""
+    """Settings of planned diffusion: an autoregressive plan, then all its parts at once, then the next round."""
 
     takes_plan: ClassVar[bool] = True
     stages: ClassVar[tuple[str, ...]] = ("prefill", "plan", "spans", "text")
@@ -208,12 +211,12 @@ class PlannedDiffusionSettings(DiffusionSettings, DraftSettings):
 
     @property
     def needs(self) -> Needs:
-        """Tags."""
+        """``"grammar"``: the tags of a plan."""
         return "grammar"
 
     @property
     def limits(self) -> PlanLimits:
-        """The caps of the plan grammar."""
+        """The limits of the plan grammar."""
         from hf_hybrid.core.plan import PlanLimits  # brings torch, which help and errors of usage do without
 
         return PlanLimits(self.max_parts, self.max_part_length, self.max_plan_length, self.max_label_length)
@@ -228,11 +231,11 @@ SETTINGS: dict[str, type[Settings]] = {
 """Strategy name -> its settings."""
 
 SETTING_NAMES: frozenset[str] = frozenset(f.name for cls in SETTINGS.values() for f in fields(cls))
-"""Every setting of every strategy: the names that ``generate()`` takes besides the host's."""
+"""Every setting of every strategy: arguments that ``generate()`` takes besides the host's."""
 
 
 def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of ``strategy`` from the arguments of a call and from what a checkpoint stores.
+    """Make the settings of ``strategy`` from the arguments of a call and what the checkpoint stores.
 
     Args:
         strategy: a key of ``SETTINGS``.
@@ -252,7 +255,7 @@ def settings_for(strategy: str, call: Mapping[str, Any], stored: Mapping[str, An
 
 
 def stored_strategy(stored: object) -> str | None:
-    """The strategy that ``generation_config.hf_hybrid`` names, None when it names none."""
+    """The strategy that ``generation_config.hf_hybrid`` names; None: it names none."""
     if stored is None:
         return None
     if not isinstance(stored, Mapping):
@@ -267,9 +270,9 @@ def stored_strategy(stored: object) -> str | None:
 
 
 def merged(call: Any, checkpoint: Any) -> Any:
-    """``generation_config.hf_hybrid`` of a call on top of what the checkpoint stores.
+    """Merge ``generation_config.hf_hybrid`` of a call with that of the checkpoint; the call's values win.
 
-    A call that names a strategy alone then gets the settings of the checkpoint for it, as ``generate(strategy=...)``
+    A call that names only a strategy then gets the checkpoint's settings for it, as ``generate(strategy=...)``
     does. An empty dict stays one: it asks for the host's own decoding, and so does ``{"strategy": None}``.
 
     Args:
@@ -284,7 +287,7 @@ def merged(call: Any, checkpoint: Any) -> Any:
     for name in SETTINGS:
         below, above = checkpoint.get(name), call.get(name, {})
         if isinstance(below, Mapping) and isinstance(above, Mapping):
-            # A setting that the call names for every strategy is not to lose against the checkpoint's for one.
+            # A setting that the call gives for every strategy wins over the checkpoint's for one.
             both[name] = {key: value for key, value in below.items() if key not in call} | dict(above)
     return both
 

@@ -1,4 +1,4 @@
-"""Fields of settings: a default, a meaning with unit and a range, written once, and the check of a value."""
+"""Fields of settings (default, meaning with unit, range), and the check of a value."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def setting(default: Any, help: str, low: float | None = None, high: float | Non
 
 
 def checked(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A settings dataclass (fields made by ``setting``) from plain values, such as a section of a recipe.
+    """Make a settings dataclass (fields made by ``setting``) from plain values, such as a section of a recipe.
 
     Raises:
         SettingsError: an unknown or missing name, or a value outside its range.
@@ -44,7 +44,7 @@ def checked(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value as a message shows it, no longer than ``most`` characters: anybody may have written it."""
+    """Text of a value for a message, cut to ``most`` characters: anybody may have written it."""
     try:
         text = str(value) if isinstance(value, Exception) else repr(value)
     except (ValueError, RecursionError):  # Python refuses to print thousands of digits
@@ -53,14 +53,14 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def unknown(name: object, choices: frozenset[str] | set[str]) -> str:
-    """What is wrong with the name of a setting, and what it may be."""
+    """Message about an unknown setting, with the choices."""
     near = difflib.get_close_matches(str(name)[:80], choices, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown setting {shown(name)}{hint}; choose from {', '.join(sorted(choices))}"
 
 
 def coerced(cls: type, name: str, value: Any) -> Any:
-    """``value`` of a field of ``cls``, checked against its range and its annotation, the one source of its type."""
+    """Check ``value`` of a field of ``cls`` against its range and its annotation, the one source of its type."""
     value = _plain(value)
     hint = get_type_hints(cls)[name]
     meta = next(f for f in fields(cls) if f.name == name).metadata
@@ -83,7 +83,7 @@ def coerced(cls: type, name: str, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of numpy or torch as one of Python, and an array of them as a list; the rest as it is."""
+    """Turn scalars and arrays of numpy or torch into numbers and lists of Python; the rest stays."""
     return value.tolist() if hasattr(value, "ndim") and hasattr(value, "tolist") else value
 
 

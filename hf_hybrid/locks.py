@@ -1,4 +1,4 @@
-"""One writer at a time: what a job writes is locked while it runs."""
+"""Locks on files and folders, so that one job at a time writes them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold ``path`` alone for the length of a ``with`` block.
 
     The lock is the operating system's (``fcntl.flock`` or ``msvcrt.locking``; where a file system has neither, a file
-    that names its process), so it ends with the process, also with one that is killed. It keeps off those who ask for
-    it as well, and nobody else.
+    that names its process), so it ends with the process, also with one that is killed. It excludes only those who ask
+    for it too.
 
     Args:
         path: a folder that is there, or a file that may be missing, in a folder that is there. Two names of one file
@@ -43,7 +43,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is still held: whoever opened the file before sees that it has no name any more, and asks again.
+        # Remove it before the release: whoever opened the file earlier sees that it is gone, and asks again.
         with suppress(OSError):
             mark.unlink()
         lock.release()

@@ -1,4 +1,4 @@
-"""``generate_many``: more prompts than fit into a batch. The place of a finished answer goes to the next prompt."""
+"""``generate_many``: answers more prompts than fit into a batch; a finished answer makes room for the next prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def generate_many(
     strategy: str | None = None,
     **kwargs: Any,
 ) -> Iterator[Answer]:
-    """Answers to any number of prompts, each as soon as it is finished.
+    """Answer any number of prompts; gives each answer as soon as it is finished.
 
     Up to ``batch_size`` prompts are answered at the same time, in shared passes. An answer does not depend on the batch
     size, nor on what is answered beside it (up to rounding). A prompt that cannot be answered (empty, too long, no
@@ -41,7 +41,7 @@ def generate_many(
             answer.
 
     Returns:
-        an iterator over ``Answer``, in the order in which they are finished; ``index`` is the place of the prompt.
+        an iterator over ``Answer``, in the order in which they are finished; ``index`` is that of the prompt.
 
     Raises:
         UnsupportedCallError: no strategy, or arguments that belong to a single batch.
@@ -56,11 +56,11 @@ def generate_many(
     failed: list[tuple[int, str]] = []
     queue = _good(model, prompts, longest, failed)
     first = list(itertools.islice(queue, batch_size))
-    numbers, rows = [number for number, _ in first], [ids for _, ids in first] or [[0]]
-    width = max(map(len, rows))
-    padding = [width - len(prompt) for prompt in rows]
-    lines = zip(padding, rows, strict=True)
-    ids = torch.tensor([[0] * missing + prompt for missing, prompt in lines], device=model.device)  # (batch, width)
+    numbers, batch = [number for number, _ in first], [ids for _, ids in first] or [[0]]
+    width = max(map(len, batch))
+    padding = [width - len(prompt) for prompt in batch]
+    padded = [[0] * missing + prompt for missing, prompt in zip(padding, batch, strict=True)]
+    ids = torch.tensor(padded, device=model.device)  # (batch, width)
     mask = torch.tensor([[0] * missing + [1] * (width - missing) for missing in padding], device=model.device)
     plan = kwargs.pop("plan", None)
     together = Queue(numbers, queue, longest, shortest)
@@ -77,7 +77,7 @@ def generate_many(
 
 
 def _with_failed(answers: Iterator[Answer], failed: list[tuple[int, str]], strategy: str) -> Iterator[Answer]:
-    """``answers``, and one for every prompt that failed, as soon as it is known."""
+    """``answers``, and one with an error for every prompt that failed, as soon as that is known."""
     for answer in itertools.chain([None], answers, [None]):
         while failed:
             number, fault = failed.pop(0)

@@ -1,7 +1,7 @@
 """``generate(strategy=...)`` on existing model classes: a mixin, ``enable()`` for a model, ``install()`` for a process.
 
-Every route prepares one thing, the arguments of a call to the host's own ``generate``: as they came when no strategy is
-named, else with ``custom_generate=`` our decoding loop. The host then prepares inputs, processors and stopping as ever.
+All three prepare the arguments of a call to the host's own ``generate``: unchanged when no strategy is named, else with
+our decoding loop as ``custom_generate=``. The host then prepares inputs, processors and stopping as usual.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class HybridGenerationMixin(GenerationMixin):
         plan: Plan | Sequence[Plan] | None = None,
         **kwargs: Any,
     ) -> GenerateOutput | Tensor:
-        """The host's ``generate()``, and with a strategy ours.
+        """Write answers: as the host does, or with a strategy.
 
         Args:
             inputs: prompt ids ``(batch, length)``, left-padded; so are the other arguments that the host knows.
             strategy: a key of ``hf_hybrid.config.SETTINGS``; unset, what ``generation_config.hf_hybrid`` names, of the
-                call's config or else of the model's; settings of the second hold where the first says nothing. When
+                call's config or else of the model's; the model's settings hold where the call's config has none. When
                 neither names a strategy, the host decodes (``GenerationConfig(hf_hybrid={})`` asks for that on a
                 checkpoint that names one).
             plan: for ``planned_diffusion``, plans to carry out instead of writing one.
@@ -100,7 +100,7 @@ class HybridGenerationMixin(GenerationMixin):
             return host.generate(**arguments)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """The host's ``save_pretrained``, which keeps the strategies.
+        """Save as the host does, and keep the strategies.
 
         ``generation_config.hf_hybrid`` is written in a form that survives loading, and ``custom_generate/`` lets the
         folder write by them where this package is not installed. A foreign ``custom_generate/`` in the folder is left
@@ -116,7 +116,7 @@ class HybridGenerationMixin(GenerationMixin):
     def _upload_modified_files(
         self, working_dir: str | os.PathLike[str], repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
     ) -> Any:
-        """The host's upload of ``save_pretrained(push_to_hub=True)``: it is told that ``custom_generate/`` is new."""
+        """Upload as ``save_pretrained(push_to_hub=True)`` of the host does, with ``custom_generate/`` marked as new."""
         _write_or_warn(working_dir)
         files_timestamps.pop(FOLDER, None)
         host: Any = super()
@@ -124,7 +124,7 @@ class HybridGenerationMixin(GenerationMixin):
 
 
 def enable(model: ModelT) -> ModelT:
-    """Teach a loaded causal language model ``generate(strategy=...)``, in place; the same object comes back.
+    """Make a loaded causal language model understand ``generate(strategy=...)``, in place, and return it.
 
     Its class becomes a subclass of its class, so ``isinstance`` stays true; it saves, copies and pickles as before.
     A PEFT model is reached through ``get_base_model()``. A second call changes nothing.
@@ -142,7 +142,7 @@ def enable(model: ModelT) -> ModelT:
 
 
 def disable(model: ModelT) -> ModelT:
-    """Undo ``enable()``, in place; the same object comes back."""
+    """Undo ``enable()``, in place, and return the model."""
     host = causal_model(model)
     original = getattr(type(host), "_hf_hybrid_host", None)
     if original is not None:
@@ -150,12 +150,12 @@ def disable(model: ModelT) -> ModelT:
     return model
 
 
-_PLACE = frozenset({"cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder"})
-"""Arguments of ``from_pretrained`` that say where a file is looked for."""
+_LOCATION = frozenset({"cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder"})
+"""Arguments of ``from_pretrained`` that say where files are."""
 
 
 class AutoHybridModelForCausalLM:
-    """``AutoModelForCausalLM``, and then ``enable()``. Use the class methods; there are no instances."""
+    """``AutoModelForCausalLM`` whose models are enabled. Use the class methods; there are no instances."""
 
     def __init__(self) -> None:
         raise TypeError("use AutoHybridModelForCausalLM.from_pretrained(name) or .from_config(config)")
@@ -169,7 +169,7 @@ class AutoHybridModelForCausalLM:
                 the field. With ``generation_config=`` the file is not read.
         """
         if kwargs.get("generation_config") is None:
-            check_file(pretrained_model_name_or_path, **{key: kwargs[key] for key in _PLACE & kwargs.keys()})
+            check_file(pretrained_model_name_or_path, **{key: kwargs[key] for key in _LOCATION & kwargs.keys()})
         loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         enable(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple: output_loading_info=True
         return loaded
@@ -188,7 +188,7 @@ _changing = threading.RLock()
 
 
 def install() -> None:
-    """Let every model of this process understand ``strategy=``, also those that others load (pipelines by name, serve).
+    """Make every model of this process understand ``strategy=``, also those that others load (pipelines, serve).
 
     A call without a strategy goes to the host. Tokenizers that know the tags of a plan are loaded secured
     (``hf_hybrid.secure``). Idempotent, from any thread; ``uninstall()`` undoes it.
@@ -267,7 +267,7 @@ def causal_model(model: Any) -> Any:
 
 
 def _unwrapped(function: Any) -> Iterator[Any]:
-    """A callable and what stands behind its partials, bound methods and decorators."""
+    """A callable, and the functions inside its partials, bound methods and decorators."""
     while function is not None:
         yield function
         inner = (getattr(function, name, None) for name in ("func", "__func__", "__wrapped__"))
@@ -295,7 +295,7 @@ def keep_custom_fields(model: Any) -> None:
 
 
 def _write_or_warn(folder: str | os.PathLike[str]) -> None:
-    """Write ``custom_generate/``; what stands in the way is no reason to lose a training run."""
+    """Write ``custom_generate/``, or warn: a training run must not be lost because that fails."""
     try:
         write_custom_generate(folder)
     except PortableError as error:

@@ -1,7 +1,7 @@
 """``pipeline("hybrid-text-generation")``: text generation whose results also hold the plan, the parts and the report.
 
-``pipeline("text-generation", model=enabled_model, strategy=...)`` needs nothing from here: the host hands what it does
-not know to ``generate()``.
+``pipeline("text-generation", model=enabled_model, strategy=...)`` needs nothing from here: the host hands arguments
+that it does not know to ``generate()``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ TASK = "hybrid-text-generation"
 
 
 class HybridTextGenerationPipeline(TextGenerationPipeline):
-    """The host's ``TextGenerationPipeline`` (strings, chats, batches, all its arguments), with more in every result.
+    """The host's ``TextGenerationPipeline`` (strings, chats, batches, all its arguments) with plan, parts and report.
 
     ``{"generated_text": ..., "plan": {"rounds": [...]} or None, "spans": [...], "report": {...} or None}``, all of it
     plain data for JSON: the plan as ``hf-hybrid plan`` prints it, a span per part in text order (``SpanReport`` with
     its text), the numbers of a ``GenerationReport`` (seconds, passes, tokens). Without a strategy the host decodes, and
     there is no plan, span or report. The model is enabled in place; ``stop_strings`` need no ``tokenizer=``. Behind a
-    chat whose last turn is the assistant's the answer goes on plainly, without a plan.
+    chat whose last turn is the assistant's, that turn is continued without a plan.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -35,7 +35,7 @@ class HybridTextGenerationPipeline(TextGenerationPipeline):
         enable(self.model)
 
     def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:
-        """The host's inputs, and whether the prompt ends inside of an answer: ids alone do not say so."""
+        """Make the host's inputs, and record whether the prompt ends inside an answer: ids alone do not tell."""
         inputs: Any = super().preprocess(prompt_text, *args, **kwargs)
         messages = getattr(prompt_text, "messages", None)  # of a chat
         asked = kwargs.get("continue_final_message")
@@ -44,8 +44,8 @@ class HybridTextGenerationPipeline(TextGenerationPipeline):
         return inputs
 
     def _forward(self, model_inputs: Any, **generate_kwargs: Any) -> dict[str, Any]:
-        # The host keeps only tensors of what generate() returns, which it reaches through ``self.model``. So a copy of
-        # this object with a witness in that place does the work; other threads may be using this one.
+        # The host keeps only the tensors that ``self.model.generate()`` returns. So a copy of this pipeline runs it,
+        # with a witness as its model; other threads may be using this pipeline.
         continues = [bool(goes_on) for goes_on in model_inputs.pop("continues").flatten().tolist()]
         witness = _Witness(self.model, self.tokenizer, continues)
         double = copy.copy(self)
@@ -54,10 +54,10 @@ class HybridTextGenerationPipeline(TextGenerationPipeline):
         prompts, each = outputs["generated_sequence"].shape[:2]
         reports = witness.reports if witness.reports is not None else [None] * (prompts * each)
         # A list per prompt: the host takes batches apart along the first dimension.
-        return {**outputs, "reports": [reports[row * each : (row + 1) * each] for row in range(prompts)]}
+        return {**outputs, "reports": [reports[i * each : (i + 1) * each] for i in range(prompts)]}
 
     def postprocess(self, model_outputs: dict[str, Any], *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        """The records of one prompt, one per returned sequence."""
+        """Make the records of one prompt, one per returned sequence."""
         outputs = dict(model_outputs)
         reports = outputs.pop("reports")
         if isinstance(reports[0], list):  # a batch of one is not taken apart on the way
@@ -93,11 +93,11 @@ def register_pipeline() -> None:
 
 
 class _Witness:
-    """Stands for a model in one call of ``generate()`` and keeps the reports of what was written."""
+    """A model for one call of ``generate()`` that keeps the reports."""
 
     def __init__(self, model: Any, tokenizer: Any, continues: list[bool]):
         self._model, self._tokenizer, self._continues = model, tokenizer, continues
-        self.reports: Any = None  # a GenerationReport per row, None when the host wrote
+        self.reports: Any = None  # a GenerationReport per sequence, None when the host wrote
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

@@ -1,4 +1,4 @@
-"""``custom_generate/``: this package's own decoding as flat files, for repositories that write where it is absent.
+"""Writes ``custom_generate/``: this package's decoding as flat files, for repositories that run without the package.
 
 transformers (``dynamic_module_utils``) runs ``custom_generate/generate.py`` of a repository that the user trusts. It
 copies the siblings that are imported as ``from .name import ...``, follows neither folders nor ``from . import name``,
@@ -37,7 +37,7 @@ class PortableError(ValueError):
 
 @cache
 def custom_generate_files(strategy: str | None = None) -> Mapping[str, str]:
-    """File name -> text of everything in ``custom_generate/``; the same for the same package, in a fixed order.
+    """File name -> text for all of ``custom_generate/``; the same for the same package, in a fixed order.
 
     Args:
         strategy: of calls that name none; None: what the model's ``generation_config.hf_hybrid`` names.
@@ -68,9 +68,9 @@ def custom_generate_files(strategy: str | None = None) -> Mapping[str, str]:
 
 
 def write_custom_generate(folder: str | os.PathLike[str], strategy: str | None = None) -> Path:
-    """Write ``custom_generate/`` into ``folder``, in the place of an older one, and return its path.
+    """Write ``custom_generate/`` into ``folder``, replacing an older one, and return its path.
 
-    Files that did not come from here stay. Nothing is written through a link, such as those of a Hub cache.
+    Files that this package did not write stay. Nothing is written through a link, such as those of a Hub cache.
 
     Raises:
         PortableError: there is a ``custom_generate/generate.py`` that is not hf_hybrid's, or a file or link of that
@@ -119,7 +119,7 @@ def source_of(module: str) -> str:
 
 @cache
 def _sources() -> Mapping[str, Traversable]:
-    """Module -> its file, for all of the package."""
+    """Module -> its file, for the whole package."""
     found: dict[str, Traversable] = {}
     waiting = [(_PACKAGE, files(_PACKAGE))]
     while waiting:
@@ -133,7 +133,7 @@ def _sources() -> Mapping[str, Traversable]:
 
 
 def _flattened(module: str) -> tuple[str, list[str]]:
-    """The text of a module with imports of siblings, and the modules of the package that it imports."""
+    """The text of a module with its imports turned into siblings, and the modules that it imports."""
     source = source_of(module)
     lines = source.splitlines(keepends=True)
     needed: list[str] = []
@@ -161,7 +161,7 @@ def _flattened(module: str) -> tuple[str, list[str]]:
 
 
 def _drop_foreign(block: ast.If, lines: list[str]) -> None:
-    """Empty the imports of other packages for type checkers alone: the host would ask for these packages."""
+    """Empty imports of other packages that are for type checkers alone: the host would ask for these packages."""
     for node in block.body:
         names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", ())]
         if names and not any(_is_own(name or "") for name in names):
@@ -175,7 +175,7 @@ def _is_own(name: str) -> bool:
 
 
 def _version() -> str:
-    """Of the package, from its text: importing it here would let the lowest floor reach for the roof."""
+    """Version of the package, read from its text: this low layer must not import the package."""
     for node in ast.parse(source_of(_PACKAGE)).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__version__":
             return str(ast.literal_eval(node.value))

@@ -1,6 +1,6 @@
-"""From a call of ``generate()`` with ``strategy=`` to the arguments of the host's own ``generate()`` that carry it out.
+"""Turns a call of ``generate()`` with ``strategy=`` into arguments of the host's own ``generate()``.
 
-Every door goes through here: the mixin, ``install()``, ``generate_many``, and the ``custom_generate/`` of a repository,
+Every entry point uses it: the mixin, ``install()``, ``generate_many``, and the ``custom_generate/`` of a repository,
 which brings a copy of this module (``hf_hybrid.portable``).
 """
 
@@ -59,8 +59,10 @@ _routed: ContextVar[Any] = ContextVar("hf_hybrid_routed", default=None)
 
 @contextmanager
 def routed(model: Any) -> Iterator[None]:
-    """While the host carries out a call of ``model`` that went through the router, it is not to be routed again: the
-    ``generate()`` of the host may be the one that ``install()`` put in its place."""
+    """Mark a call of ``model`` as routed while the host carries it out.
+
+    The host's ``generate()`` may be the one that ``install()`` put there, which would route the call again.
+    """
     token = _routed.set(model)
     try:
         yield
@@ -80,7 +82,7 @@ def host_arguments(
     plan: Plan | Sequence[Plan] | None,
     queue: Queue | None = None,
 ) -> dict[str, Any]:
-    """The arguments of the host's ``generate`` that carry out this call (of a queue: its first batch)."""
+    """Make the arguments of the host's ``generate`` that carry out this call (of a queue: its first batch)."""
     arguments = dict(arguments)
     if arguments.get("custom_generate") is not None:
         if strategy is not None or plan is not None:
@@ -94,7 +96,7 @@ def host_arguments(
     name = strategy if strategy is not None else stored_strategy(stored)
     settings = {key: arguments.pop(key) for key in SETTING_NAMES & arguments.keys()}
     _check_bare(arguments, name)
-    # A name of a drafter is a setting, an object is a partner of this call.
+    # The name of a drafter is a setting; an object belongs to this call alone.
     partner = None if isinstance(settings.get("drafter"), str) else settings.pop("drafter", None)
     if name is None:
         if settings or plan is not None or partner is not None:
@@ -162,8 +164,8 @@ def effective_value(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
 
 
 def _stored(model: Any, arguments: Mapping[str, Any]) -> Any:
-    """What the call and its config say, on top of what the model's config says: ``hf_hybrid``, and the names of
-    strategy and settings as fields of their own."""
+    """``hf_hybrid`` of the call and its config, merged with that of the model's config; strategy and settings may also
+    be fields of a config of their own."""
     own = getattr(model, "generation_config", None)
     config = arguments.get("generation_config")
     given = _with_bare(config, arguments.get("hf_hybrid", getattr(config, "hf_hybrid", None)))
@@ -171,14 +173,16 @@ def _stored(model: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def _with_bare(config: Any, stored: Any) -> Any:
-    """``stored`` with what stands beside it in the config: ``GenerationConfig(strategy=...)`` is an obvious way to say
-    it, and ``generation_kwargs`` of a trainer end up there."""
+    """``stored`` merged with settings that are fields of the config itself.
+
+    ``GenerationConfig(strategy=...)`` is an obvious thing to write, and a trainer puts its ``generation_kwargs`` there.
+    """
     bare = {name: value for name in ("strategy", *SETTING_NAMES) if (value := getattr(config, name, None)) is not None}
     return merged(bare, stored) if bare else stored
 
 
 def _check_bare(arguments: Mapping[str, Any], strategy: str | None) -> None:
-    """Refuse settings in the call's config that nobody would read."""
+    """Refuse settings in the call's config that would be ignored."""
     config = arguments.get("generation_config")
     bare = sorted(name for name in SETTING_NAMES if getattr(config, name, None) is not None)
     known = {f.name for f in fields(SETTINGS[strategy])} if strategy in SETTINGS else set()
@@ -200,7 +204,7 @@ def _take_cache(arguments: dict[str, Any]) -> Any:
 
 
 def check_positions(arguments: dict[str, Any], cache: Any) -> None:
-    """Drop ``position_ids`` that are what the host counts by itself, and refuse others."""
+    """Drop ``position_ids`` that equal the host's own, and refuse others."""
     given = arguments.pop("position_ids", None)
     if given is None:
         return
@@ -220,7 +224,7 @@ def check_positions(arguments: dict[str, Any], cache: Any) -> None:
 
 
 def _those(fact: str) -> str:
-    """For messages: the strategies that have it."""
+    """Text for messages: the strategies with that property."""
     return " or ".join(f"strategy={name!r}" for name, settings in SETTINGS.items() if getattr(settings, fact))
 
 
@@ -263,7 +267,7 @@ def _take_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) ->
 
 
 def _refuse(model: Any, arguments: Mapping[str, Any], settings: Settings, strategy: str) -> None:
-    """Raise for whatever does not go together with a strategy."""
+    """Raise for arguments that do not go together with a strategy."""
     for name, switched_on in _REFUSED.items():
         value = effective_value(model, arguments, name)
         if switched_on(value):

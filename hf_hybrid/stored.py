@@ -1,4 +1,4 @@
-"""What a checkpoint stores in ``generation_config.json`` is checked before it is used: anybody may have written it.
+"""Checks ``generation_config.json`` of a checkpoint before it is used: anybody may have written it.
 
 The host takes most values as they come and fails later, somewhere else. Here every field of the host has its type and
 its range in one table. ``check_file`` reads the file before the host does; ``check_call`` looks at the values that a
@@ -21,16 +21,16 @@ from hf_hybrid.config import SettingsError
 from hf_hybrid.fields import shown
 
 MAX_BYTES = 1 << 20
-"""A generation config is a few lines; a megabyte of it is no config."""
+"""Largest file in bytes; a generation config has a few lines."""
 
 MAX_DEPTH = 16
-"""Dicts and lists inside one another."""
+"""Deepest nesting of dicts and lists."""
 
-MAX_ROWS = 4096
-"""``num_return_sequences``: each is a row of its own, so the number is checked before the rows are made."""
+MAX_SEQUENCES = 4096
+"""Most ``num_return_sequences``, checked before so many sequences are made."""
 
 _HUGE = 2**53
-"""Lengths are clamped to the positions of the model; beyond this they are no lengths any more."""
+"""Lengths are clamped to the positions of the model; larger numbers are no lengths."""
 
 _LENGTHS = ("max_length", "max_new_tokens", "prefill_chunk_size", "max_cache_len")
 _COUNTS = (
@@ -48,19 +48,19 @@ _SWITCHES = (
 _TEXTS = ("cache_implementation", "num_assistant_tokens_schedule", "transformers_version", "speculation_type")
 _TOKENS = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 _ANY_ID = frozenset({"pad_token_id", "bos_token_id", "eos_token_id"})
-"""Negative or beyond the vocabulary they stand for no token, as in the host: nobody reads or writes one."""
+"""Fields whose id may be negative or outside the vocabulary: then it is no token, as in the host."""
 _TOKEN_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_LENGTHS, (1, _HUGE)),
     **dict.fromkeys(_COUNTS, (0, _HUGE)),
-    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1, MAX_ROWS)),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1, MAX_SEQUENCES)),
     **dict.fromkeys(_SHARES, (0.0, 1.0)),
     **dict.fromkeys(_NUMBERS, (-1e6, 1e6)),
     **dict.fromkeys(("temperature", "repetition_penalty", "encoder_repetition_penalty"), (0.0, 1e6)),
     "max_time": (0.0, 1e12),
 }
-"""Number of the host -> its closed range. What is no number of tokens or rows need not be whole."""
+"""Number of the host -> its closed range. Numbers that count neither tokens nor sequences need not be whole."""
 
 _WHOLE = frozenset({*_LENGTHS, *_COUNTS, "num_beams", "num_beam_groups", "num_return_sequences"})
 _KEPT = frozenset({"_from_model_config", "_commit_hash", "_original_object_hash"})
@@ -102,13 +102,13 @@ def check_file(name: Any, **hub: Any) -> None:
     _check_that_the_host_reads(values)
 
 
-def check_fields(values: Mapping[str, Any], place: str, vocab_size: int | None = None) -> None:
+def check_fields(values: Mapping[str, Any], where: str, vocab_size: int | None = None) -> None:
     """Check the type and the range of the host's fields in ``values``; other names and None pass.
 
     Args:
         values: field -> value. What no JSON file can hold, such as a tensor, is the caller's own and passes too.
-        place: where they stand, for the message.
-        vocab_size: rows of the vocabulary; None: not known yet, so that token ids are not compared with it.
+        where: name of their source, for the message.
+        vocab_size: size of the vocabulary; None: not known yet, so that token ids are not compared with it.
 
     Raises:
         SettingsError: with the name of the field.
@@ -118,11 +118,11 @@ def check_fields(values: Mapping[str, Any], place: str, vocab_size: int | None =
             continue
         fault = _fault(name, value, vocab_size)
         if fault:
-            raise SettingsError(f"{place}: {name}={shown(value)}: {fault}")
+            raise SettingsError(f"{where}: {name}={shown(value)}: {fault}")
 
 
 def check_call(model: Any, arguments: Mapping[str, Any]) -> None:
-    """``check_fields`` for a call: what its arguments say, and what its config and the model's one say."""
+    """Apply ``check_fields`` to a call: its arguments, its config, and that of the model."""
     check_fields(arguments, "generate()")
     config = arguments.get("generation_config")
     if not isinstance(config, GenerationConfig | None):
@@ -138,7 +138,7 @@ def check_call(model: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def _fault(name: str, value: Any, vocab_size: int | None) -> str:
-    """What is wrong with the value of a field of the host, in words; empty when nothing is."""
+    """Say what is wrong with the value of a field of the host; empty: nothing."""
     if name in _RANGES:
         return _number_fault(value, name in _WHOLE, *_RANGES[name])
     if name in _SWITCHES:
@@ -188,7 +188,7 @@ def _token_fault(value: Any, vocab_size: int | None, any_id: bool = False) -> st
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
-    """A field must not hide a method of the host's config, and code and partners never come from a file."""
+    """Refuse fields that hide a method of the host's config, and code and partners, which never come from a file."""
     for name, value in values.items():
         if name not in _KEPT and (hasattr(GenerationConfig, name) or name.startswith("_") or name in _PARTNERS):
             raise SettingsError(f"{GENERATION_CONFIG_NAME}: {shown(name)} is no field of a config; {_repair()}")
@@ -199,7 +199,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 
 def _check_that_the_host_reads(values: Mapping[str, Any]) -> None:
-    """Make the host's config once, to turn whatever it raises into an error that names the field."""
+    """Make the host's config once, and turn whatever it raises into an error that names the field."""
     with warnings.catch_warnings():  # the host will say them again
         warnings.simplefilter("ignore")
         try:
@@ -219,7 +219,7 @@ def _culprit(values: Mapping[str, Any]) -> str:
 
 
 def _depth(value: Any) -> int:
-    """Dicts and lists inside one another, counted without recursion."""
+    """Depth of nested dicts and lists, counted without recursion."""
     level, depth = [value], 0
     while level := [v for v in level if isinstance(v, (dict, list))]:
         depth += 1

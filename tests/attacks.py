@@ -1,6 +1,6 @@
 """Fifty ways to bring a control token into a prompt, for tests/models/test_secure.py.
 
-Each is a name, where the text stands, and the text. The tags are those of the bundled checkpoint's tokenizer; ``SPLIT``
+Each is a name, where the text is, and the text. The tags are those of the bundled checkpoint's tokenizer; ``SPLIT``
 ones are cut at ``CUT`` into two messages that a template joins.
 """
 

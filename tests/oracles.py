@@ -328,7 +328,7 @@ class SlowPlanned:
 
     def _round(self, plan: Plan) -> None:
         """Every part of ``plan``: the rows of what it reads, its opening, and what follows."""
-        allowed = torch.ones(self.model.config.vocab_size, dtype=torch.bool)  # (vocab,), True: may stand in a part
+        allowed = torch.ones(self.model.config.vocab_size, dtype=torch.bool)  # (vocab,), True: allowed in a part
         allowed[[*self.control.noise.banned, self.control.noise.end]] = False
         allowed[self.grammar.part_end] = True
         trunk, ends = self.rows[self.begin].span, {self.grammar.part_end: False}
@@ -344,11 +344,13 @@ class SlowPlanned:
             moved += len(own) + part.length  # however long the part becomes
             context = [row for row in self.rows if row.span in self.reads[span]]
             limit = math.ceil(part.length * self.extension)
-            place = (self.model, context, own, self.reads, allowed, ends, limit, self.pick)
+            arguments = (self.model, context, own, self.reads, allowed, ends, limit, self.pick)
             if part.text is not None:
                 written = clean([row.token for row in own] + list(part.text), own[0].position, span)
             else:
-                written = write_noisy(*place, self.how, self.control.noise.mask) if self.how else write_plain(*place)
+                written = (
+                    write_noisy(*arguments, self.how, self.control.noise.mask) if self.how else write_plain(*arguments)
+                )
             self.rows += written
             kept = max(0, self.budget - len(self.rows) + len(written) - len(own))  # inside the budget
             parts.append([row.token for row in written[len(own) :]][:kept])

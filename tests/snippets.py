@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))))
 """Every page of the project, as a path from its root."""
 STAND_INS = {"HuggingFaceTB/SmolLM2-135M-Instruct": "hybrid-pocket"}
-"""Models of the Hub that pages name -> the bundled checkpoint that is loaded in their place."""
+"""Models of the Hub that pages name -> the bundled checkpoint that is loaded instead."""
 
 
 def read(name: str) -> str:

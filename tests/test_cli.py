@@ -120,8 +120,8 @@ def test_a_bundled_name_is_loaded_from_the_package(folder: Path, monkeypatch: py
     monkeypatch.setitem(checkpoints.BUNDLED, folder.name, "a link for this test")
     monkeypatch.setattr(checkpoints, "__file__", str(folder.parent / "__init__.py"))
     assert checkpoints.bundled(folder.name) == folder
-    model, _, place = load(folder.name)
-    assert place == folder and model.dtype == torch.float32 and not model.training
+    model, _, path = load(folder.name)
+    assert path == folder and model.dtype == torch.float32 and not model.training
 
 
 # generate.

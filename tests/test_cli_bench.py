@@ -84,8 +84,8 @@ def test_a_sweep_is_done_on_the_development_countries(
 ) -> None:
     monkeypatch.setattr(evaluation, "SWEEP", FEW)
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    place = ("--model", folder, "--num-prompts", 1, "--max-new-tokens", 8)
-    text = call("bench", "--sweep", "--plot", tmp_path / "sweep.png", *place).output
+    common = ("--model", folder, "--num-prompts", 1, "--max-new-tokens", 8)
+    text = call("bench", "--sweep", "--plot", tmp_path / "sweep.png", *common).output
     assert "(dev)" in text and (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert before == {file: file.read_bytes() for file in folder.iterdir()}  # nothing goes into the checkpoint
     for wrong in (tmp_path / "sweep.txt", tmp_path / "nowhere" / "sweep.png"):

@@ -1,4 +1,4 @@
-"""``hf-hybrid generate --output`` and files that are not what they should be: nothing that stood there is lost.
+"""``hf-hybrid generate --output`` and files that are not what they should be: nothing that they hold is lost.
 
 Catches: a foreign file that is emptied because it has no line feed; answers appended to the file of the prompts, by two
 runs at a time, or with other settings than those before them; one bad prompt that blocks a job; an answer that is
@@ -20,7 +20,7 @@ import pytest
 
 from hf_hybrid import locks
 from hf_hybrid.cli.command import UsageError
-from hf_hybrid.cli.lines import ADDED, differences
+from hf_hybrid.cli.job_files import ADDED, differences
 from hf_hybrid.cli.locked import locked
 from hf_hybrid.config import SETTING_NAMES
 from tests.cli_for_tests import call
@@ -45,7 +45,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-# What stands behind the last line feed.
+# What follows the last line feed.
 
 
 FOREIGN = {
@@ -74,8 +74,8 @@ def test_every_beginning_of_the_next_line_is_cut_off_and_written_again(folder: P
     content = whole.read_bytes()
     second, third = (content.replace(b"\n", b"\0", n).index(b"\n") + 1 for n in (0, 1))
     fields = json.dumps(RECORDS[1]).encode()
-    places = {1, 5, len(fields) - 1, len(fields) + 4, content.index(b'"text": ', second) + 9 - second}
-    for size in sorted(places):
+    sizes = {1, 5, len(fields) - 1, len(fields) + 4, content.index(b'"text": ', second) + 9 - second}
+    for size in sorted(sizes):
         assert size < third - second - 1
         cut = prompts.parent / f"cut{size}.jsonl"
         cut.write_bytes(content[: second + size])
@@ -90,7 +90,7 @@ def test_an_answer_that_lacks_its_line_feed_alone_is_kept(folder: Path, prompts:
     content = output.read_bytes()
     for ends in (1, len(RECORDS)):
         output.write_bytes(b"\n".join(content.split(b"\n")[:ends]))
-        assert f"({ends} stood there before)" in answer(folder, prompts, output).stderr
+        assert f"({ends} were there before)" in answer(folder, prompts, output).stderr
         assert [a["text"] for a in lines(output)] == [json.loads(a)["text"] for a in content.splitlines()]
         assert output.read_bytes().startswith(b"\n".join(content.split(b"\n")[:ends]) + b"\n")
 
@@ -309,7 +309,7 @@ def test_numbers_that_are_none_are_found_again(folder: Path, tmp_path: Path) -> 
     path, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"prompt": "Area: 1", "score": NaN, "hf": {"b": 1, "a": [true, 1, 1.0]}}\n')
     answer(folder, path, output)
-    assert "(1 stood there before)" in answer(folder, path, output).stderr
+    assert "(1 were there before)" in answer(folder, path, output).stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\r\n \r\n", b"\xef\xbb\xbf"])
@@ -326,22 +326,22 @@ def test_one_line_and_lines_that_end_as_on_windows(folder: Path, tmp_path: Path)
     answer(folder, path, output)
     assert [a["prompt"] for a in lines(output)] == ["Area: 1", "Area: 2"]
     output.write_bytes(output.read_bytes().replace(b"\n", b"\r\n"))  # an editor
-    assert "(2 stood there before)" in answer(folder, path, output).stderr
+    assert "(2 were there before)" in answer(folder, path, output).stderr
 
 
-@pytest.mark.parametrize("place", ["folder", "/dev/null", "/dev/full", "", "nowhere/out.jsonl"])
-def test_what_is_no_file_is_no_output(folder: Path, prompts: Path, place: str) -> None:
-    output = prompts.parent / place if place in ("folder", "nowhere/out.jsonl") else place
+@pytest.mark.parametrize("target", ["folder", "/dev/null", "/dev/full", "", "nowhere/out.jsonl"])
+def test_what_is_no_file_is_no_output(folder: Path, prompts: Path, target: str) -> None:
+    output = prompts.parent / target if target in ("folder", "nowhere/out.jsonl") else target
     (prompts.parent / "folder").mkdir()
     said = answer(folder, prompts, output, code=2).stderr
     assert len(said.splitlines()) == 1 and ("ordinary file" in said or "no such folder" in said)
 
 
-@pytest.mark.parametrize("place", ["folder", "nowhere.jsonl"])
-def test_what_is_no_file_is_no_input(folder: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("target", ["folder", "nowhere.jsonl"])
+def test_what_is_no_file_is_no_input(folder: Path, tmp_path: Path, target: str) -> None:
     (tmp_path / "folder").mkdir()
-    said = answer(folder, tmp_path / place, tmp_path / "out.jsonl", code=1).stderr
-    assert len(said.splitlines()) == 1 and place in said and not (tmp_path / "out.jsonl").exists()
+    said = answer(folder, tmp_path / target, tmp_path / "out.jsonl", code=1).stderr
+    assert len(said.splitlines()) == 1 and target in said and not (tmp_path / "out.jsonl").exists()
 
 
 def test_ctrl_c_keeps_what_was_answered(folder: Path, tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_ctrl_c_keeps_what_was_answered(folder: Path, tmp_path: Path) -> None:
     assert run.returncode == 130 and said.splitlines()[-1] == "interrupted"
     content = output.read_bytes()
     found = lines(output)
-    assert content.endswith(b"\n") and f"{len(found)} of 2000 answers stand in {output}" in said
+    assert content.endswith(b"\n") and f"{len(found)} of 2000 answers are in {output}" in said
     assert [a["prompt"] for a in found] == [f"Area: {n} sq km" for n in range(len(found))] and len(found) >= 3
     path.write_text("".join(f'"Area: {n} sq km"\n' for n in range(len(found) + 2)))
     answer(folder, path, output)

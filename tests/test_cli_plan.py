@@ -45,13 +45,13 @@ def test_json_and_back(tokenizer: Any) -> None:
 
 
 def test_plan_prints_what_generate_carries_out(folder: Path, tmp_path: Path) -> None:
-    place = ("--model", folder, "Area: 1", "--max-new-tokens", 60)
-    printed = json.loads(call("plan", *place).stdout)
+    common = ("--model", folder, "Area: 1", "--max-new-tokens", 60)
+    printed = json.loads(call("plan", *common).stdout)
     assert set(printed) == {"rounds"} and all("text" not in p for r in printed["rounds"] for p in r["parts"])
     path = tmp_path / "plan.json"
     edited = {"rounds": [{"lead": "Area", "parts": [PART, {**PART, "text": "Forest", "depends": [1]}]}]}
     path.write_text(json.dumps(edited))
-    report = json.loads(call("generate", *place, "--plan", path, "--json").stdout)
+    report = json.loads(call("generate", *common, "--plan", path, "--json").stdout)
     assert report["text"].startswith("AreaArea") and report["text"].rstrip().count("Forest") >= 1
     assert [(p["length"], p["depends"]) for p in report["plan"]["rounds"][0]["parts"]] == [(16, []), (16, [1])]
     spans = report["report"]["spans"]

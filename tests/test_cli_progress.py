@@ -1,6 +1,6 @@
 """What commands say while they load and measure: on a terminal a spinner and a bar, elsewhere at most a line per stage.
 
-Bugs these tests catch: a command that stands silent while it loads, warms up or answers; progress in standard output or
+Bugs these tests catch: a command that is silent while it loads, warms up or answers; progress in standard output or
 beside an error; standard output that is led into standard error while a bar is shown; a bar that a thread draws while
 answers are timed; a bar that stays behind.
 """
@@ -64,8 +64,8 @@ def test_a_terminal_shows_what_goes_on_and_nothing_stays(
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     order = ["loading torch and transformers", f"loading {folder}", "warming up: host", "warming up: planned"]
     order += ["answering: host", "answering: planned", "timing single passes"]
-    places = [shown.index(text[:60]) for text in order]
-    assert places == sorted(places) and "5/6" in shown
+    starts = [shown.index(text[:60]) for text in order]
+    assert starts == sorted(starts) and "5/6" in shown
     assert terminal.getvalue().endswith("\x1b[1A\x1b[2K"), "the last line was wiped"
     assert "warming" not in result.stdout + result.stderr and result.stdout.startswith("2 prompts")
 

@@ -221,7 +221,7 @@ def test_the_server_is_told_how_a_planned_answer_ended(stream: bool) -> None:
 
     reason, whole = finish_reason(host, 100)
     assert (reason, whole < 100) == ("stop", True)
-    assert finish_reason(host, whole) == ("stop", whole), "an end token in the last place ends it"
+    assert finish_reason(host, whole) == ("stop", whole), "an end token at the last position ends it"
     for most in range(1, whole):
         assert finish_reason(host, most) == ("length", most)
     table = hybrid("gpt2", seed=26, favours={**FAVOURS, CONTROL.noise.filler: -99.0}, n_positions=64)

@@ -19,9 +19,9 @@ from checkpoint_for_tests import read_checkpoint
 from rich.console import Console
 
 from hf_hybrid import ControlTokens, control_tokens, grammar_of
-from hf_hybrid.cli.parts import read_trunk, readable
+from hf_hybrid.cli.plan_display import read_trunk, readable
 from hf_hybrid.cli.race import Race
-from hf_hybrid.cli.view import MASK, CanvasView, Pace, watchable
+from hf_hybrid.cli.view import MASK, CanvasView, Playback, watchable
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.core.grammars import Entry
 from hf_hybrid.core.grammars.native import PlanTags
@@ -30,12 +30,12 @@ from tests.cli_for_tests import call
 
 
 def canvas_of(parts: int, tokens: int) -> Canvas:
-    """A prompt, a plan, and parts of which the first is done, the second writes and the last waits for the second."""
+    """A prompt, a plan, and parts: the first is done, the second writes, the last of three and more waits for it."""
     canvas = Canvas(0, 0, [1, 2], 100)
     canvas.lanes = [Lane("trunk", 0, 0, [1, 2, 3], reason="end")]
     for number in range(parts):
         lane = Lane("span", number + 1, 3, [4, 50 + number, *[7] * tokens], window=Window(3), drafted=Drafted([8]))
-        depends = (canvas.lanes[2],) if number == parts - 1 else ()
+        depends = tuple(canvas.lanes[2:3]) if number == parts - 1 else ()
         lane.part = PlannedPart(number, opening=2, planned=tokens, depends=depends)
         canvas.lanes.append(lane)
     canvas.lanes[1].finish("end")
@@ -48,7 +48,7 @@ def words(ids: list[int]) -> str:
 
 def drawn(canvas: Canvas, width: int, height: int | None, terminal: bool = False, race: Race | None = None) -> str:
     out = Console(file=io.StringIO(), width=width, height=24, force_terminal=terminal, color_system=None)
-    view = CanvasView(out, words, "title", pace=Pace(1.0, 10, 1.0), race=race)
+    view = CanvasView(out, words, "title", playback=Playback(1.0, 10, 1.0), race=race)
     out.print(view.frame(canvas, height))
     return out.file.getvalue()  # type: ignore[attr-defined]
 

@@ -1,6 +1,6 @@
 """Coherence against sums by hand.
 
-Catches: a likelihood that is one token late, seams that begin with the heading itself, headings that overlap or stand
+Catches: a likelihood that is one token late, seams that begin with the heading itself, headings that overlap or are
 at the end, tokens that are counted twice.
 """
 
@@ -26,9 +26,9 @@ def test_the_sums_are_those_of_every_token_alone() -> None:
     prompt, text = [3, 7, 9], [5, 6, 8, 11, 12, 5, 4]
     found = coherence(model, prompt, text, {(5,)})
     expected = []
-    for place in range(len(text)):
-        ids = torch.tensor([prompt + text[:place]])
-        expected.append(-float(model(input_ids=ids).logits[0, -1].detach().double().log_softmax(-1)[text[place]]))
+    for position in range(len(text)):
+        ids = torch.tensor([prompt + text[:position]])
+        expected.append(-float(model(input_ids=ids).logits[0, -1].detach().double().log_softmax(-1)[text[position]]))
     # Everything behind the first 5 is within 8 tokens of it; the 5 itself is not.
     assert (found.seam_tokens, found.middle_tokens) == (6, 1)
     assert found.middle_nll == pytest.approx(expected[0], abs=1e-6)

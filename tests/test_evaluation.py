@@ -99,10 +99,10 @@ def run() -> Run:
         Candidate("ours", "autoregressive", equals="host"),
         Candidate("fast", "planned_diffusion", {"window_length": 4}, equals="ours"),
     )
-    places = ["A", "B", "A"]
+    countries = ["A", "B", "A"]
 
     def row(seconds: Sequence[float], right: Sequence[bool], texts: str, **changes: Any) -> list[Measurement]:
-        return [measured(s, r, c, t, **changes) for s, r, c, t in zip(seconds, right, places, texts, strict=True)]
+        return [measured(s, r, c, t, **changes) for s, r, c, t in zip(seconds, right, countries, texts, strict=True)]
 
     measurements = {
         "host": row((4.0, 6.0, 90.0), (True, True, False), "xyz", num_forwards=10, seconds_per_stage={}),
@@ -111,7 +111,7 @@ def run() -> Run:
             (2.0, 2.0, 5.0), (True, False, False), "xyq", extended=1, cut=2, fallen_back=3, contradictions=1, restated=2
         ),
     }
-    return Run(candidates, [item(str(n), c) for n, c in enumerate(places)], measurements)
+    return Run(candidates, [item(str(n), c) for n, c in enumerate(countries)], measurements)
 
 
 def test_results_against_numbers_by_hand(run: Run) -> None:
@@ -168,7 +168,7 @@ def test_kinds_are_by_what_bounds_the_gain_of_parts() -> None:
         ("independent parts", [12, 12], 1),
         ("independent parts", [20, 20], 1),
         ("text behind the parts", None, 1),
-        ("parts that read parts", None, 1),  # whatever stands behind them
+        ("parts that read parts", None, 1),  # whatever follows them
     ]
     (few,) = kinds[0]["results"]
     # Prompts 1, 2, 3: 20 + 30 + 80 tokens in 2 + 3 + 6 seconds and passes; not the mean of 10, 10, 13.

@@ -117,7 +117,7 @@ def test_a_family_has_one_colour_in_both_halves(drawn: tuple[Any, Any]) -> None:
         for name, bar in zip(names, bars, strict=True):
             shade, own = colour(bar.get_facecolor()[:3]), found[name.split()[0]]
             assert all(light > full or full == 255 for light, full in zip(shade, own, strict=True)), (stage, name)
-    whole = [sum(bars[place].get_width() for bars in right.containers) for place in range(3)]
+    whole = [sum(bars[family].get_width() for bars in right.containers) for family in range(3)]
     assert whole == [4.0, 4.0, 4.0]
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["prefill", "text", "other"]
 

@@ -38,7 +38,7 @@ class Slow(type):
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    """(class with ``generate``, class with ``from_pretrained``), in the place of the host's for this test."""
+    """(class with ``generate``, class with ``from_pretrained``), instead of the host's for this test."""
 
     class Host(metaclass=Slow):
         def generate(self, inputs: Any = None) -> Any: ...

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hf_hybrid.cli import app
-from hf_hybrid.evaluation import ProcessError, compared, loading, loading_cost, one_load
+from hf_hybrid.evaluation import ProcessError, compared, load_cost, loading_cost, one_load
 
 MB = 2**20
 
@@ -48,14 +48,14 @@ def test_both_load_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         order.append(loader)
         return {"peak_mb": 30.0 if "Hybrid" in loader else 10.0, "stays_mb": None}
 
-    monkeypatch.setattr(loading, "AutoModelForCausalLM", Loader("host", 3))
-    monkeypatch.setattr(loading, "AutoHybridModelForCausalLM", Loader("plugin", 7))
-    monkeypatch.setattr(loading.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(loading, "_process", process)
-    monkeypatch.setattr(loading, "MOST_PROCESSES", 1)
+    monkeypatch.setattr(load_cost, "AutoModelForCausalLM", Loader("host", 3))
+    monkeypatch.setattr(load_cost, "AutoHybridModelForCausalLM", Loader("plugin", 7))
+    monkeypatch.setattr(load_cost.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(load_cost, "_process", process)
+    monkeypatch.setattr(load_cost, "MOST_PROCESSES", 1)
     told: list[tuple[str, str, int, int]] = []
     cost = loading_cost("a", 2, lambda *step: told.append(step), dtype="float32")
-    host, plugin = loading.LOADERS
+    host, plugin = load_cost.LOADERS
     assert order == ["plugin", "host", "host", "plugin"] * 2 + [plugin, host]
     assert [(name, done, total) for _, name, done, total in told] == [
         ({"plugin": "hf_hybrid", "host": "transformers"}.get(who, who.partition(":")[0]), number, 10)
@@ -119,9 +119,9 @@ def test_the_command(tmp_path: Path) -> None:
         assert result.exit_code == code, (result.output, result.exception)
         return result.output
 
-    shown = call("-m", checkpoint, "--repeats", 1, "--json", tmp_path / "loading.json")
+    shown = call("-m", checkpoint, "--repeats", 1, "--json", tmp_path / "load_cost.json")
     assert "pairs of loads: 1, of processes: 1" in shown and "MB of Python objects" in shown
-    written = json.loads((tmp_path / "loading.json").read_text())
+    written = json.loads((tmp_path / "load_cost.json").read_text())
     assert written["seconds"]["ratio"] == written["seconds"]["plugin"] / written["seconds"]["host"] > 0
     readings = written["readings"]
     assert readings["tensors_mb"]["plugin"] == readings["tensors_mb"]["host"] > 0
@@ -132,4 +132,4 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match=r"AutoModelForCausalLM failed: .*no-such-folder"):
-        loading._process(loading.LOADERS[0], str(tmp_path / "no-such-folder"), {})
+        load_cost._process(load_cost.LOADERS[0], str(tmp_path / "no-such-folder"), {})

@@ -1,4 +1,4 @@
-"""The doors: generate(strategy=), enable(), install(), the Auto class. A stub that looks stands for the decoding loop.
+"""The ways in: generate(strategy=), enable(), install(), the Auto class. A stub that looks replaces the decoding loop.
 
 Bugs these tests catch: a strategy that leaks into plain or assistant calls; a streamer that gets the prompt twice or
 never; stop strings lost between host and loop; a giant max_new_tokens that sizes a cache; a class that breaks pickle,
@@ -64,7 +64,7 @@ def encoder_decoder() -> Any:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """What the stubbed loop received, one dict a call; the stub appends the token NEW to every row."""
+    """What the stubbed loop received, one dict a call; the stub appends the token NEW to every sequence."""
     calls: Seen = []
 
     def decode(model: Any, input_ids: Any, **kw: Any) -> Any:
@@ -376,7 +376,7 @@ def test_install_and_uninstall(seen: Seen) -> None:
         enabled = hf_hybrid.enable(llama())
         assert torch.equal(enabled.generate(PROMPT, max_new_tokens=4, do_sample=False), plain)
         enabled.generate(PROMPT, strategy="autoregressive")
-        assert len(seen) == 3  # once, although both doors stand open
+        assert len(seen) == 3  # once, although both ways are open
     finally:
         hf_hybrid.uninstall()
     assert GenerationMixin.generate is original

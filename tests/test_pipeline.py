@@ -1,7 +1,7 @@
 """``pipeline()``: a strategy at construction and per call, by object and by name; the task that tells plan and parts.
 
 Bugs these tests catch: a strategy that is lost between the pipeline and ``generate()``; rows of a padded batch that
-differ from batches of one; reports that stand beside the wrong prompt; results that JSON does not take; a saved
+differ from batches of one; reports that belong to the wrong prompt; results that JSON does not take; a saved
 pipeline that asks everyone to trust its code.
 """
 
@@ -88,7 +88,7 @@ def test_a_strategy_of_the_pipeline_and_one_of_the_call(pocket: Any) -> None:
     assert planned != plain
     assert write(RECORD) == write(RECORD, window_length=4) == [{"generated_text": planned}]
     assert write(RECORD, strategy="autoregressive") == [{"generated_text": plain}]
-    # A config of the call takes the place of the host's arguments of the pipeline, not of the strategy.
+    # A config of the call replaces the host's arguments of the pipeline, not the strategy.
     config = GenerationConfig(max_new_tokens=12, do_sample=False)
     assert write(RECORD, generation_config=config) == [
         {"generated_text": direct(pocket, strategy="planned_diffusion", max_new_tokens=12, **shown)}

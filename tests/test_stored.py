@@ -33,11 +33,11 @@ ROOT = Path(hf_hybrid.__file__).parent
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("checkpoint")
+    made = tmp_path_factory.mktemp("checkpoint")
     model = hybrid()
     model.get_output_embeddings().bias = None  # the class has none, and loading would miss it
-    model.save_pretrained(place)
-    return place
+    model.save_pretrained(made)
+    return made
 
 
 def harmless() -> GenerationConfig:

@@ -58,10 +58,10 @@ OVERRUN = Example(
 """Its first part has 10 tokens, and the longest length is 8."""
 
 
-def rows_of(batch: dict[str, Tensor], line: int = 0) -> list[Row]:
+def rows_of(batch: dict[str, Tensor], b: int = 0) -> list[Row]:
     """The rows of one collated example."""
     names = ("input_ids", "position", "span", "noisy", "anchor", "block")
-    return [Row(*values) for values in zip(*(batch[name][line].tolist() for name in names), strict=True)]
+    return [Row(*values) for values in zip(*(batch[name][b].tolist() for name in names), strict=True)]
 
 
 def batch_of(rows: Sequence[Row], depends: Sequence[set[int]]) -> dict[str, Tensor]:

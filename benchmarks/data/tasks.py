@@ -56,4 +56,4 @@ def wordnet_task(source: Source) -> Task:
 
 
 EVERY_TASK: Mapping[str, Maker] = {**TASKS, "factbook": factbook_task, "wordnet": wordnet_task}
-"""Task name -> what makes its data."""
+"""Task name -> maker of its data."""

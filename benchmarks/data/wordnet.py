@@ -196,7 +196,7 @@ class EntrySampler:
         while len(senses) < size:
             own = self.lexicon[next(words)]
             number = min(rng.randint(1, 4), len(own), size - len(senses))
-            chosen = [own[place] for place in sorted(rng.sample(range(len(own)), number))]
+            chosen = [own[index] for index in sorted(rng.sample(range(len(own)), number))]
             if coin and rng.random() < coin:
                 taken = {sense.word for sense in senses}
                 while (name := coined_word(rng, self.words)) in taken:

@@ -1,4 +1,4 @@
-"""Speculative decoding beside plain decoding, stock prompt lookup and other packages: ``bench --task speculative``."""
+"""Measures speculative decoding beside plain decoding, stock prompt lookup and other packages."""
 
 from benchmarks.speculation.checks import Difference, difference, loop_free_length
 from benchmarks.speculation.journal import Journal, JournalError

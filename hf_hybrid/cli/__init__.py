@@ -53,7 +53,7 @@ _COMMANDS = (
 )
 for _command in _COMMANDS:
     app.command()(guarded(_command))
-# What these do not know goes on to the program that they start.
+# Options that these do not know go to the program that they start.
 app.command(context_settings=serve.PASS_ON)(guarded(serve.serve))
 _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 app.command("lm-eval", context_settings=_passed_on)(guarded(lm_eval.lm_eval))

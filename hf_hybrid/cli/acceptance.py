@@ -1,4 +1,4 @@
-"""A picture of acceptance along a text: which tokens were drafted and accepted, and which the model wrote itself."""
+"""Draws acceptance along a text: which tokens were drafted and accepted, and which the model wrote itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 CELL, LINE, MARGIN, WIDTH = 7.3, 20.0, 14.0, 92  # width of a character, height of a line, border in pixels; characters
 BACKGROUND, PLAIN, DIM = "#0d1117", "#c9d1d9", "#8b949e"
 COLORS = {"accepted": "#1f6f3a", "own": "#7a5b12", "alone": "none"}
-"""accepted: a drafted token; own: the model's, behind the accepted tokens of a draft; alone: of a pass without one."""
+"""accepted: drafted and accepted; own: the model's, where a draft ended or was rejected; alone: of a pass without a
+draft."""
 _LEGEND = (("accepted", "drafted, accepted"), ("own", "the model's own, behind a draft"), ("alone", "no draft"))
 
 
@@ -72,7 +73,7 @@ def _box(x: float, y: float, width: float, kind: str) -> str:
 
 
 def _words(x: float, y: float, text: str, color: str) -> str:
-    # Control characters are no XML; the text length keeps the boxes true whatever font is there.
+    # Control characters are not allowed in XML; the text length makes the boxes fit in every font.
     shown = escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
     length = CELL * max(cell_len(text), 1)
     return f'<text x="{x:.1f}" y="{y:.1f}" fill="{color}" textLength="{length:.1f}" xml:space="preserve">{shown}</text>'

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from hf_hybrid.cli.bench_loading import ROUNDS, bench_loading
 from hf_hybrid.cli.command import (
     DEFAULT_MODEL,
     INTERRUPTED,
@@ -25,7 +26,6 @@ from hf_hybrid.cli.command import (
     quiet,
     read_items,
 )
-from hf_hybrid.cli.loading import ROUNDS, bench_loading
 from hf_hybrid.cli.progress import counting, waiting
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
     dtype: Annotated[
         str,
-        typer.Option(help=f"Of the weights: {', '.join(DTYPES)}; several, with commas, stand in one table."),
+        typer.Option(help=f"Of the weights: {', '.join(DTYPES)}; several, with commas, give one table."),
     ] = "float32",
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
     threads: Threads = None,
@@ -219,12 +219,12 @@ def _print(run: Run, results: Sequence[Result], shape: dict[str, Any], facts: di
 
 
 def _groups(shape: dict[str, Any]) -> str:
-    """Over how many groups of prompts the intervals are."""
+    """Number of groups of prompts that the intervals are over."""
     return f"{shape['countries']} countries" if "countries" in shape else f"{shape['groups']} groups"
 
 
 def result_table(results: Sequence[Result]) -> Table:
-    """One line per candidate, types of weights one below the other; fits into 80 columns."""
+    """Table of the candidates, one type of weights below the other; fits into 80 columns."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("candidate", no_wrap=True)
     for name in ("seconds", "speedup", "95 %", "t/pass", "passes", "lines", "right", "95 %"):

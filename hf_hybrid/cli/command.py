@@ -41,11 +41,11 @@ class UsageError(ValueError):
 
 
 class InputError(ValueError):
-    """A part of the input that could not be used; the rest was; exit code 1."""
+    """Some of the input could not be used; the rest was; exit code 1."""
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with ``--debug``: without it an error is one line on stderr and an exit code."""
+    """Add ``--debug`` to ``command``; without it an error is one line on stderr and an exit code."""
     signature = inspect.signature(command, eval_str=True)
     option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -79,7 +79,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _line_of(error: BaseException) -> str:
-    """What an exception says, in one line; of one that says what is wrong to programmers alone, its class too."""
+    """The message of an exception in one line; with its class, if it is an error that only programmers understand."""
     text = " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
         return text or type(error).__name__
@@ -103,7 +103,7 @@ def console() -> Console:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and warnings of the libraries, which are loaded here if they were not."""
+    """Silence progress bars and warnings of the libraries, and load them if they are not."""
     with waiting("loading torch and transformers"):
         from transformers.utils import logging
 
@@ -121,7 +121,7 @@ def quiet() -> Iterator[None]:
 
 
 def load(name: str, dtype: str = "float32", device: str = "cpu", threads: int | None = None) -> tuple[Any, Any, Path]:
-    """Model (enabled, in eval mode), tokenizer, and the folder of the checkpoint (of that name, for one on the Hub).
+    """Load a model (enabled, in eval mode) and its tokenizer; the path is its folder, or names a Hub id.
 
     ``dtype="auto"`` is that of the checkpoint.
     """
@@ -136,37 +136,37 @@ def _load(name: str, dtype: str, device: str, threads: int | None) -> tuple[Any,
 
     if threads is not None:
         torch.set_num_threads(threads)
-    model, place = load_network(name, dtype)
+    model, source = load_network(name, dtype)
     with _loading(name, "the tokenizer"):
-        tokenizer = AutoHybridTokenizer.from_pretrained(place, padding_side="left")
+        tokenizer = AutoHybridTokenizer.from_pretrained(source, padding_side="left")
     with _loading(name, f"--device {device}"):
         return model.to(device).eval(), tokenizer, folder_of(name)
 
 
 def load_network(name: str, dtype: str) -> tuple[Any, str]:
-    """The model (enabled) of a folder, a bundled checkpoint or a Hub id, and what ``from_pretrained`` calls it."""
+    """Load the model (enabled) of a folder, a bundled checkpoint or a Hub id; with its name for the host."""
     import torch
 
     from hf_hybrid import AutoHybridModelForCausalLM
 
     folder = folder_of(name)
-    place = str(folder) if folder.is_dir() else name
+    source = str(folder) if folder.is_dir() else name
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     with _loading(name, "the model"):
         if folder.is_dir():
             check_folder(folder)
         model, told = AutoHybridModelForCausalLM.from_pretrained(
-            place, dtype=wanted, use_safetensors=True, output_loading_info=True
+            source, dtype=wanted, use_safetensors=True, output_loading_info=True
         )
         missing = sorted(told["missing_keys"])
         if missing:  # the host would draw them at random
             raise LoadingError(f"{len(missing)} tensors of the model are not there, such as {missing[0]}")
-    return model, place
+    return model, source
 
 
 @contextmanager
 def _loading(name: str, part: str) -> Iterator[None]:
-    """Turn whatever loading ``part`` raises into one line: with a broken file it may be anything."""
+    """Turn whatever loading ``part`` raises into one line; a broken file may raise anything."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -179,7 +179,7 @@ def _loading(name: str, part: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """What is wrong with a model, and what to do where the host does not say it."""
+    """Say what is wrong with a model, and what to do where the host does not say it."""
     said = _line_of(error).removesuffix(_DEBUG)
     if "ignore_mismatched_sizes" in said:  # points at a report that is not shown here
         return "the weights have other shapes than config.json says"

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as RichText
 
 from hf_hybrid.cli.command import DEFAULT_MODEL, Model, TestSet, Threads, UsageError, console, load, quiet, read_items
-from hf_hybrid.cli.parts import plan_table
 from hf_hybrid.cli.picture import Film, animated_svg
+from hf_hybrid.cli.plan_display import plan_table
 from hf_hybrid.cli.progress import counting
 from hf_hybrid.cli.prompts import text_of
-from hf_hybrid.cli.view import CanvasView, Pace, watchable
+from hf_hybrid.cli.view import CanvasView, Playback, watchable
 
 SHOWN, TWIN = "planned_verified", "autoregressive"
 TITLE, TWIN_TITLE = "planned diffusion", "the same prompt, token by token"
@@ -46,8 +46,8 @@ def demo(
         from hf_hybrid import control_tokens
         from hf_hybrid.evaluation import CANDIDATES, measure, results_of
 
-        out.print(Text(f"The record{_about(item)}:", style="bold"))
-        out.print(Text(item.sheet.prompt + "\n"))
+        out.print(RichText(f"The record{_about(item)}:", style="bold"))
+        out.print(RichText(item.sheet.prompt + "\n"))
         with counting() as told:
             run = measure(network, tokenizer, [item], CANDIDATES, max_new_tokens=max_new_tokens, progress=told)
         if run.interrupted:
@@ -60,8 +60,8 @@ def demo(
 
         def about(name: str, title: str) -> tuple[Any, ...]:
             before = run.measurements[name][0]
-            pace = Pace(before.seconds, before.num_forwards, slower)
-            return tokenizer.decode, title, control_tokens(network), pace
+            playback = Playback(before.seconds, before.num_forwards, slower)
+            return tokenizer.decode, title, control_tokens(network), playback
 
         def show(name: str, title: str) -> Any:
             view = CanvasView(out, *about(name, title)) if watchable(out) else None
@@ -75,10 +75,10 @@ def demo(
 
         report = show(SHOWN, TITLE)
         if report.spans:
-            out.print(Text("The plan:", style="bold"))
+            out.print(RichText("The plan:", style="bold"))
             out.print(plan_table(report, tokenizer.decode))
-        out.print(Text("\nThe answer:", style="bold"))
-        out.print(Text(run.measurements[SHOWN][0].text.rstrip("\n") + "\n"))
+        out.print(RichText("\nThe answer:", style="bold"))
+        out.print(RichText(run.measurements[SHOWN][0].text.rstrip("\n") + "\n"))
         if watchable(out):
             show(TWIN, TWIN_TITLE)
         results = results_of(run, getattr(network.generation_config, "hf_hybrid", None))
@@ -95,7 +95,7 @@ def demo(
 def _write(
     network: Any, tokenizer: Any, item: Any, strategy: str | None, settings: Any, max_new_tokens: int, streamer: Any
 ) -> Any:
-    """The report of one call, which ``streamer`` follows pass by pass."""
+    """Write one answer, which ``streamer`` follows pass by pass, and return its report."""
     encoded = tokenizer(item.sheet.prompt, return_tensors="pt")
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}  # (1, prompt)
     call = {
@@ -108,7 +108,7 @@ def _write(
 
 
 def race_table(run: Any, results: list[Any], item: Any) -> Table:
-    """Every candidate on this one prompt."""
+    """Table of every candidate on this one prompt."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("strategy", no_wrap=True)
     for name in ("seconds", "speedup", "passes", "tokens/pass", "same text?", "right?"):

@@ -1,4 +1,4 @@
-"""What a folder of a checkpoint must hold, looked at before the host reads it: anybody may have written it."""
+"""Checks of a checkpoint folder before the host reads it: anybody may have written it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LoadingError(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder of which the host would read a pickle, which may run code, or what stands outside of it.
+    """Refuse a folder that makes the host read a pickle, which may run code, or a file outside of it.
 
     Raises:
         LoadingError: with the name of the file, and what to do.
@@ -36,7 +36,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """The index of a checkpoint in several files must name files of that format beside it."""
+    """Check that the index of a checkpoint in several files names safetensors files beside it."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise LoadingError(f"{path.name} has more than {MAX_BYTES} bytes")

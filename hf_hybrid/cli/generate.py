@@ -137,7 +137,7 @@ def generate(
 
 
 def _checked(plans: list[Any], network: Any, settings: dict[str, Any], source: Path | None) -> list[Any]:
-    """``plans`` if this model can carry them out."""
+    """Check that this model can carry out ``plans``."""
     from hf_hybrid import PlanError, control_tokens, grammar_of
 
     control = control_tokens(network)
@@ -168,8 +168,11 @@ def _how(strategy: str, settings: dict[str, Any]) -> dict[str, Any]:
 def _write(
     network: Any, tokenizer: Any, inputs: dict[str, Any], call: dict[str, Any], rival: Race | None, shown: str
 ) -> Any:
-    """The output of ``generate()``. ``shown``: ``json``, nothing; ``text``, as it is confirmed; ``view``, that too
-    where it cannot be drawn or there is nothing to draw."""
+    """Call ``generate()`` and show its text.
+
+    ``shown``: ``json``: nothing; ``text``: tokens as they are confirmed; ``view``: the canvas, or text where it cannot
+    be drawn.
+    """
     from transformers import TextStreamer
 
     from hf_hybrid import control_tokens
@@ -198,7 +201,7 @@ def _write(
 
 
 def _numbers(report: Any, seconds: float) -> str:
-    """One line about an answer."""
+    """The numbers of an answer in one line."""
     parts = f"{len(report.spans)} parts, " if report.spans else ""
     return (
         f"{report.strategy}: {report.num_tokens} tokens, {parts}{report.num_forwards} passes, "
@@ -214,7 +217,7 @@ generate.__signature__ = (
 
 
 def _check_job(prompt: str | None, source: Path | None, strategy: str, one: bool) -> None:
-    """Raise for options that do not go with --output; ``one``: True: some of a single answer are among them."""
+    """Raise for options that do not go with --output; ``one``: True: one of them is for a single answer."""
     if prompt is not None or source is None:
         raise UsageError("--output needs --input FILE with one prompt a line, and no PROMPT")
     if one:

@@ -1,4 +1,4 @@
-"""``hf-hybrid generate --output``: from a file of prompts to a file of answers, and on from where it stopped."""
+"""``hf-hybrid generate --output``: answers a file of prompts, and continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 
 from hf_hybrid.cli.command import InputError, UsageError, folder_of, load
-from hf_hybrid.cli.lines import Job, check_output, plan_job, read_prompts, write_answers
+from hf_hybrid.cli.job_files import Job, check_output, plan_job, read_prompts, write_answers
 from hf_hybrid.cli.locked import locked
 from hf_hybrid.cli.plan import as_json as plan_json
 from hf_hybrid.cli.prompts import encode, needs_template
 
 CHUNK, MOST_CHUNKS = 1 << 20, 256
-"""Bytes, and how many times as many are read of a file to tell it from another one; smaller files are read whole."""
+"""Bytes of a piece, and the most pieces that are read of a file for its digest; smaller files are read whole."""
 
 
 def answer_file(
@@ -63,7 +63,7 @@ def answer_file(
 def answers_of(
     network: Any, tokenizer: Any, job: Job, chat: bool, batch_size: int, call: Mapping[str, Any]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Place of each record, and text, plan, report and error of its answer."""
+    """Index of each record, and text, plan, report and error of its answer."""
     from hf_hybrid import generate_many
 
     if chat:
@@ -72,11 +72,11 @@ def answers_of(
     goes_on = bool(call.get("continue_final_message"))
 
     def prompts() -> Iterator[Any]:
-        for place, record in enumerate(job.records):
+        for index, record in enumerate(job.records):
             try:
                 yield encode(tokenizer, record.get("messages") or record["prompt"], chat, goes_on)["input_ids"][0]
             except (InputError, UsageError) as error:
-                faults[place] = str(error)
+                faults[index] = str(error)
                 yield ()
 
     call = {**call, "tokenizer": tokenizer}
@@ -89,7 +89,7 @@ def answers_of(
 
 
 def answer_json(text: str | None, report: Any, tokenizer: Any) -> dict[str, Any]:
-    """Text, plan (as ``hf-hybrid plan`` prints it) and report of an answer; the host has neither of the last two."""
+    """Text, plan (as ``hf-hybrid plan`` prints it) and report of an answer; the host gives text alone."""
     if report is None:
         return {"text": text, "plan": None, "report": None}
     numbers = report.as_data() | {"spans": [span.as_data(tokenizer.decode) for span in report.spans]}
@@ -97,7 +97,7 @@ def answer_json(text: str | None, report: Any, tokenizer: Any) -> dict[str, Any]
 
 
 def _files(model: str) -> dict[str, str]:
-    """``files``: a digest of what a folder of a model holds; nothing for a model that is no folder."""
+    """``files``: a digest of the files in a model's folder; empty for a model that is no folder."""
     folder = folder_of(model)
     if not folder.is_dir():
         return {}
@@ -110,7 +110,7 @@ def _files(model: str) -> dict[str, str]:
 
 
 def _add(digest: Any, path: Path) -> None:
-    """The size of a file and evenly spaced pieces of it."""
+    """Add the size of a file and evenly spaced pieces of it to ``digest``."""
     size = path.stat().st_size
     digest.update(size.to_bytes(8, "big"))
     step = max(CHUNK, size // MOST_CHUNKS)

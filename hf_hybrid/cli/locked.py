@@ -1,4 +1,4 @@
-"""A file that one run at a time appends to."""
+"""A lock on a file, so that one run at a time appends to it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hf_hybrid.locks import InUseError, exclusive
 
 @contextmanager
 def locked(path: Path) -> Iterator[BinaryIO]:
-    """``path``, made if there is none, for this process alone; the lock ends with the process, however it ends.
+    """Open ``path``, made if there is none, for this process alone; the lock ends with the process.
 
-    A file that was made here and is still empty in the end is taken away again.
+    A file that was made here and is still empty in the end is removed.
 
     Raises:
         UsageError: another run has it.
@@ -36,5 +36,5 @@ def locked(path: Path) -> Iterator[BinaryIO]:
             yield file
         finally:
             if made and os.fstat(file.fileno()).st_size == 0:
-                with suppress(OSError):  # Windows takes no open file away
+                with suppress(OSError):  # Windows cannot remove an open file
                     path.resolve().unlink()

@@ -28,7 +28,7 @@ def setting_parameters() -> list[inspect.Parameter]:
 
 
 def given_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that were named on the command line; the word ``none`` switches a setting off."""
+    """The settings given on the command line; the word ``none`` switches a setting off."""
     settings: dict[str, Any] = {}
     for name, value in options.items():
         if value is None:

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
 
-from hf_hybrid.cli.view import CanvasView, Pace
+from hf_hybrid.cli.view import CanvasView, Playback
 
 if TYPE_CHECKING:
     from hf_hybrid.core.canvas import Canvas
@@ -31,14 +31,14 @@ class Film:
     """A streamer that keeps a frame per pass: hand it to ``generate(streamer=...)``.
 
     Args:
-        decode: token ids to text. title: of the answer. control: tokens that are no text. pace: of the picture.
+        decode: token ids to text. title: of the answer. control: tokens that are no text. playback: its speed.
         width, height: in characters.
     """
 
     decode: Any
     title: str
     control: ControlTokens | None
-    pace: Pace
+    playback: Playback
     width: int = 80
     height: int = 24
     frames: list[tuple[float, list[list[Segment]]]] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Film:
         self.console = Console(
             file=io.StringIO(), width=self.width, height=self.height, force_terminal=True, color_system="standard"
         )
-        self.view = CanvasView(self.console, self.decode, self.title, self.control, self.pace)
+        self.view = CanvasView(self.console, self.decode, self.title, self.control, self.playback)
 
     def put(self, value: Any) -> None:
         """Confirmed tokens; the canvas shows them."""
@@ -57,14 +57,14 @@ class Film:
         """Nothing follows."""
 
     def put_canvas(self, canvas: Canvas, mask: int) -> None:
-        """Keep the canvas as it stands."""
+        """Keep a frame of the canvas."""
         self.view.step(canvas)
         lines = self.console.render_lines(self.view.frame(canvas, self.height), pad=False)
-        self.frames.append((self.view.passes * self.pace.pause, lines[: self.height]))
+        self.frames.append((self.view.passes * self.playback.pause, lines[: self.height]))
 
 
 def animated_svg(films: Sequence[Film]) -> str:
-    """The films one above the other, started at the same time, over and over."""
+    """Draw the films one above the other; they start together and repeat."""
     cycle = max(film.frames[-1][0] for film in films) + HOLD
     width = max(film.width for film in films) * CELL + 2 * MARGIN
     groups: list[str] = []
@@ -111,7 +111,7 @@ def _line(segments: Sequence[Segment], y: float) -> str:
     column = 0
     for segment in Segment.simplify(segments):
         for run in re.finditer(r"\S+(?: \S+)*", segment.text):
-            # Every run has its place and its width: fonts differ, and longer spaces are not kept by every program.
+            # Every run has its own x and width: fonts differ, and some programs do not keep longer spaces.
             x = MARGIN + CELL * (column + cell_len(segment.text[: run.start()]))
             fit = f'x="{x:.1f}" textLength="{CELL * cell_len(run[0]):.1f}" lengthAdjust="spacingAndGlyphs"'
             pieces.append(f"<tspan {fit}{_style(segment)}>{escape(run[0])}</tspan>")

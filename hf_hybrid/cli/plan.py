@@ -61,14 +61,14 @@ def plan(
 
 
 def as_json(plans: Sequence[Plan], tokenizer: Any) -> dict[str, Any]:
-    """Plans as they are printed; ``from_json`` reads them."""
+    """Plans as JSON, which ``from_json`` reads."""
     from hf_hybrid.decoding.output import plans_as_data  # brings torch, which errors of usage do without
 
     return plans_as_data(plans, tokenizer.decode)
 
 
 def from_json(data: Any, tokenizer: Any) -> list[Plan]:
-    """Plans from their JSON; what is wrong with it is a ``UsageError`` that names the part."""
+    """Read plans from their JSON; an error is a ``UsageError`` that names the part."""
     from hf_hybrid.core.plan import Plan, Span
 
     def ids(text: str) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ def from_json(data: Any, tokenizer: Any) -> list[Plan]:
 
 
 def check_form(data: Any) -> list[Any]:
-    """The rounds of a plan in JSON; needs no model. Whether lengths and labels are allowed is known only with one."""
+    """Check the form of a plan in JSON and return its rounds; lengths and labels are checked later, with the model."""
     rounds = data.get("rounds") if isinstance(data, Mapping) else None
     if not isinstance(rounds, list) or not rounds or set(data) != {"rounds"}:
         raise UsageError(f"a plan has the form {FORM}")
@@ -100,13 +100,13 @@ def check_form(data: Any) -> list[Any]:
             raise UsageError(f"round {number}: lead must be a text, not {entry['lead']!r}")
         if len(parts) > most:
             raise UsageError(f"round {number} has {len(parts)} parts; no plan may have more than {most}")
-        for place, part in enumerate(parts, 1):
-            _check_part(part, f"round {number}, part {place}", len(parts))
+        for part_number, part in enumerate(parts, 1):
+            _check_part(part, f"round {number}, part {part_number}", len(parts))
     return rounds
 
 
 def _check_part(part: Any, where: str, count: int) -> None:
-    """A ``UsageError`` when ``part``, one of ``count``, has not the form of one."""
+    """Raise a ``UsageError`` if ``part``, one of ``count``, does not have the form of a part."""
     unknown = set(part) - {"label", "length", "depends", "text"} if isinstance(part, Mapping) else {str(part)}
     if unknown or "label" not in part:
         raise UsageError(f"{where} needs a label and may have length, depends and text, not {sorted(unknown)}")
@@ -123,7 +123,7 @@ def _check_part(part: Any, where: str, count: int) -> None:
 
 
 def read_plan_file(path: Path) -> Any:
-    """The JSON of a plan; its form is checked, before a model is loaded."""
+    """Read the JSON of a plan and check its form, before a model is loaded."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -136,13 +136,15 @@ def read_plan_file(path: Path) -> Any:
 
 
 def plans_to_write(data: Any, only: str | None, tokenizer: Any) -> list[Plan]:
-    """The plans of a file, parts behind those that they depend on; with ``only`` (``PART`` or ``ROUND.PART``, numbers
-    of the file, from 1) that part is to be written again."""
+    """The plans of a file, each part behind those that it depends on.
+
+    With ``only`` (``PART`` or ``ROUND.PART``, numbers of the file, from 1) that part is to be written again.
+    """
     from hf_hybrid.core.plan import PlanError
 
     plans = from_json(data, tokenizer)
     if only is not None:
-        number, part = _place(only)
+        number, part = _part_number(only)
         if not 1 <= number <= len(plans):
             raise UsageError(f"--only {only}: the plan has {len(plans)} rounds")
         spans = plans[number - 1].spans
@@ -163,8 +165,8 @@ def plans_to_write(data: Any, only: str | None, tokenizer: Any) -> list[Plan]:
     return sorted_plans
 
 
-def _place(only: str) -> tuple[int, int]:
-    """Round and part, from 1."""
+def _part_number(only: str) -> tuple[int, int]:
+    """Round and part of ``--only``, from 1."""
     first, dot, second = only.partition(".")
     if not first.isdigit() or (dot and not second.isdigit()):
         raise UsageError(f"--only {only}: give the number of a part, or ROUND.PART")

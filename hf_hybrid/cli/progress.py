@@ -1,4 +1,4 @@
-"""What a command is doing, on standard error: a spinner while it loads, a bar while it measures.
+"""Shows on standard error what a command is doing: a spinner while it loads, a bar while it measures.
 
 Standard output is never touched. Where standard error is no terminal, loading is silent and a measurement writes one
 plain line per stage.
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 Told = Callable[[str, str, int, int], None]
-"""Is told what begins: its stage, its name, and how many steps are done out of how many."""
+"""Called when a step begins, with its stage, its name, the number of steps done and of all steps."""
 
 
 @contextmanager
@@ -30,9 +30,9 @@ def waiting(text: str) -> Iterator[None]:
 
 @contextmanager
 def counting() -> Iterator[Told]:
-    """A bar that moves with every step.
+    """Show a bar that moves with every step.
 
-    It is drawn when a step begins and at no other time: a thread that draws would be measured too.
+    It is drawn only when a step begins: a drawing thread would be measured too.
     """
     errors = Console(stderr=True)
     columns = (

@@ -1,4 +1,4 @@
-"""The prompt of a command: from an argument, standard input or a file, to token ids."""
+"""Reads the prompt of a command from an argument, standard input or a file, and encodes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_hybrid.cli.command import InputError, UsageError
 
 
 def read_prompt(prompt: str | None, source: Path | None) -> str:
-    """The prompt from wherever it was given."""
+    """Read the prompt from the argument, standard input or a file."""
     if (prompt is None) == (source is None):
         raise UsageError("give one prompt: PROMPT, - for standard input, or --input FILE")
     given = sys.stdin.read() if prompt == "-" else prompt
@@ -25,7 +25,7 @@ def read_prompt(prompt: str | None, source: Path | None) -> str:
 
 
 def text_of(source: Path) -> str:
-    """What a file says; InputError when it is no text."""
+    """The text of a file; InputError if it is no text."""
     try:
         return source.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -39,7 +39,7 @@ def needs_template(tokenizer: Any) -> None:
 
 
 def encode(tokenizer: Any, text: str | list[dict[str, Any]], chat: bool, continues: bool = False) -> dict[str, Any]:
-    """``input_ids`` and ``attention_mask``, each ``(1, prompt)``, of a text or a chat.
+    """Encode a text or a chat: ``input_ids`` and ``attention_mask``, each ``(1, prompt)``.
 
     Args:
         continues: True: the last turn of a chat is not closed, the answer goes on with it.

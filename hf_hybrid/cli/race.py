@@ -1,4 +1,4 @@
-"""The same prompt token by token: written once without drawing, then shown on the clock of the other answer."""
+"""The race: the same prompt is written token by token without drawing, then shown on the clock of the other answer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from hf_hybrid.core.canvas import Canvas
 
 RIVAL = "autoregressive"
-WARM_UP = 2  # tokens of the call before, which pays what only a first call pays
+WARM_UP = 2  # tokens of a call before, which takes the costs of a first call
 
 
 @dataclass
 class Race:
-    """A streamer that notes when tokens were confirmed, and can tell how far the answer was at any time.
+    """A streamer that records when tokens were confirmed, and can tell how far the answer was at any time.
 
     Attributes:
         ends: seconds since ``start`` at which each pass ended. counts: tokens confirmed by then. tokens: of the answer.
@@ -36,18 +36,18 @@ class Race:
         """Nothing follows."""
 
     def put_canvas(self, canvas: Canvas, mask: int) -> None:
-        """Note the pass."""
+        """Record a pass."""
         self.tokens = canvas.confirmed()
         self.ends.append(time.perf_counter() - self.started)
         self.counts.append(len(self.tokens))
 
     @property
     def seconds(self) -> float:
-        """Of the whole answer."""
+        """Seconds of the whole answer."""
         return self.ends[-1] if self.ends else 0.0
 
     def at(self, seconds: float) -> tuple[int, list[int]]:
-        """Passes made and tokens confirmed ``seconds`` after the start."""
+        """Number of passes and confirmed tokens ``seconds`` after the start."""
         passes = bisect_right(self.ends, seconds)
         return passes, self.tokens[: self.counts[passes - 1]] if passes else []
 

@@ -15,7 +15,7 @@ from hf_hybrid.config import SETTINGS
 Strategy = Literal[*SETTINGS]  # type: ignore[valid-type]
 
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
-"""Context settings of the command: what it does not know goes to the host."""
+"""Context settings of the command: options that it does not know go to the host."""
 
 
 class ServingError(ValueError):
@@ -64,14 +64,14 @@ def serve(
 
 
 def model_and_type(options: dict[str, Any], typed: bool) -> str:
-    """Put what is to be loaded into the host's ``options``; the name comes back by which clients may call it.
+    """Put the model and its type into the host's ``options``; returns the name by which clients may call it.
 
     Args:
         typed: True: the type of the weights was named.
 
     Raises:
         UsageError: options that would bypass the strategies, or a model that the host cannot load.
-        LoadingError: a folder that is not to be read.
+        LoadingError: a folder that must not be read.
     """
     if options.get("continuous_batching"):
         raise UsageError(

@@ -1,8 +1,8 @@
-"""What the host's server needs for strategies: a request is checked before anything is written, and errors are told.
+"""Adapts the host's server to strategies: a request is checked before anything is written, and errors are reported.
 
 ``transformers serve`` hands the generation config of a request to ``generate()``, so a mode arrives there by itself.
-But what ``generate()`` raises comes out as a bare ``500``, or as the normal end of a stream. The names of the host that
-are replaced for that stand in ``hybrid_server`` alone.
+But an error of ``generate()`` comes out as a bare ``500``, or as the normal end of a stream. The methods of the host
+that are replaced for that are named in ``hybrid_server`` alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_BEAMS = 16
 
 @contextmanager
 def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None]:
-    """Let a server of the host that is started inside answer for strategies.
+    """Make a server of the host that is started inside understand strategies.
 
     Args:
         name: by which clients may call the model. loaded: how the host calls it, which they may use too.
@@ -40,7 +40,7 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
     from transformers.cli.serving.utils import GenerateManager
 
     def models(_: Any) -> Any:
-        # The host lists what lies in the cache of the Hub, none of which it serves beside the model that it was given.
+        # The host lists the models in the cache of the Hub, none of which it serves beside the one that it was given.
         return staticmethod(lambda *_: [{"id": name, "object": "model", "created": 0, "owned_by": ""}])
 
     handlers = (ChatCompletionHandler, CompletionHandler, ResponseHandler)
@@ -64,7 +64,7 @@ def hybrid_server(name: str, loaded: str, strategy: str | None) -> Iterator[None
 
 
 def _handling(name: str, loaded: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    """``handle_request`` of one of the host's handlers, which says what is wrong with a request."""
+    """Wrap ``handle_request`` of a handler of the host so that it says what is wrong with a request."""
     from fastapi import HTTPException  # type: ignore[import-not-found]  # of the extra [serving]
     from fastapi.responses import JSONResponse  # type: ignore[import-not-found]
 
@@ -89,7 +89,7 @@ def _handling(name: str, loaded: str, original: Callable[..., Any]) -> Callable[
 
 
 def _streaming(strategy: str | None, original: Callable[..., Any]) -> Callable[..., Any]:
-    """``generate_streaming`` of the host, which refuses before the stream begins."""
+    """Wrap ``generate_streaming`` of the host so that it refuses before the stream begins."""
 
     def generate_streaming(
         self: Any, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any
@@ -101,7 +101,7 @@ def _streaming(strategy: str | None, original: Callable[..., Any]) -> Callable[.
 
 
 def _whole(strategy: str | None, original: Callable[..., Any]) -> Callable[..., Any]:
-    """``generate_non_streaming`` of the host, which says what went wrong."""
+    """Wrap ``generate_non_streaming`` of the host so that it says what went wrong."""
 
     async def generate_non_streaming(
         self: Any, model: Any, processor: Any, inputs: Any, gen_config: Any, *args: Any, **kwargs: Any
@@ -200,7 +200,7 @@ def _bound(model: Any, prompt: int, config: Any) -> None:
 
 
 class Answering:
-    """Stands for a model in one request, and tells the host's server how the answer ended.
+    """A model for one request, which tells the host's server how the answer ended.
 
     The server says ``length`` when an answer has ``config.max_new_tokens`` tokens, else ``stop``. So an answer that was
     cut elsewhere (no positions left) makes that number its own, and one that ends with its last token raises it.
@@ -225,10 +225,10 @@ class Answering:
 
 
 class Streamed(Answering):
-    """The same for an answer that is streamed, so that a failure does not look like its end.
+    """The same for a streamed answer, so that a failure does not look like its end.
 
-    The decoding loop ends its streamer whatever happens, because a thread may be reading. The host's server takes that
-    for the end of the text and does not read the error behind it; and it puts the error into JSON unescaped.
+    The decoding loop always ends its streamer, because a thread may be reading. The host's server takes that for the
+    end of the text and does not read the error behind it; and it puts the error into JSON unescaped.
     """
 
     def generate(self, *, streamer: Any, **kwargs: Any) -> None:
@@ -244,7 +244,7 @@ class Streamed(Answering):
 
 
 class _Open:
-    """A streamer that is not ended."""
+    """A streamer that ``generate()`` cannot end."""
 
     def __init__(self, streamer: Any):
         self.put: Callable[[Any], None] = streamer.put

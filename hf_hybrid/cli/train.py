@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
+from rich.text import Text as RichText
 
 from hf_hybrid.cli.command import INTERRUPTED, UsageError, console
 
@@ -43,10 +43,10 @@ def run(
     tasks: Mapping[str, Maker] | None = None,
     command: Sequence[str] = ("hf-hybrid", "train"),
 ) -> None:
-    """What ``train`` does.
+    """Train a recipe, or check its data.
 
     Args:
-        tasks: that the recipe may name; None: those of the package. command: what goes on with a run.
+        tasks: that the recipe may name; None: those of the package. command: how a run is resumed.
     """
     if recipe.is_dir():
         raise UsageError(f"{recipe} is a folder; name the YAML file of a recipe")
@@ -78,31 +78,31 @@ def run(
 
 
 def _report(task: Any) -> None:
-    """What the data holds, on standard error: what was left out must be seen, and is no result."""
+    """Print a summary of the data to standard error: it names what was left out, and is no result."""
     for line in task.report:
         typer.echo(line, err=True)
 
 
 def _show_plan(task: Any) -> None:
-    """One sample of the data with its plan."""
+    """Print one sample of the data with its plan."""
     if task.sample is None:
         typer.echo("no sample has a plan")
         return
     out = console()
-    out.print(Text("A prompt:", style="bold"))
-    out.print(Text(f"{task.sample.prompt}\n"))
-    out.print(Text("Its answer, as it is planned:", style="bold"))
+    out.print(RichText("A prompt:", style="bold"))
+    out.print(RichText(f"{task.sample.prompt}\n"))
+    out.print(RichText("Its answer, as it is planned:", style="bold"))
     number = 0
     for piece in task.sample.pieces:
         if isinstance(piece, str):
-            out.print(Text(f"text: {_short(piece)}"), soft_wrap=True)
+            out.print(RichText(f"text: {_short(piece)}"), soft_wrap=True)
             continue
         first = number
         for part in piece:
             number += 1
             reads = f" (reads {', '.join(str(first + d + 1) for d in part.depends)})" if part.depends else ""
             line = f"part {number}{reads}: {_short(part.label)} | {_short(part.text)}"
-            out.print(Text(line), soft_wrap=True)
+            out.print(RichText(line), soft_wrap=True)
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""``hf-hybrid tune``: the defaults of a checkpoint from a sweep that was measured."""
+"""``hf-hybrid tune``: sets the defaults of a checkpoint from a measured sweep."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ def tune(
     ] = 0.01,
     margin: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Share of the time that others must save to replace what stands."),
+        typer.Option(
+            min=0.0, max=1.0, help="Share of the time that new settings must save to replace the stored ones."
+        ),
     ] = 0.03,
     write: Annotated[bool, typer.Option("--write/--dry-run", help="Change the checkpoint, or only say how.")] = True,
 ) -> None:
     """Write the fastest settings of a sweep into the generation_config.json of a checkpoint.
 
     For planned diffusion these are the fastest verified ones whose text equals span-autoregressive decoding as often as
-    any does; for block diffusion the fastest within --tolerance of the best exact match. What stands in the checkpoint
-    stays unless others are faster by more than --margin, the noise of a sweep. Nothing tunes itself while text is
-    generated.
+    any does; for block diffusion the fastest within --tolerance of the best exact match. What is stored in the
+    checkpoint stays unless others are faster by more than --margin, the noise of a sweep. Nothing tunes itself while
+    text is generated.
     """
     path = folder / "generation_config.json"
     try:

@@ -1,4 +1,4 @@
-"""The growing canvas on a terminal: the plan, and a panel per part with settled, drafted and open positions."""
+"""Shows a growing canvas on a terminal: the plan, and a panel per part with settled, drafted and open positions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as RichText
 
-from hf_hybrid.cli.parts import read_trunk, readable
+from hf_hybrid.cli.plan_display import read_trunk, readable
 
 if TYPE_CHECKING:
     from hf_hybrid.cli.race import Race
@@ -34,9 +34,11 @@ def watchable(console: Console) -> bool:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """To show an answer ``slower`` times slower than it was: ``seconds`` and ``num_forwards`` of the same call without
-    drawing."""
+class Playback:
+    """Shows an answer ``slower`` times slower than it was written.
+
+    ``seconds`` and ``num_forwards`` are of the same call without drawing.
+    """
 
     seconds: float
     num_forwards: int
@@ -44,7 +46,7 @@ class Pace:
 
     @property
     def pause(self) -> float:
-        """Seconds of a pass on the screen."""
+        """Seconds that a pass takes on the screen."""
         return self.slower * self.seconds / max(self.num_forwards, 1)
 
 
@@ -53,8 +55,8 @@ class CanvasView:
 
     Args:
         console: a terminal. decode: token ids to text. title: of the answer. control: tokens that are no text; None:
-            the model has none. pace: None: as fast as it is written, the clock without the time of drawing. race: shown
-            on the same clock below.
+            the model has none. playback: None: as fast as the answer is written; the clock leaves out the time of
+            drawing. race: shown below, on the same clock.
     """
 
     def __init__(
@@ -63,11 +65,11 @@ class CanvasView:
         decode: Any,
         title: str,
         control: ControlTokens | None = None,
-        pace: Pace | None = None,
+        playback: Playback | None = None,
         race: Race | None = None,
     ):
         self.console, self.decode, self.title = console, decode, title
-        self.pace, self.race = pace, race
+        self.playback, self.race = playback, race
         noise = control.noise if control is not None else None
         self.hidden = frozenset((*noise.banned, noise.end)) if noise is not None else frozenset[int | None]()
         self.grammar = _grammar(control)
@@ -94,24 +96,24 @@ class CanvasView:
         """Nothing follows."""
 
     def put_canvas(self, canvas: Canvas, mask: int) -> None:
-        """Draw; with a pace not before the next pass is due."""
+        """Draw the canvas; a playback then waits until the next pass is due."""
         begin = time.perf_counter()
         self.step(canvas)
-        if self.pace is None:
+        if self.playback is None:
             self.clock = begin - self.started - self.drawing
         self._draw(canvas)
-        if self.pace is not None:
-            time.sleep(max(self.started + self.passes * self.pace.pause - time.perf_counter(), 0.0))
+        if self.playback is not None:
+            time.sleep(max(self.started + self.passes * self.playback.pause - time.perf_counter(), 0.0))
         self.drawing += time.perf_counter() - begin
 
     def step(self, canvas: Canvas) -> None:
-        """One more pass was made."""
+        """Count a pass."""
         self.passes, self.last = self.passes + 1, canvas
-        if self.pace is not None:
-            self.clock = min(self.passes / max(self.pace.num_forwards, 1), 1.0) * self.pace.seconds
+        if self.playback is not None:
+            self.clock = min(self.passes / max(self.playback.num_forwards, 1), 1.0) * self.playback.seconds
 
     def finish_race(self) -> None:
-        """Show the rival up to its end, faster where that would take long."""
+        """Show the rival up to its end, faster if that would take long."""
         if self.race is None or self.last is None:
             return
         rest = self.race.seconds - self.clock
@@ -126,7 +128,7 @@ class CanvasView:
         self.live.update(self.frame(canvas, self.console.height - 1), refresh=True)
 
     def frame(self, canvas: Canvas, height: int | None = None) -> RenderableType:
-        """The canvas as it stands, in at most ``height`` lines; None: as many as it takes, and without plan and clock.
+        """Render the canvas in at most ``height`` lines; None: as many as it needs, without plan and clock.
 
         From above: title, plan, text before the parts, parts, text behind them, the rival, clock.
         """
@@ -134,11 +136,11 @@ class CanvasView:
         for lane in canvas.lanes:
             (trunks if lane.kind == "trunk" else spans).append(lane)
         behind = trunks[-1] if len(trunks) > 1 or not spans else None
-        title = Text(readable(self.title), style="bold cyan", no_wrap=True, overflow="ellipsis")
+        title = RichText(readable(self.title), style="bold cyan", no_wrap=True, overflow="ellipsis")
         if height is None:
             foot = [self._trunk(canvas, behind)] if behind is not None else []
             return Group(title, *([self._panels(spans, None)] if spans else []), *foot)
-        clock = Text(self._clock(canvas, trunks, spans), no_wrap=True, overflow="ellipsis")
+        clock = RichText(self._clock(canvas, trunks, spans), no_wrap=True, overflow="ellipsis")
         room = height - 2  # title and clock
         rival = self._rival() if self.race is not None and room > 3 * BORDER + RACE_LINES else None
         room -= BORDER + RACE_LINES if rival is not None else 0
@@ -155,52 +157,52 @@ class CanvasView:
 
     def _clock(self, canvas: Canvas, trunks: list[Lane], spans: list[Lane]) -> str:
         written = sum(len(self._read(canvas, lane)[0]) for lane in trunks) + sum(len(lane.text()) for lane in spans)
-        slower = f"   (shown {self.pace.slower:g} times slower)" if self.pace is not None else ""
+        slower = f"   (shown {self.playback.slower:g} times slower)" if self.playback is not None else ""
         return f"pass {self.passes}   {written / max(self.passes, 1):.1f} tokens a pass   {self.clock:.2f} s{slower}"
 
     def _read(self, canvas: Canvas, lane: Lane, drafted: bool = False) -> tuple[list[int], list[Entry]]:
-        """Text and plan of a trunk segment, with ``drafted`` also what is on trial."""
+        """Text and plan of a trunk segment, with ``drafted`` the drafted tokens too."""
         settled = lane.tokens[len(canvas.prompt) :] if lane is canvas.lanes[0] else lane.tokens
         return read_trunk([*settled, *lane.drafted.tokens] if drafted else settled, self.grammar)
 
-    def _plan(self, canvas: Canvas, trunks: list[Lane], spans: list[Lane], room: int) -> list[Text]:
-        """The parts with their lengths: one a line where there is room, else in a row."""
-        items: list[Text] = []
+    def _plan(self, canvas: Canvas, trunks: list[Lane], spans: list[Lane], room: int) -> list[RichText]:
+        """The parts with their lengths: one per line where there is room, else side by side."""
+        items: list[RichText] = []
         parts = [lane for lane in spans if lane.kind == "span"]
         rounds = [trunk for trunk in trunks if self._read(canvas, trunk, drafted=True)[1]]
         for number, trunk in enumerate(rounds, 1):
             settled = len(self._read(canvas, trunk)[1])
-            for place, entry in enumerate(self._read(canvas, trunk, drafted=True)[1], 1):
+            for part, entry in enumerate(self._read(canvas, trunk, drafted=True)[1], 1):
                 lane = parts[len(items)] if len(items) < len(parts) else None
-                name = f"{number}.{place}" if len(rounds) > 1 else str(place)
-                items.append(self._item(name, entry, lane, place > settled))
+                name = f"{number}.{part}" if len(rounds) > 1 else str(part)
+                items.append(self._item(name, entry, lane, part > settled))
         if room - len(items) >= 6 * -(-max(len(spans), 1) // 2):
             return items
-        row = Text("   ").join(items)
+        row = RichText("   ").join(items)
         lines = list(row.wrap(self.console, self.console.width)) if items else []
         return lines[-min(LIST_LINES, room // 4) :] if room >= 4 else []
 
-    def _item(self, name: str, entry: Entry, lane: Lane | None, drafted: bool) -> Text:
+    def _item(self, name: str, entry: Entry, lane: Lane | None, drafted: bool) -> RichText:
         length = "?" if entry.length is None else str(entry.length)
         if lane is not None:
             length = f"{len(lane.tokens) - lane.opening}/{length}"
         reads = f" reads {','.join(map(str, entry.reads))}" if entry.reads else ""
         style = DRAFTED if drafted else "" if lane is None else _state_style(lane)
-        return Text(f"{name} {self._decode(entry.label).strip()} {length}{reads}", style=style, no_wrap=True)
+        return RichText(f"{name} {self._decode(entry.label).strip()} {length}{reads}", style=style, no_wrap=True)
 
-    def _trunk(self, canvas: Canvas, lane: Lane) -> Text:
-        """The text of a trunk segment, up to where its plan begins; what is drafted of a plan stands in the plan."""
+    def _trunk(self, canvas: Canvas, lane: Lane) -> RichText:
+        """The text of a trunk segment, up to its plan; drafted entries of the plan are shown with the plan."""
         settled, (drafted, entries) = self._read(canvas, lane)[0], self._read(canvas, lane, drafted=True)
-        text = Text(self._decode(settled).lstrip("\n"), style=SETTLED if not lane.done else "")
+        text = RichText(self._decode(settled).lstrip("\n"), style=SETTLED if not lane.done else "")
         text.append(self._decode(drafted[len(settled) :]), DRAFTED)
         return text if entries else self._open(text, lane)
 
     def _rival(self) -> RenderableType:
-        """The same prompt token by token, as far as it was at this time."""
+        """The answer of the race as far as it was written at this time."""
         assert self.race is not None
         clock = min(self.clock if self.rival_clock is None else self.rival_clock, self.race.seconds)
         passes, tokens = self.race.at(clock)
-        text = Text(self._decode(tokens))
+        text = RichText(self._decode(tokens))
         lines = _tail(text, self.console, self.console.width - 4, RACE_LINES)
         return Panel(
             lines,
@@ -214,7 +216,9 @@ class CanvasView:
 
     def _panels(self, spans: list[Lane], height: int | None) -> Table:
         """Two panels (three on a wide terminal) side by side; a panel that is too small shows the end of its text.
-        Where not all fit, parts that are finished make room first."""
+
+        Where not all panels fit, those of finished parts are left out first.
+        """
         columns = 3 if self.console.width >= 120 and len(spans) > 2 else min(2, len(spans))
         if height is not None:
             spans = _fitting(spans, columns * max(height // (1 + BORDER), 1))
@@ -224,7 +228,7 @@ class CanvasView:
         for _ in range(columns):
             grid.add_column(ratio=1)
         panels = [self._panel(lane, self.console.width // columns - 4, room) for lane in spans]
-        panels += [Text()] * (rows * columns - len(panels))
+        panels += [RichText()] * (rows * columns - len(panels))
         for row in range(rows):
             grid.add_row(*panels[row * columns : (row + 1) * columns])
         return grid
@@ -235,21 +239,21 @@ class CanvasView:
         written = len(lane.tokens) - lane.opening
         return Panel(
             words if room is None else _tail(words, self.console, width, room),
-            title=Text(label, no_wrap=True, overflow="ellipsis"),
+            title=RichText(label, no_wrap=True, overflow="ellipsis"),
             title_align="left",
             subtitle="waits" if not lane.ready() else f"{written}/{lane.planned}",
             subtitle_align="right",
             border_style=_state_style(lane),
         )
 
-    def _words(self, lane: Lane) -> Text:
-        """The text of a part: settled bright, drafts dim, open positions as dots."""
-        text = Text(self._decode(lane.tokens[lane.opening :]).lstrip("\n"), style=SETTLED if not lane.done else "")
+    def _words(self, lane: Lane) -> RichText:
+        """The text of a part: settled tokens bright, drafted ones dim, open positions as dots."""
+        text = RichText(self._decode(lane.tokens[lane.opening :]).lstrip("\n"), style=SETTLED if not lane.done else "")
         text.append(self._decode(lane.drafted.tokens), DRAFTED)
         return self._open(text, lane)
 
-    def _open(self, text: Text, lane: Lane) -> Text:
-        """``text`` and the window behind it, up to where a plan is proposed."""
+    def _open(self, text: RichText, lane: Lane) -> RichText:
+        """``text`` and the window behind it, up to a proposed plan."""
         if not lane.ready():
             return text
         fills = lane.window.fills[: lane.open_length]
@@ -260,11 +264,11 @@ class CanvasView:
         return text
 
     def _decode(self, tokens: list[int]) -> str:
-        """Text without control tokens, and without what would steer the terminal."""
+        """Text without control tokens and without characters that would steer the terminal."""
         return readable(self.decode([token for token in tokens if token not in self.hidden]))
 
-    def _lines(self, text: Text, room: int) -> list[Text]:
-        """The last ``room`` lines of ``text``, none of an empty one."""
+    def _lines(self, text: RichText, room: int) -> list[RichText]:
+        """The last ``room`` lines of ``text``; none if it is empty."""
         text.rstrip()
         lines = list(text.wrap(self.console, self.console.width)) if text.plain.strip() else []
         return lines[-room:] if room > 0 else []
@@ -283,12 +287,12 @@ def _state_style(lane: Lane) -> str:
 
 
 def _fitting(spans: list[Lane], count: int) -> list[Lane]:
-    """At most ``count`` of the parts, in their order: those that are not finished before those that are."""
+    """At most ``count`` of the parts, in their order; finished ones are left out first."""
     ranked = sorted(range(len(spans)), key=lambda i: (spans[i].done, not spans[i].ready(), i))
     return [spans[i] for i in sorted(ranked[:count])]
 
 
-def _tail(text: Text, console: Console, width: int, room: int) -> Text:
+def _tail(text: RichText, console: Console, width: int, room: int) -> RichText:
     """The last ``room`` lines of ``text`` wrapped to ``width``."""
     lines = text.wrap(console, max(width, 1))
-    return Text("\n").join(list(lines)[-max(room, 1) :])
+    return RichText("\n").join(list(lines)[-max(room, 1) :])

@@ -1,4 +1,4 @@
-"""What is compared: literal tables of strategies with their settings."""
+"""The candidates of comparisons: tables of strategies with their settings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of writing.
+    """A strategy with settings, or the host.
 
     Attributes:
         name: unique in a comparison. strategy: a key of ``hf_hybrid.config.SETTINGS``, None: the host's own
-        ``generate()``. settings: what differs from what the checkpoint stores.
+        ``generate()``. settings: those that differ from what the checkpoint stores.
         equals: name of the candidate whose text it must reproduce, None: it may differ. dtype: of the weights, None:
         that of the model which is measured.
     """
@@ -58,12 +58,12 @@ FEEDBACK: tuple[Candidate, ...] = (
     Candidate("-verif. -fallb.", "planned_diffusion", {**_UNVERIFIED, **_NO_FALLBACK}),
     Candidate("no rules", "planned_diffusion", {**_UNVERIFIED, **_NO_EXTENSION, **_NO_FALLBACK}),
 )
-"""Each feedback rule off: parts may outgrow their plan, a part that is never sure goes on token by token, drafts are
-checked. The other settings are those of the checkpoint."""
+"""Each feedback rule switched off: parts may grow beyond their plan, a part that is never sure goes on token by token,
+drafts are checked. The other settings are those of the checkpoint."""
 
 
 def in_types(candidates: Sequence[Candidate], dtypes: Sequence[str]) -> tuple[Candidate, ...]:
-    """The candidates in the type of the model, ``dtypes[0]``, and again in each of the others."""
+    """The candidates in the type of the model, ``dtypes[0]``, and in each of the others."""
     again = [
         replace(c, name=f"{c.name} {SHORT.get(dtype, dtype)}", dtype=dtype, equals=_named(c.equals, dtype))
         for dtype in dtypes[1:]

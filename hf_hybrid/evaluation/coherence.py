@@ -21,7 +21,7 @@ SEAM = 8
 
 @dataclass(frozen=True)
 class Coherence:
-    """Sums of the negative log-likelihood in nats, and over how many tokens."""
+    """Sums of the negative log-likelihood in nats, and the numbers of their tokens."""
 
     seam_nll: float
     seam_tokens: int
@@ -41,7 +41,7 @@ def seams(text: Sequence[int], labels: Collection[tuple[int, ...]]) -> list[bool
 
 @torch.no_grad()
 def coherence(model: Any, prompt: Sequence[int], text: Sequence[int], labels: Collection[tuple[int, ...]]) -> Coherence:
-    """Read an answer behind its prompt in one plain causal pass.
+    """Score an answer behind its prompt in one plain causal pass.
 
     Args:
         model: a causal model. prompt, text: token ids; the prompt has at least one. labels: token ids of the headings

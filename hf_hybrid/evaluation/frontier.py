@@ -1,4 +1,4 @@
-"""The frontier: right answers against speed, a point per setting, from the JSON of a bench run."""
+"""Draws the frontier of a bench run: right answers against speed, a point per setting."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("prefill", "plan", "spans", "text")
-"""Stages of an answer, in order; ``total`` is their sum and what lies between passes."""
+"""Stages of an answer, in order; ``total`` is their sum and the time between passes."""
 OTHER = "other"
-"""What no stage counts: all of it where none was observed."""
+"""Time outside of all stages; the whole time where none was observed."""
 _COLOURS = (
     "#555555",
     "#56b4e9",
@@ -23,9 +23,9 @@ _COLOURS = (
     "#999933",
     "#882255",
 )
-"""Of the families, in their order: those of Okabe and Ito first, which colour-blind readers can tell apart."""
+"""Colours of the families: those of Okabe and Ito first, which colour-blind readers can tell apart."""
 _SHADES = {"prefill": 1.0, "plan": 0.75, "spans": 0.5, "text": 0.3, OTHER: 0.12}
-"""How much of its family's colour a stage has."""
+"""Stage -> its share of the colour of its family."""
 
 
 class PlotError(RuntimeError):
@@ -41,7 +41,7 @@ def families(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str
 
 
 def pareto(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Results that no other one beats in both speed and right answers, from slow to fast."""
+    """The Pareto-optimal results in speed and right answers, from slow to fast."""
     kept: list[Mapping[str, Any]] = []
     for result in sorted(results, key=lambda r: (-_speed(r), -_right(r))):
         if not kept or _right(result) > _right(kept[-1]):
@@ -50,7 +50,7 @@ def pareto(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def check_plots() -> None:
-    """A ``PlotError`` when pictures cannot be drawn; to be known before a long run."""
+    """Raise a ``PlotError`` if pictures cannot be drawn; called before a long run."""
     if importlib.util.find_spec("matplotlib") is None:
         raise PlotError('pictures need matplotlib: pip install "hf-hybrid[plots]"')
 
@@ -58,8 +58,7 @@ def check_plots() -> None:
 def draw_frontier(data: Mapping[str, Any], path: Path) -> None:
     """Draw a bench run: right answers against speed, and the seconds of every stage, a colour per family in both.
 
-    Bars are the 95 % intervals of the run, of the members that the right half shows; those of other settings are about
-    as wide.
+    Bars are the 95 % intervals of the settings that the right half shows; those of other settings are about as wide.
 
     Args:
         data: what ``hf_hybrid.evaluation.to_json`` made. path: of the picture; its suffix is the format (png, svg).
@@ -96,7 +95,7 @@ def is_default(result: Mapping[str, Any]) -> bool:
 
 
 def _speed(result: Mapping[str, Any]) -> float:
-    """Times the baseline, where both answers are right; over all prompts where that is never so."""
+    """Speed relative to the baseline, where both answers are right; over all prompts if that is never so."""
     return result["speedup"] or result["speedup_all"] or 0.0
 
 
@@ -110,7 +109,7 @@ def _representative(members: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _points(axes: Any, groups: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> None:
-    """A point per setting, the ranges of chance, and the Pareto line."""
+    """Draw a point per setting, the intervals, and the Pareto line."""
     for name, members in groups.items():
         across, up = [_speed(member) for member in members], [_right(member) for member in members]
         axes.scatter(across, up, s=24, color=colours[name], alpha=0.7, linewidth=0, label=name, zorder=3)
@@ -135,14 +134,14 @@ def _points(axes: Any, groups: Mapping[str, Sequence[Mapping[str, Any]]], colour
 
 
 def _reach(interval: Sequence[float] | None, middle: float, factor: float) -> list[list[float]] | None:
-    """How far an interval reaches below and above its point; None: it is not known."""
+    """Lengths of an interval below and above its point; None: it is not known."""
     if interval is None:
         return None
     return [[max(middle - factor * interval[0], 0.0)], [max(factor * interval[1] - middle, 0.0)]]
 
 
 def _stages(axes: Any, shown: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """Stacked bars: mean seconds of an answer, by stage, each in a shade of the colour of its family."""
+    """Draw stacked bars: mean seconds of an answer by stage, in shades of the colour of its family."""
     from matplotlib.patches import Patch
 
     names = [result["name"] for result in shown.values()]
@@ -163,7 +162,7 @@ def _stages(axes: Any, shown: Mapping[str, Mapping[str, Any]], colours: Mapping[
 
 
 def _mixed(colour: str, share: float) -> tuple[float, float, float]:
-    """``share`` of a colour, the rest white."""
+    """A colour mixed from ``share`` of ``colour`` and white."""
     from matplotlib.colors import to_rgb
 
     red, green, blue = (1 - share + share * part for part in to_rgb(colour))

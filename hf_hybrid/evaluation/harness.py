@@ -26,13 +26,13 @@ class Measurement:
     """One answer of one candidate.
 
     Attributes:
-        text: without special tokens. country: the group of the prompt. seconds: of the call, divided by the batch.
+        text: without special tokens. country: the group of the prompt. seconds: of the call, divided by the batch size.
         num_tokens: new tokens, the end token included. num_forwards, num_rows: passes, and rows in them.
         seconds_to_first_text: None when it was not observed. seconds_per_stage: empty for the host.
         peak_memory_mb: see ``memory``, in 2**20 bytes. fields_right, fields_total: lines of the answer.
-        right: True: the text is the answer. extended, cut, fallen_back: parts that outgrew their plan, were cut at
+        right: True: the text is the answer. extended, cut, fallen_back: parts that grew beyond their plan, were cut at
         their limit, or went on token by token. coherence: None when it was not asked for. contradictions, restated:
-        facts that a part states otherwise than an earlier one, of those that it states again.
+        facts that a part states differently than an earlier one, of those that it restates.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Measurement:
 class Run:
     """What was measured: ``measurements[name][i]`` belongs to ``items[i]``; ``interrupted``: True: not all prompts.
 
-    ``batch_size``: prompts per call. ``temperature``: answers were sampled at, 0: greedy.
+    ``batch_size``: prompts per call. ``temperature``: of sampling, 0: greedy.
     """
 
     candidates: tuple[Candidate, ...]
@@ -76,7 +76,7 @@ def country_of(item: TestItem) -> str:
 
 
 def even_subset(items: Sequence[TestItem], count: int | None = None) -> list[TestItem]:
-    """``count`` prompts (default: all), one of every country in turn, so that any beginning of them is even too."""
+    """``count`` prompts (default: all), one of every country in turn, so that any prefix of them is even too."""
     if count is not None and not 1 <= count <= len(items):
         raise ValueError(f"{count} prompts were asked for; the split has 1 to {len(items)}")
     turns: dict[str, int] = {}
@@ -102,16 +102,16 @@ def measure(
 ) -> Run:
     """Let every candidate answer every prompt.
 
-    The first prompt is answered once more before, by every candidate, and not counted. Ctrl-C ends the run; what all
-    candidates finished is kept.
+    Before, every candidate answers the first prompt once without being measured. Ctrl-C ends the run; prompts that all
+    candidates have answered are kept.
 
     Args:
         model: an enabled model (``hf_hybrid.enable``). tokenizer: pads on the left.
         batch_size: prompts per call; times are then divided by it.
-        read_back: True: also measure how coherent the answers are, outside the clock.
-        temperature: 0: greedy; else it is sampled at, with seed 0, so that equal texts stay equal among ours.
-        progress: is told before every answer: ``"warming up"`` or ``"answering"``, the candidate, and how many answers
-            are written out of how many.
+        read_back: True: also measure how coherent the answers are, outside of the measured time.
+        temperature: of sampling, with seed 0, so that equal texts stay equal among our strategies; 0: greedy.
+        progress: called before every answer with ``"warming up"`` or ``"answering"``, the candidate, the number of
+            answers written and of all answers.
         others: ``Candidate.dtype`` -> the same model in that type, for candidates that name one.
     """
     if not items or not candidates:
@@ -165,7 +165,7 @@ def answer(
     read_back: bool = False,
     temperature: float = 0.0,
 ) -> list[Measurement]:
-    """The answers of one candidate to one batch of prompts."""
+    """Let one candidate answer one batch of prompts."""
     encoded = tokenizer([item.sheet.prompt for item in items], return_tensors="pt", padding=len(items) > 1)
     inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}  # (batch, prompt)
     width = inputs["input_ids"].shape[1]
@@ -189,11 +189,11 @@ def answer(
     seconds = time.perf_counter() - started
     peak = peak_mb(model.device)
     done: list[Measurement] = []
-    for row, item in enumerate(items):
-        new = _answer_tokens(output.sequences[row, width:], model, tokenizer)
-        prompt = inputs["input_ids"][row, inputs["attention_mask"][row] > 0].tolist()
+    for b, item in enumerate(items):
+        new = _answer_tokens(output.sequences[b, width:], model, tokenizer)
+        prompt = inputs["input_ids"][b, inputs["attention_mask"][b] > 0].tolist()
         first = clock.seconds(started) if clock is not None else None
-        counts = _counts(output.report[row] if candidate.strategy is not None else None, new, len(prompt), first)
+        counts = _counts(output.report[b] if candidate.strategy is not None else None, new, len(prompt), first)
         text = tokenizer.decode(new, skip_special_tokens=True)
         right, total = score_fields(item.sheet, text)
         otherwise, again = contradictions(text)
@@ -222,7 +222,7 @@ def _labels(item: TestItem, tokenizer: Any) -> set[tuple[int, ...]]:
 
 
 class _FirstText:
-    """A streamer that notes when the first token behind the prompt came."""
+    """A streamer that records when the first token behind the prompt came."""
 
     def __init__(self) -> None:
         self.calls, self.at = 0, None
@@ -239,10 +239,10 @@ class _FirstText:
         return self.at - started if self.at is not None else None
 
 
-def _answer_tokens(row: Tensor, model: Any, tokenizer: Any) -> list[int]:
+def _answer_tokens(sequence: Tensor, model: Any, tokenizer: Any) -> list[int]:
     """Ids ``(new,)`` up to the first end token, it included; padding behind it left out."""
     ends = end_ids(model)
-    ids: list[int] = row.tolist()
+    ids: list[int] = sequence.tolist()
     stop = next((i + 1 for i, token in enumerate(ids) if token in ends), None)
     if stop is not None:
         return ids[:stop]
@@ -252,7 +252,7 @@ def _answer_tokens(row: Tensor, model: Any, tokenizer: Any) -> list[int]:
 
 
 def _counts(report: Any, new: list[int], prompt: int, first: float | None) -> dict[str, Any]:
-    """Passes, rows, stages and what happened to the parts; of the host, which reports nothing, by arithmetic."""
+    """Passes, rows, stages and what happened to the parts; for the host, which reports nothing, by arithmetic."""
     if report is None:  # plain greedy search: the prompt in one pass, then one row for every token but the last
         return {
             "num_forwards": len(new),

@@ -1,4 +1,4 @@
-"""lm-eval with strategies: generation tasks are written by them, likelihood tasks are not pretended.
+"""lm-eval with strategies: they write generation tasks; likelihood tasks are refused where they would be wrong.
 
 ``lm-eval --model hf`` hands ``--gen_kwargs`` to ``generate()``, so its generation tasks need nothing but ``install()``.
 Its likelihood tasks call the model itself, which gives the likelihood of autoregressive writing, whatever strategy the
@@ -18,17 +18,17 @@ AUTOREGRESSIVE = frozenset({"autoregressive", "speculative"})
 
 
 class LikelihoodError(ValueError):
-    """A likelihood was asked for under a strategy that has none that one pass could give."""
+    """A likelihood was asked for under a strategy whose likelihood one pass cannot give."""
 
 
 def strategy_in(parsed: Any) -> str | None:
-    """The strategy that ``--gen_kwargs`` names in what lm-eval's own parser made of its command line; None: none."""
+    """The strategy that ``--gen_kwargs`` names, in the output of lm-eval's own parser; None: it names none."""
     return (getattr(parsed, "gen_kwargs", None) or {}).get("strategy")
 
 
 @contextmanager
 def no_pretended_likelihoods(strategy: str | None) -> Iterator[None]:
-    """While it is entered, lm-eval's HFLM refuses likelihoods of models that write by diffusion.
+    """Make lm-eval's HFLM refuse likelihoods of models that write by diffusion, while it is entered.
 
     Args:
         strategy: of the run; None: what ``generation_config.hf_hybrid`` of the model names.

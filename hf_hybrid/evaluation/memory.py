@@ -1,9 +1,9 @@
-"""Peak memory of a call.
+"""Measures peak memory of a call.
 
 On Linux the high-water mark of the resident set (``VmHWM``) is reset before every call through
 ``/proc/self/clear_refs`` and read after it; it holds weights, libraries and whatever the allocator kept from earlier
 calls, so differences between candidates are lower bounds. On a CUDA device it is torch's peak of allocated memory
-instead. Elsewhere nothing honest can be read (``getrusage`` never falls), and the value is None.
+instead. Elsewhere no such peak can be read (that of ``getrusage`` never decreases), and the value is None.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mb(device: torch.device) -> float | None:
-    """The peak since ``reset_peak``, in 2**20 bytes; see the module."""
+    """Peak memory since ``reset_peak``, in 2**20 bytes; see the module."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -40,7 +40,7 @@ def peak_mb(device: torch.device) -> float | None:
 
 
 def resident_mb() -> float | None:
-    """What is resident now, in 2**20 bytes, counted page by page (``VmRSS`` may lag behind); None: cannot be read."""
+    """Resident memory, in 2**20 bytes, counted page by page (``VmRSS`` may lag behind); None: cannot be read."""
     try:
         lines = [line.split()[1] for line in _ROLLUP.read_text().splitlines() if line.startswith("Rss:")]
     except OSError:

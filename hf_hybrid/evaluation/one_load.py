@@ -1,7 +1,7 @@
-"""A process that loads a checkpoint and prints what it cost, as a line of JSON: ``python -P one_load.py ORDER``.
+"""Loads a checkpoint and prints what it cost, as a line of JSON: ``python -P one_load.py ORDER``.
 
-``loading.py`` starts it, one process per sample, because memory that an earlier load gave back to the allocator hides
-what the next one takes. It is run as a file, so that the process of the host holds nothing of this package.
+``load_cost.py`` starts a process per sample, because memory that an earlier load gave back to the allocator hides what
+the next one takes. It is run as a file, so that the process of the host holds nothing of this package.
 The order is JSON: ``loader`` (``module:class``), ``name`` and ``kwargs`` of its ``from_pretrained``.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 _THREADS_OFF = "HF_DEACTIVATE_ASYNC_LOAD"
-"""Of transformers: weights are read one after another. In threads, what is held at once is a matter of timing."""
+"""Variable of transformers: read weights one after another. In threads, the peak is a matter of timing."""
 
 
 def measure(order: dict[str, Any]) -> dict[str, float | None]:
@@ -65,14 +65,14 @@ def measure(order: dict[str, Any]) -> dict[str, float | None]:
 
 
 def settle() -> None:
-    """Let go of what nobody holds, down to the system."""
+    """Give free memory back to the system."""
     gc.collect()
     with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def tensor_bytes(model: Any) -> int:
-    """Of parameters and buffers; tied weights are one storage."""
+    """Bytes of parameters and buffers; tied weights are one storage."""
     storages = [tensor.untyped_storage() for tensor in chain(model.parameters(), model.buffers())]
     return sum(size for _, size in {(storage.data_ptr(), storage.nbytes()) for storage in storages})
 

@@ -1,4 +1,4 @@
-"""What a pass of the Runner costs beside a bare forward of the same rows: mask, slots and commit included."""
+"""Measures what a pass of the Runner costs, mask, slots and commit included, beside a bare forward of the same rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PassCost:
 
 @torch.no_grad()
 def pass_costs(model: Any, written: tuple[int, ...] = (256, 2048), rows: tuple[int, ...] = (1, 32)) -> list[PassCost]:
-    """Measure, interleaved, medians of 60 pairs. One row is clean, more are a noisy window behind one clean row.
+    """Measure medians of 60 interleaved pairs. One row is clean; more are a noisy window behind one clean row.
 
     Args:
         model: any causal model that the Runner serves; its weights do not matter.

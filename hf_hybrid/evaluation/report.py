@@ -1,4 +1,4 @@
-"""Numbers of a run: one result per candidate, the shape of the test set, and the JSON that they are published as."""
+"""Numbers of a run: a result per candidate, the shape of the test set, and their published JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Result:
         strategy: its name, ``host`` for the host's ``generate()``. name: of the candidate. settings: all of them, as
         they were in force. baseline: True: the ratios are to this one; every type of weights has its own.
         seconds_per_answer: median. speedup: median over prompts of the baseline's seconds divided by its own, where
-        both answers are right, and over how many (``speedup_prompts``). speedup_all: the same over all prompts.
+        both answers are right; ``speedup_prompts`` is their number. speedup_all: the same over all prompts.
         tokens_per_second, tokens_per_forward: sums divided by sums. num_forwards, num_rows: mean of an answer.
         seconds_to_first_text: median. seconds_per_stage: mean. peak_memory_mb: largest, see ``harness``.
         field_exact_match: share of the lines. answer_exact_match: share of the answers.
@@ -39,7 +39,7 @@ class Result:
         equal_to, equal_share: the candidate whose text it must reproduce, and on what share of the prompts it did.
         seam_nll, middle_nll: nats per token of the first 8 tokens behind a heading and of all others, read in
         autoregressive mode; None when not asked for.
-        contradictions, restated: facts that a part states otherwise than an earlier one, of those that it states
+        contradictions, restated: facts that a part states differently than an earlier one, of those that it states
         again, in all answers. dtype: of the weights, None: that of the run (``device``).
         Intervals are 95 %, over countries.
     """
@@ -88,8 +88,8 @@ def results_of(run: Run, stored: Mapping[str, Any] | None = None) -> list[Result
 
 
 def baseline_of(run: Run, dtype: str | None = None) -> str:
-    """Name of the faster one of the host and our autoregression (median seconds) among the candidates of ``dtype``;
-    without either, of the first."""
+    """Name of the baseline among the candidates of ``dtype``: the faster one (median seconds) of the host and our
+    autoregression; the first candidate if there is neither."""
     own = [c for c in run.candidates if c.dtype == dtype]
     names = [c.name for c in own if c.strategy in (None, "autoregressive")] or [own[0].name]
     return min(names, key=lambda name: float(np.median([m.seconds for m in run.measurements[name]])))
@@ -239,15 +239,17 @@ def to_json(
 
 
 def groups_of(run: Run) -> list[dict[str, Any]]:
-    """Every candidate on the prompts whose answer has 0, 1, ... parts that read other parts: where such parts are many,
-    writing parts at once gains little. The baselines are those of the whole run; keys are those of ``Result``."""
+    """Results by the number of parts that read other parts: where they are many, writing parts at once gains little.
+
+    The baselines are those of the whole run; keys are those of ``Result``.
+    """
     groups: list[dict[str, Any]] = []
     for count in sorted({dependent_parts(item) for item in run.items}):
-        places = [i for i, item in enumerate(run.items) if dependent_parts(item) == count]
+        own_items = [i for i, item in enumerate(run.items) if dependent_parts(item) == count]
         results: list[dict[str, Any]] = []
         for candidate in run.candidates:
             base = run.measurements[baseline_of(run, candidate.dtype)]
-            pairs = [(base[i], run.measurements[candidate.name][i]) for i in places]
+            pairs = [(base[i], run.measurements[candidate.name][i]) for i in own_items]
             ratios = [slow.seconds / own.seconds for slow, own in pairs]
             right = [ratio for ratio, (slow, own) in zip(ratios, pairs, strict=True) if slow.right and own.right]
             results.append(
@@ -261,30 +263,32 @@ def groups_of(run: Run) -> list[dict[str, Any]]:
                     "answer_exact_match": _mean([float(own.right) for _, own in pairs]),
                 }
             )
-        groups.append({"dependent_parts": count, "num_prompts": len(places), "results": results})
+        groups.append({"dependent_parts": count, "num_prompts": len(own_items), "results": results})
     return groups
 
 
 def kinds_of(run: Run) -> list[dict[str, Any]]:
-    """Every candidate by what bounds the gain from writing parts at once: answers of independent parts by how many they
-    are, in up to three classes; answers with text behind their parts; answers with parts that read other parts.
+    """Results by what bounds the gain from writing parts at once.
+
+    The kinds are answers of independent parts, in up to three classes of their number; answers with text behind their
+    parts; answers with parts that read other parts.
 
     Rates are sums divided by sums: where a prompt has many right answers, those of two candidates differ in length.
     """
-    places: dict[tuple[str, int, int], list[int]] = {}
+    indices: dict[tuple[str, int, int], list[int]] = {}
     counts = sorted({len(item.sheet.parts) for item in run.items if kind_of(item) == INDEPENDENT})
     classes = (
         [found for part in np.array_split(counts, min(3, len(counts))) if (found := part.tolist())] if counts else []
     )
-    for place, item in enumerate(run.items):
+    for index, item in enumerate(run.items):
         kind, parts = kind_of(item), len(item.sheet.parts)
         among = next(own for own in classes if parts in own) if kind == INDEPENDENT else [0]
-        places.setdefault((kind, among[0], among[-1]), []).append(place)
+        indices.setdefault((kind, among[0], among[-1]), []).append(index)
     kinds: list[dict[str, Any]] = []
-    for (kind, least, most), own in sorted(places.items(), key=lambda found: (KINDS.index(found[0][0]), found[0][1])):
+    for (kind, least, most), own in sorted(indices.items(), key=lambda found: (KINDS.index(found[0][0]), found[0][1])):
         results: list[dict[str, Any]] = []
         for candidate in run.candidates:
-            chosen = [run.measurements[candidate.name][place] for place in own]
+            chosen = [run.measurements[candidate.name][index] for index in own]
             tokens, seconds = sum(m.num_tokens for m in chosen), sum(m.seconds for m in chosen)
             forwards = max(sum(m.num_forwards for m in chosen), 1)
             results.append(
@@ -308,7 +312,7 @@ def kind_of(item: TestItem) -> str:
     """One of ``KINDS``."""
     if dependent_parts(item):
         return DEPENDENT
-    rounds = [place for place, piece in enumerate(item.sheet.pieces) if not isinstance(piece, str)]
+    rounds = [index for index, piece in enumerate(item.sheet.pieces) if not isinstance(piece, str)]
     behind = item.sheet.pieces[rounds[0] + 1 :] if rounds else ()
     return FOLLOWED if behind else INDEPENDENT
 
@@ -329,7 +333,7 @@ def _processor() -> str:
 
 def _commit(file: Path) -> str | None:
     """HEAD of the checkout that tracks ``file``, with ``-dirty`` when files of its folder were changed since; None when
-    it lies in no checkout, such as an installed wheel."""
+    it is in no checkout, as in an installed wheel."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(file.parent), *arguments]

@@ -10,7 +10,7 @@ Statistic = Callable[[np.ndarray], float]
 
 
 def median(values: Sequence[float] | np.ndarray) -> float | None:
-    """The median, None for no values."""
+    """The median; None for no values."""
     return float(np.median(values)) if len(values) else None
 
 
@@ -44,7 +44,7 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of ``statistic`` when whole groups are drawn with replacement.
 
-    Prompts about one country share its words, so they are no independent draws; the countries are. Source: Efron and
+    Prompts about one country share its words, so they are not independent draws; the countries are. Source: Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3; Cameron, Gelbach and Miller, "Bootstrap-Based
     Improvements for Inference with Clustered Errors", 2008, section III.
 
@@ -58,7 +58,7 @@ def bootstrap_interval(
     values = [np.asarray(groups[name], dtype=float) for name in sorted(groups) if len(groups[name])]
     if len(values) < 2:
         return None
-    picks = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))  # (samples, groups)
-    drawn = [statistic(np.concatenate([values[i] for i in row])) for row in picks]
+    draws = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))  # (samples, groups)
+    drawn = [statistic(np.concatenate([values[i] for i in draw])) for draw in draws]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

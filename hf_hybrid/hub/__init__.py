@@ -1,1 +1,1 @@
-"""What goes to the Hub beside the weights: model cards."""
+"""Repositories for the Hub: model cards, exports, saving and pushing."""

@@ -1,4 +1,4 @@
-"""What nobody can measure about a checkpoint: its licence, its data, what it is for. One file beside the card.
+"""Reads ``about.md``, which says of a checkpoint what cannot be measured: its licence, its data, what it is for.
 
 ``about.md`` is Markdown with YAML in front::
 
@@ -12,7 +12,7 @@
     ## What it does
     ...
 
-Words such as ``$$steps`` in the text are replaced by what is known of the checkpoint, so that no number is typed.
+Words such as ``$$steps`` in the text are replaced by facts of the checkpoint, so that no number is typed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "widget": (list,),
     "data": (list,),
 }
-"""Key of the YAML -> its types. All are metadata of the Hub, except ``data``: what is no data set of the Hub."""
+"""Key of the YAML -> its types. All are metadata of the Hub, except ``data``: data that are no data set of the Hub."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class About:
 
 
 def read_about(path: Path | None, facts: Mapping[str, str]) -> About:
-    """The file with ``facts`` put in for their names; nothing for no path.
+    """Read the file and put ``facts`` in for their names; an empty one for no path.
 
     Raises:
         CardError: no such file, unknown metadata or an unknown name behind a ``$``; the message lists the choices.

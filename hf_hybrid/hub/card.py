@@ -1,4 +1,4 @@
-"""The model card of a checkpoint folder: from its files, from measured JSON, and from ``about.md``, never by hand."""
+"""Writes the model card of a checkpoint folder from its files, measured JSON and ``about.md``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_hybrid.hub.links import replace_file
 from hf_hybrid.hub.tables import CardError, read_results, render_passes, render_table
 
 FIRST = "What it does"
-"""The section of ``about.md`` that stands before the commands; the others stand behind the numbers."""
+"""The section of ``about.md`` before the commands; the others follow the numbers."""
 LIMITS = "Limits"
 
 
@@ -52,7 +52,7 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """The files of a checkpoint folder.
+    """Read the files of a checkpoint folder.
 
     Raises:
         CardError: no config or no weights there, or a file that is no JSON object.
@@ -83,7 +83,7 @@ def write_card(
     relation: str | None = None,
     portable: bool | None = None,
 ) -> Path:
-    """Write the model card of a checkpoint folder; its path.
+    """Write the model card of a checkpoint folder and return its path.
 
     Args:
         checkpoint: folder with config and weights, perhaps ``training.json``.
@@ -124,7 +124,7 @@ def write_card(
         introduction=told.introduction,
         first_heading=FIRST,
         first=told.sections.get(FIRST),
-        place=json.dumps(title),
+        location=json.dumps(title),
         dtype=dtype,
         prompt=_prompt(told),
         measured=[block for run in runs for block in (render_table(run), render_passes(run)) if block],
@@ -143,7 +143,7 @@ def write_card(
 
 
 def _metadata(read: Checkpoint, title: str, given: dict[str, Any]) -> dict[str, Any]:
-    """What the Hub filters by."""
+    """Metadata that the Hub filters by."""
     if "license" not in given:
         raise CardError("a card names a licence: `license: apache-2.0` in the text on the checkpoint, or --licence")
     relation = given.get("base_model_relation")
@@ -167,7 +167,7 @@ def _metadata(read: Checkpoint, title: str, given: dict[str, Any]) -> dict[str, 
 
 
 def _facts(read: Checkpoint, title: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What a text on the checkpoint may name behind a dollar sign."""
+    """Facts that ``about.md`` may name behind a dollar sign."""
     facts = {"name": title, "parameters": f"{read.num_parameters / 1e6:.1f}"}
     if "steps" in read.training:
         facts["steps"] = f"{read.training['steps']:,}"
@@ -189,7 +189,7 @@ def _prompt(told: About) -> str:
 def _provenance(
     read: Checkpoint, told: About, metadata: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Where the weights and the numbers come from, and what their licences are."""
+    """Lines on where weights and numbers come from, and their licences."""
     lines: list[str] = []
     if "base_model" in metadata:
         how = metadata.get("base_model_relation", "made from it")
@@ -228,7 +228,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _held_out(path: Path) -> int | None:
-    """Groups in the held-out prompts beside the weights."""
+    """Number of groups in the held-out prompts beside the weights."""
     if not path.is_file():
         return None
     names: set[str] = set()

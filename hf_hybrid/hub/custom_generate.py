@@ -1,7 +1,7 @@
 """The entry of a repository's ``custom_generate/``: ``generate()`` for models of any process.
 
-transformers loads it with ``from_pretrained(name, trust_remote_code=True)`` and puts it in the place of the model's
-``generate()``, or for one call with ``generate(custom_generate=name, trust_remote_code=True)``. Where hf_hybrid is
+transformers loads it with ``from_pretrained(name, trust_remote_code=True)`` and sets it as the model's
+``generate()``, or calls it once with ``generate(custom_generate=name, trust_remote_code=True)``. Where hf_hybrid is
 installed its code runs; elsewhere the copies beside this file (``hf_hybrid.portable`` makes them).
 """
 
@@ -15,10 +15,10 @@ HF_HYBRID = True
 """Says that this ``generate()`` is hf_hybrid's: ``enable()`` removes it, and writes it anew on saving."""
 
 STRATEGY: str | None = None
-"""The strategy of calls that name none; None: what ``generation_config.hf_hybrid`` names, else the host decodes."""
+"""The strategy of calls that name none; None: the one in ``generation_config.hf_hybrid``, else the host decodes."""
 
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "repo_type", "revision", "token")
-"""What ``generate(custom_generate=name, ...)`` may say about where the repository is; of no use behind loading it."""
+"""What ``generate(custom_generate=name, ...)`` may say about where the repository is; not used after loading it."""
 
 
 def generate(
@@ -39,7 +39,7 @@ def generate(
     plan: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """``model.generate()`` that also understands ``strategy=``.
+    """Write answers: as ``model.generate()`` does, or with a strategy.
 
     Args:
         inputs: prompt ids ``(batch, length)``, left-padded; so are the other arguments that transformers knows.

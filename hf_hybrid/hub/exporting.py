@@ -1,4 +1,4 @@
-"""Whole repositories in a folder, ready for ``hf upload``: a model with its decoding, or decoding alone."""
+"""Writes repositories into a folder, ready for ``hf upload``: a model with its decoding, or decoding alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hf_hybrid.mixin import causal_model
 from hf_hybrid.portable import write_custom_generate
 
 KEPT = ("README.md", "LICENSE", "training.json", "test_set.jsonl")
-"""What a checkpoint folder may hold besides what the host saves; names of ours, never read from a repository."""
+"""Files that a checkpoint folder may hold besides those of the host; fixed names, never read from a repository."""
 
 
 class ExportError(ValueError):
-    """A repository that could not be written to its end; the message says where."""
+    """A repository that could not be written completely; the message says where."""
 
 
 def export_model(
@@ -51,7 +51,9 @@ def export_model(
     try:
         save_pretrained(model, folder, tokenizer=tokenizer)
     except SafetensorError as error:  # such as a full disk
-        raise ExportError(f"{folder}: the weights cannot be written ({error}); what lies there is not whole") from error
+        raise ExportError(
+            f"{folder}: the weights cannot be written ({error}); the files there are incomplete"
+        ) from error
     for name in KEPT:
         if source is not None and (source / name).is_file() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)

@@ -1,4 +1,4 @@
-"""Links in a repository's folder: what lies elsewhere is neither copied into an export nor written over."""
+"""Checks links in a repository's folder: files elsewhere are neither copied into an export nor written over."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FOLDERS = (FOLDER, CHAT_TEMPLATE_DIR)
 
 
 class LinkError(ValueError):
-    """A link that leads out of a folder; the message says what to put in its place."""
+    """A link that leads out of a folder; the message says what to put there instead."""
 
 
 def check_source(folder: Path) -> None:
-    """Every file that an export may read lies in ``folder``, or is one of its Hub cache, whose snapshots are links.
+    """Check that every file that an export reads is in ``folder``, or in its Hub cache, whose snapshots are links.
 
     The folders of the checkpoints that this package ships are taken as they were installed: some installers link them.
 
@@ -37,7 +37,7 @@ def check_source(folder: Path) -> None:
 
 
 def check_target(folder: Path) -> None:
-    """Whatever is written into ``folder`` stays there.
+    """Check that files written into ``folder`` stay there.
 
     Raises:
         LinkError: a link in it leads out.
@@ -50,7 +50,7 @@ def check_target(folder: Path) -> None:
 
 
 def check_no_link(folder: Path) -> None:
-    """``folder`` is no link itself.
+    """Check that ``folder`` is no link itself.
 
     Raises:
         LinkError: it is one.
@@ -60,11 +60,11 @@ def check_no_link(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write ``path`` as a whole or not at all; in the place of a link, never through it.
+    """Write ``path`` completely or not at all; a link is replaced, never followed.
 
     ``/dev/stdout`` and the like are written to.
     """
-    if any(path.absolute().is_relative_to(place) for place in ("/dev", "/proc")):
+    if any(path.absolute().is_relative_to(system) for system in ("/dev", "/proc")):
         path.write_bytes(content)
         return
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -78,13 +78,13 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _leading_out(folder: Path, *homes: Path | None) -> Iterator[Path]:
-    """The links of ``folder`` whose end lies neither in it nor in one of the ``homes``."""
+    """The links of ``folder`` that end neither in it nor in one of the ``homes``."""
     if not folder.is_dir():
         return
     allowed = [home.resolve() for home in (folder, *homes) if home is not None]
-    places = [folder, *(folder / name for name in _FOLDERS if (folder / name).is_dir())]
-    for place in places:
-        for entry in sorted(place.iterdir()):
+    searched = [folder, *(folder / name for name in _FOLDERS if (folder / name).is_dir())]
+    for each in searched:
+        for entry in sorted(each.iterdir()):
             used = entry.name in _FOLDERS or not entry.is_dir()
             if used and not _is_within(entry, allowed):
                 yield entry

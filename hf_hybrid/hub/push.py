@@ -1,4 +1,4 @@
-"""``push_to_hub``: model, tokenizer, ``custom_generate/`` and a card in one commit."""
+"""``push_to_hub``: uploads model, tokenizer, ``custom_generate/`` and a card in one commit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def push_to_hub(
     create_pr: bool = False,
     **kwargs: Any,
 ) -> CommitInfo:
-    """Push what ``hf_hybrid.save_pretrained`` would save, in one commit.
+    """Push the files of ``hf_hybrid.save_pretrained`` in one commit.
 
     Args:
         model: as of ``save_pretrained``.
@@ -70,7 +70,7 @@ def push_to_hub(
 
 
 def write_repository_card(model: Any, folder: Path, name: str) -> None:
-    """A first card for a repository that has none: how to run it with this package, without, and by the host alone.
+    """Write a first card for a repository that has none: how to run it with this package, without, by the host alone.
 
     ``hf-hybrid card`` writes one with measured numbers.
     """

@@ -1,4 +1,4 @@
-"""Keep the strategies where the host alone would lose them: in what is saved, and while a model is trained."""
+"""Keeps the strategies where the host alone would lose them: in saved folders, and in those of a training run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def save_pretrained(
     model: Any, folder: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
 ) -> Path:
-    """Save a model, and its tokenizer, as a repository that writes by every strategy, with this package and without.
+    """Save a model and its tokenizer as a repository that writes by every strategy, with this package or without.
 
     Args:
-        model: a causal model, enabled or not. Of a PEFT model the adapter alone is saved, as ever; how it writes is a
-            matter of the base that it will be loaded on.
+        model: a causal model, enabled or not. Of a PEFT model the adapter alone is saved, as usual; the base that it is
+            loaded on decides how it writes.
         folder: made when it is not there.
         tokenizer: saved beside it.
         **kwargs: for the host's ``save_pretrained``, such as ``max_shard_size="2GB"``.
@@ -57,18 +57,18 @@ class HybridCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Before training, so that no push during it goes without, and an obstacle shows at once."""
+        """Write before training, so that every push has the folder, and an obstacle shows at once."""
         keep_custom_fields(causal_model(model))
         self._write(args, state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The checkpoint of this step has just been written."""
+        """Write into the checkpoint of this step."""
         self._write(args, state, f"checkpoint-{state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The output folder may have been emptied since."""
+        """Write into the output folder again, which may have been emptied."""
         self._write(args, state)
 
     def _write(self, args: TrainingArguments, state: TrainerState, checkpoint: str = "") -> None:

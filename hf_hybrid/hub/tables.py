@@ -1,4 +1,4 @@
-"""Tables of a model card and of a README, from what ``hf-hybrid bench --json`` measured, never by hand."""
+"""Tables of a model card and of a README, from the JSON of ``hf-hybrid bench --json``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def render_table(data: Mapping[str, Any]) -> str:
-    """The results of one bench run as Markdown: a line on the run, a table, what was checked, and the groups."""
+    """Render a bench run as Markdown: a line on the run, a table, equal texts, and the groups."""
     shape = data["shape"]
     uneven = shape["longest_to_mean_part"]  # None: no sheet has parts
     parts = "" if uneven is None else f" in {shape['parts']:g} parts, the longest part {uneven:.2f} times the mean"
@@ -62,7 +62,7 @@ def render_table(data: Mapping[str, Any]) -> str:
 
 
 def render_summary(data: Mapping[str, Any]) -> str:
-    """The results of one bench run in four columns, for the first page of a repository."""
+    """Render a bench run in four columns, for the first page of a repository."""
     lines = ["| | seconds | speedup | answers right |", "|---|---|---|---|"]
     for result in data["results"]:
         name = f"`{result['name']}`" + (" (baseline)" if result["baseline"] else "")
@@ -72,7 +72,7 @@ def render_summary(data: Mapping[str, Any]) -> str:
 
 
 def render_groups(groups: Sequence[Mapping[str, Any]]) -> str:
-    """The same run by how many parts of an answer read other parts: where many do, less is written at once."""
+    """Render a bench run by how many parts of an answer read other parts: where many do, less is written at once."""
     heads = [(f"{group['dependent_parts']}: speedup", "prompts", "answers right") for group in groups]
     lines = [
         "By the number of parts that read other parts and must wait for them ("
@@ -91,7 +91,7 @@ def render_groups(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_passes(data: Mapping[str, Any]) -> str:
-    """What a pass costs beside the host's own ``forward()``; empty when the run did not measure it."""
+    """Render what a pass costs beside the host's own ``forward()``; empty if the run did not measure it."""
     costs = data.get("pass_costs") or []
     if not costs:
         return ""
@@ -118,7 +118,7 @@ def update_readme(readme: Path, results: Path) -> None:
 
 
 def _conditions(data: Mapping[str, Any]) -> str:
-    """Under which conditions a run was made."""
+    """The conditions of a run in words."""
     device = data["device"]
     where = device["processor"]
     if device["type"] == "cpu":
@@ -128,7 +128,7 @@ def _conditions(data: Mapping[str, Any]) -> str:
 
 
 def _speedup_note(data: Mapping[str, Any]) -> str:
-    """Over what the speedups are, and beside what."""
+    """What the speedups are over, and the baseline."""
     counted = [result["speedup_prompts"] for result in data["results"]]
     return (
         f"Speedup: median over the prompts where both answers are right ({_range(counted)} of {data['num_prompts']}); "

@@ -20,13 +20,13 @@ class Part:
     depends: tuple[int, ...] = ()
 
 
-Text = tuple[int, ...]
-Round = tuple[Part, ...]
+Tokens = tuple[int, ...]
+Parts = tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its answer, a sequence of texts and rounds in text order.
+    """A prompt and its answer: texts and rounds in text order.
 
     Attributes:
         prompt: token ids of the whole prompt, markers of the chat format included.
@@ -34,7 +34,7 @@ class Example:
     """
 
     prompt: tuple[int, ...]
-    pieces: tuple[Text | Round, ...]
+    pieces: tuple[Tokens | Parts, ...]
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ class Example:
 
     @property
     def planned_rows(self) -> int:
-        """Clean rows of the planned form (`hf_hybrid.training.layout`), which has more of them than the plain one."""
+        """Number of clean rows in the planned form (`hf_hybrid.training.layout`), the longest one."""
         rows = len(self.prompt) + 1 + len(self.answer)
         for parts in self.rounds:
             rows += 1 + sum(3 + len(part.label) + len(part.depends) for part in parts)
@@ -58,11 +58,11 @@ class Example:
 
     @property
     def planned_spans(self) -> int:
-        """Spans of the planned form: a part and its entry each (the first entry belongs to the trunk segment before
-        it), and a trunk segment before and behind every round."""
+        """Number of spans in the planned form: two per part (itself and its entry; the first entry belongs to the trunk
+        segment before it), and a trunk segment before and behind every round."""
         return 1 + sum(2 * len(parts) for parts in self.rounds)
 
     @property
-    def rounds(self) -> list[Round]:
+    def rounds(self) -> list[Parts]:
         """The rounds of parts, in order."""
         return [piece for piece in self.pieces if piece and isinstance(piece[0], Part)]  # type: ignore[misc]

@@ -1,8 +1,8 @@
-"""What decides the weights of a run: kept in its checkpoints, so that nothing else goes on from them.
+"""What decides the weights of a run; stored in its checkpoints, so that only a run with the same inputs resumes them.
 
-A run that goes on with another recipe or other data would end as no run of its own: old weights behind a new tokenizer,
-or half a schedule. What does not matter to the weights (where they lie, how often they are saved and logged, what the
-generation config says) may change in between.
+Resuming with another recipe or other data would mix two runs: old weights behind a new tokenizer, or half a schedule.
+What does not matter to the weights (where files are, how often they are saved and logged, what the generation config
+says) may change in between.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _FREE = {
 }
 """Fields of ``training`` that the weights do not depend on, but for rounding."""
 
-_PLACES = {"jsonl", "checkpoint", "open_answers"}
-"""Fields of ``data`` and ``teacher`` that say where something lies (what it holds is in the digests), or how an answer
+_NOT_INPUTS = {"jsonl", "checkpoint", "open_answers"}
+"""Fields of ``data`` and ``teacher`` that name a path (the digests say what is there), or how an answer
 is measured."""
 
 
@@ -68,7 +68,7 @@ def inputs_of(recipe: Recipe, task: Task, teacher: Teacher | None, max_steps: in
         f"{section}.{name}": value
         for section, values in sections.items()
         for name, value in values.items()
-        if name not in _PLACES
+        if name not in _NOT_INPUTS
     }
     content = {
         "recipe": {"task": recipe.task, "seed": recipe.seed, **named},

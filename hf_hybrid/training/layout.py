@@ -1,17 +1,17 @@
-"""From an example to clean rows: where every token stands, whose text it is, and what it should predict.
+"""From an example to clean rows: each token's position, its span, and what it should predict.
 
 Two forms of the same answer are trained:
 
 * plain: ``prompt text eos``, one span, consecutive positions;
 * planned: ``prompt switch (text plan spans resume)* text eos`` (`hf_hybrid.core.grammars`), where every span starts
-  behind its own entry of the plan, moved by the planned lengths before it, and reads the trunk as far as that entry
-  and, in dag form, the parts that it names. So in decoding a part need not wait for the rest of the plan. In dense form
+  behind its own entry of the plan, shifted by the planned lengths before it, and reads the trunk up to that entry
+  and, in dag form, the parts that it names. So a part need not wait for the rest of the plan in decoding. In dense form
   the whole round is one span, which reads the whole plan.
 
 The trunk of a round is a chain of spans, one per entry of the plan: its first entry belongs to the segment before it.
 With the trunk at id s, part k (from 0) has the id s + 1 + 2k and its entry, for k > 0, the id s + 2k.
 
-The switch is never a target, and nothing is learned about what follows the prompt in planned form.
+The switch is never a target: in planned form nothing is learned about what follows the prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Literal
 
 from hf_hybrid.core.grammars import Grammar
 from hf_hybrid.core.plan import Plan, Span
-from hf_hybrid.training.examples import Example, Part, Round
+from hf_hybrid.training.examples import Example, Part, Parts
 
 IGNORE = -100
 """Target of a row without a term in the loss (the host's convention)."""
@@ -32,14 +32,14 @@ Form = Literal["plain", "sparse", "dag", "dense"]
 
 
 @dataclass(frozen=True)
-class Lane:
-    """A stretch of text that noisy blocks may be cut from.
+class Stretch:
+    """Consecutive tokens that noisy blocks are cut from.
 
     Attributes:
-        span: whose text. start: position of ``tokens[0]``. tokens: what is to be written, its terminator included.
+        span: id of the span. start: position of ``tokens[0]``. tokens: what is to be written, with its terminator.
         tail: True: positions behind the terminator are trained to hold the filler.
-        fixed: offsets of tokens that are given (openings inside a dense round), never hidden.
-        whole: True: the lane is one block (dense), never a window of it.
+        fixed: offsets of tokens that are never hidden (openings inside a dense round).
+        whole: True: the stretch is one block (dense), never a window of it.
         breaks: ``(offset, span)``, rising: from this offset on the tokens belong to another span (entries of a plan).
     """
 
@@ -52,28 +52,28 @@ class Lane:
     breaks: tuple[tuple[int, int], ...] = ()
 
     def span_at(self, offset: int) -> int:
-        """Whose text the token at ``offset`` is."""
+        """The span of the token at ``offset``."""
         return next((span for begin, span in reversed(self.breaks) if offset >= begin), self.span)
 
 
 @dataclass
 class Layout:
-    """The clean rows of one example, in text order, and the lanes for noisy rows."""
+    """The clean rows of one example, in text order, and the stretches that noisy rows come from."""
 
     tokens: list[int] = field(default_factory=list)
     position: list[int] = field(default_factory=list)
     span: list[int] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
     depends: list[set[int]] = field(default_factory=list)
-    lanes: list[Lane] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)
 
     def new_span(self, depends: set[int]) -> int:
-        """A span that reads ``depends`` (a transitive set); its id."""
+        """Make a span that reads ``depends`` (a transitive set) and return its id."""
         self.depends.append(depends | {len(self.depends)})
         return len(self.depends) - 1
 
     def write(self, span: int, start: int, tokens: tuple[int, ...], targets: tuple[int, ...]) -> int:
-        """Append clean rows at consecutive positions; the position behind them."""
+        """Append clean rows at consecutive positions; returns the position behind them."""
         self.tokens += tokens
         self.position += range(start, start + len(tokens))
         self.span += [span] * len(tokens)
@@ -89,16 +89,16 @@ def lay_out(
     longer_plan: float = 0.15,
     guessed_lengths: float = 0.0,
 ) -> Layout:
-    """Clean rows and lanes of ``example``.
+    """Lay ``example`` out as clean rows and stretches.
 
     Args:
         form: plain, or planned with sparse, dag or dense visibility.
         grammar: of the plans.
-        rng: decides which planned lengths are one bucket longer than needed.
-        longer_plan: share of such lengths, so that a too long plan is nothing new in decoding.
-        guessed_lengths: share of the planned lengths that rows read as a random one (not in dense form), while what
-            they should predict stays the true one. A decoded length is a guess: a part must end where its text ends,
-            and not where the plan said.
+        rng: decides which planned lengths are one step longer than needed.
+        longer_plan: share of such lengths, so that the model has seen plans that are too long.
+        guessed_lengths: share of the planned lengths that rows read as random ones (not in dense form); the target
+            stays the true length. In decoding a length is a guess: a part must end where its text ends, not where the
+            plan said.
     """
     if form == "plain":
         layout = Layout()
@@ -107,7 +107,7 @@ def lay_out(
         first = len(example.prompt)
         targets = (IGNORE,) * (first - 1) + answer
         layout.write(trunk, 0, (*example.prompt, *answer[:-1]), targets)
-        layout.lanes.append(Lane(trunk, first, answer))
+        layout.stretches.append(Stretch(trunk, first, answer))
         return layout
     return _Planned(example, form, grammar, rng, longer_plan, guessed_lengths).layout
 
@@ -138,10 +138,10 @@ class _Planned:
         self._end_segment(grammar.end)
 
     def _end_segment(self, terminator: int, plan: Plan | None = None, shown: Plan | None = None) -> None:
-        """Write the trunk text gathered so far and the plan behind it. The last row before predicts their first token.
+        """Write the trunk text gathered so far and the plan behind it; the row before them predicts their first token.
 
         Args:
-            plan: what is to be learned. shown: the plan as rows read it, when lengths were guessed.
+            plan: the targets. shown: the plan that rows read, which may have guessed lengths.
         """
         layout, spans = self.layout, self._spans_of_entries(plan)
         entries = self.grammar.entries(plan) if plan else ()
@@ -150,7 +150,7 @@ class _Planned:
         offsets = accumulate((len(entry) for entry in entries), initial=len(self.segment))
         breaks = tuple((at, span) for at, span in zip(offsets, spans, strict=False) if span != self.trunk)
         tail = terminator == self.grammar.end
-        layout.lanes.append(Lane(self.trunk, self.at, tuple(tokens), tail=tail, breaks=breaks))
+        layout.stretches.append(Stretch(self.trunk, self.at, tuple(tokens), tail=tail, breaks=breaks))
         read = zip(spans, self.grammar.entries(shown) if shown else (), strict=True)
         for span, piece in [(self.trunk, tuple(self.segment)), *read]:
             targets, tokens = tokens[1 : 1 + len(piece)], tokens[len(piece) :]
@@ -170,7 +170,7 @@ class _Planned:
             layout.new_span(read | {self.trunk + 1 + 2 * j for j, reads in enumerate(named) if reads})
         return entries
 
-    def _plan(self, parts: Round) -> Plan:
+    def _plan(self, parts: Parts) -> Plan:
         sizes = self.grammar.lengths
         spans: list[Span] = []
         for part in parts:
@@ -181,7 +181,7 @@ class _Planned:
         return Plan(tuple(spans))
 
     def _guessed(self, plan: Plan) -> Plan:
-        """The plan with random lengths in the place of some."""
+        """The plan with some of its lengths replaced by random ones."""
         if not self.guessed_lengths:
             return plan
         longest = 2 * max(span.length for span in plan.spans)
@@ -192,7 +192,7 @@ class _Planned:
         )
         return Plan(tuple(spans))
 
-    def _round(self, parts: Round) -> None:
+    def _round(self, parts: Parts) -> None:
         layout, grammar = self.layout, self.grammar
         true = self._plan(parts)
         plan = self._guessed(true)
@@ -208,13 +208,14 @@ class _Planned:
             opening, body = grammar.opening(span), (*part.text, grammar.part_end)
             targets = (IGNORE,) * (len(opening) - 1) + body
             end = layout.write(own, start, (*opening, *part.text), targets)
-            layout.lanes.append(Lane(own, start + len(opening), body))
+            layout.stretches.append(Stretch(own, start + len(opening), body))
             last = max(last, end)
         self._next_segment(last)
 
-    def _dense_round(self, parts: Round, plan: Plan) -> int:
-        """The whole round as one span: parts stand at their planned places, gaps hold nothing in clean form and
-        what ends a part when noisy. What a part has beyond its planned length is cut off.
+    def _dense_round(self, parts: Parts, plan: Plan) -> int:
+        """Lay the whole round out as one span, with every part at its planned position.
+
+        Gaps have no clean rows; noisy rows hold the end of a part there. Text beyond a planned length is cut off.
         """
         layout, grammar = self.layout, self.grammar
         own = layout.new_span(set(range(len(layout.depends))))
@@ -230,11 +231,11 @@ class _Planned:
             canvas += [*opening, *text, *[grammar.part_end] * (span.length - len(text))]
             targets = (IGNORE,) * (len(opening) - 1) + body[: len(text) + 1]  # a cut text has not ended
             end = layout.write(own, start, (*opening, *text), targets)
-        layout.lanes.append(Lane(own, starts[0], tuple(canvas), fixed=frozenset(fixed), whole=True))
+        layout.stretches.append(Stretch(own, starts[0], tuple(canvas), fixed=frozenset(fixed), whole=True))
         return end
 
     def _next_segment(self, at: int) -> None:
-        """The next trunk segment, which reads everything."""
+        """Begin the next trunk segment, which reads everything before it."""
         self.trunk = self.layout.new_span(set(range(len(self.layout.depends))))
         resume = self.grammar.resume
         self.at = self.layout.write(self.trunk, at, resume, (IGNORE,) * len(resume))

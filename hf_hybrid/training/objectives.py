@@ -4,7 +4,7 @@ One pass over ``[clean rows | noisy rows]`` under the row rule gives both terms 
 2025, section 3 and appendix B.6, whose clean copy is block-causal; ours is token-causal, so that the same weights also
 write autoregressively). Each term is a mean over all tokens that contribute to it in the batch.
 
-With a teacher, clean rows also learn its distribution (`hf_hybrid.training.teacher`), which it gives for the same rows
+With a teacher, clean rows also learn its distribution (`hf_hybrid.training.teacher`), computed on the same rows
 under the same rule.
 """
 
@@ -22,7 +22,7 @@ from hf_hybrid.training.layout import IGNORE
 
 @dataclass(frozen=True)
 class JointLoss:
-    """Terms of the joint loss, all scalars, in nats per token; accuracies are shares in [0, 1].
+    """Terms of the joint loss: scalars in nats per token, and accuracies in [0, 1].
 
     ``teacher_loss``: divergence of clean rows from the teacher; None: there is none.
     """
@@ -62,7 +62,7 @@ def joint_loss(
     clean, hidden = scored & ~noisy, scored & noisy
     num_clean, num_hidden = clean.sum().clamp(min=1), hidden.sum().clamp(min=1)
     weights = torch.ones_like(flat) if weight is None else weight  # (batch, rows)
-    # 0 for a row without the term.
+    # Weight of each row in a term; 0 for a row that has none.
     clean_share, hidden_share = clean * weights, hidden * weights
     clean_loss = (flat * clean_share).sum() / clean_share.sum().clamp(min=1e-6)
     noisy_loss = (flat * hidden_share).sum() / hidden_share.sum().clamp(min=1e-6)
@@ -89,7 +89,7 @@ def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def attention_mask(batch: dict[str, Tensor]) -> Tensor:
-    """The row rule over a collated batch: bool ``(batch, 1, rows, rows)``, True: the query sees the key.
+    """Apply the row rule to a collated batch: bool ``(batch, 1, rows, rows)``, True: the query sees the key.
 
     Padding rows see themselves, so that no softmax is empty; nobody sees them and they carry no loss.
     """

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file from data to a checkpoint as it lies on the Hub."""
+"""Recipes: one YAML file that leads from data to a checkpoint as it is stored on the Hub."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "training": check_training,
     "generation": check_generation,
 }
-"""Section of a recipe -> what checks its values."""
+"""Section of a recipe -> the check of its values."""
 
 
 class RecipeError(ValueError):
@@ -70,12 +70,12 @@ class Recipe:
     """A training recipe, as written in its YAML file.
 
     Attributes:
-        name: of the checkpoint. task: name of what makes its data. output_dir: where checkpoints and the result go.
+        name: of the checkpoint. task: name of the task that makes its data. output_dir: for checkpoints and the result.
         seed: of everything. model: ``MODEL_FIELDS``. batches: ``CollatorSettings``. training:
             ``HybridTrainingArguments``. generation: what goes into ``generation_config.json``.
         data: settings of the task's data (a class of ``DATA``); None for a task without any.
-        make: what makes the data; no field of the file.
-        teacher: whom the model learns from, and whose tokenizer it takes; None: from the data alone.
+        make: the task's maker; no field of the file.
+        teacher: the model to learn from, whose tokenizer is used too; None: the data alone.
     """
 
     name: str
@@ -98,7 +98,7 @@ def read_recipe(path: Path, tasks: Mapping[str, Maker] = TASKS) -> Recipe:
     """Read and check a recipe file; a wrong field is a ``RecipeError`` that lists the choices.
 
     Args:
-        tasks: name -> what makes the data, for the tasks that a recipe may name.
+        tasks: name -> maker of the data, for the tasks that a recipe may name.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -180,8 +180,8 @@ def _check_keys(data: Any, known: set[str], where: str, optional: set[str] | Non
 def build_model(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, teacher: Any = None
 ) -> tuple[PreTrainedModel, ControlTokens]:
-    """A fresh model for the tokenizer, with the ids of the control tokens in its config; ``teacher``: the model whose
-    first layers it begins with, if the recipe says so."""
+    """Make a model for the tokenizer, with the ids of the control tokens in its config; it begins with the first
+    layers of ``teacher`` if the recipe says so."""
     shape = dict(recipe.model)
     copy_heads = bool(shape.pop("copy_heads", False))
     eos: Any = tokenizer.eos_token_id
@@ -213,7 +213,7 @@ def read_teacher(recipe: Recipe) -> Teacher | None:
 
 
 def read_task(recipe: Recipe, teacher: Teacher | None = None) -> Task:
-    """The data of a recipe: fetched or read, and annotated, in tokens of the ``teacher`` if there is one."""
+    """Fetch or read the data of a recipe and annotate them, in tokens of the ``teacher`` if there is one."""
     positions = int(recipe.model.get("max_position_embeddings", LlamaConfig().max_position_embeddings))
     tokenizer = teacher.tokenizer if teacher is not None else None
     folder = recipe.output_dir / "data"
@@ -227,13 +227,13 @@ def run_recipe(
     max_steps: int | None = None,
     tell: Callable[[Task], None] | None = None,
 ) -> Path:
-    """Train and save; the folder of the finished checkpoint.
+    """Train and save; returns the folder of the finished checkpoint.
 
-    ``tell`` is told the task before the training begins.
+    ``tell`` is called with the task before the training begins.
 
-    A run that was interrupted goes on from its last whole checkpoint when ``resume`` is True, and the recipe and its
-    data are as they were; when it is False, checkpoints that are there are set aside. The result lies in
-    ``output_dir / name``: bfloat16 safetensors, tokenizer, generation config, held-out prompts, and ``training.json``.
+    With ``resume``, an interrupted run goes on from its last complete checkpoint if the recipe and its data are
+    unchanged; without, earlier checkpoints are set aside. The result is in ``output_dir / name``: bfloat16 safetensors,
+    tokenizer, generation config, held-out prompts, and ``training.json``.
 
     Raises:
         RecipeError: ``output_dir`` cannot be written. TaskError, TeacherError: of the data and the teacher.
@@ -298,7 +298,7 @@ def _run(
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights in bfloat16, config, generation config and tokenizer, as they lie on the Hub."""
+    """Save weights in bfloat16, config, generation config and tokenizer, as they are stored on the Hub."""
     model.config.use_cache = True  # the host's Trainer switches it off in the config
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

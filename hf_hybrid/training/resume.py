@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which are whole, which can be read, and how one run makes room for the next."""
+"""Checkpoints of a run: which are complete and readable, and how those of an earlier run are set aside."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _whole_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def kept(output_dir: Path) -> str:
-    """Which checkpoint is left, in words."""
+    """Say which checkpoint is left."""
     last = last_whole_checkpoint(output_dir)
     return "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
 
@@ -88,10 +88,9 @@ def _read_all(checkpoint: Path) -> None:
 
 
 def set_aside(output_dir: Path) -> Path | None:
-    """Move the checkpoints of an earlier run into a folder of their own, so that a new one begins without any.
+    """Move the checkpoints of an earlier run into a folder of their own; returns it, None where there were none.
 
-    They would count as its newest, and the rotation of old checkpoints would delete the new ones. The folder; None:
-    there were none.
+    Otherwise a new run would take them for its newest, and the rotation of old checkpoints would delete the new ones.
     """
     earlier = sorted(path for path in output_dir.glob("checkpoint-*") if path.is_dir())
     if not earlier:
@@ -99,16 +98,16 @@ def set_aside(output_dir: Path) -> Path | None:
     number = 1
     while (output_dir / f"earlier-{number}").exists():
         number += 1
-    place = output_dir / f"earlier-{number}"
-    place.mkdir()
+    aside = output_dir / f"earlier-{number}"
+    aside.mkdir()
     for path in earlier:
-        path.rename(place / path.name)
-    return place
+        path.rename(aside / path.name)
+    return aside
 
 
 @contextmanager
 def saving(output_dir: Path, what: str) -> Iterator[None]:
-    """Around what writes a checkpoint or the result: a full disk and the like are a ``TrainingError``."""
+    """Turn a full disk and the like into a ``TrainingError`` while a checkpoint or the result is written."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError for a write that fails
@@ -120,7 +119,7 @@ def saving(output_dir: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A fresh folder to write into; its files take the place of those in ``folder`` when all are written."""
+    """Give a fresh folder to write into; its files replace those in ``folder`` when all are written."""
     fresh = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()

@@ -1,4 +1,4 @@
-"""Tasks: what a recipe trains on. Each makes a tokenizer, a stream of examples, and held-out prompts."""
+"""Tasks that a recipe trains on. Each makes a tokenizer, a stream of examples, and held-out prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_hybrid.training.recipes.tokenizer import SheetEncoder, build_tokenizer
 
 
 class TaskError(ValueError):
-    """Data that nothing can be trained on; the message says what is missing."""
+    """Data that cannot be trained on; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Task:
     """Data of a task.
 
     Attributes:
-        tokenizer: of the model. draw: the example of an index, a function of the index alone.
+        tokenizer: of the model. draw: gives the example of an index, from the index alone.
         write_test_set: writes the held-out prompts to a path; their number.
-        report: what the data holds, in lines for a person. sample: one annotated sheet to look at.
-        content: a digest of the data (``hf_hybrid.training.inputs``); a run that has checkpoints goes on with the same
+        report: a summary of the data, in lines of text. sample: one annotated sheet to look at.
+        content: a digest of the data (``hf_hybrid.training.inputs``); a run can be resumed with the same data
             alone.
     """
 
@@ -103,7 +103,7 @@ def jsonl_task(source: Source) -> Task:
 
 
 def _too_large(example: Example, source: Source) -> str | None:
-    """Why an example fits into no batch, None when it does."""
+    """Why an example fits into no batch; None: it does."""
     batches = source.batches
     if example.planned_rows > batches.num_rows:
         return f"needs more rows than batches: num_rows={batches.num_rows}"
@@ -115,7 +115,7 @@ def _too_large(example: Example, source: Source) -> str | None:
 Maker = Callable[[Source], Task]
 
 TASKS: Mapping[str, Maker] = {"jsonl": jsonl_task}
-"""Task name -> what makes its data."""
+"""Task name -> maker of its data."""
 
 DATA: dict[str, type] = {"jsonl": JsonLinesData}
 """Task name -> its settings in the recipe's ``data`` section, for the tasks that have some."""

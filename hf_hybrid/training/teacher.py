@@ -2,7 +2,7 @@
 
 Sources: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, for the loss; Zhou et al., "DistillSpec:
 Improving Speculative Decoding via Knowledge Distillation", 2024, for distilling a drafter (theirs is trained on texts
-of the two models; here the answers of a recipe stand for them, which the teacher would write nearly alike); Sanh et
+of the two models; here on the answers of a recipe, which the teacher would write nearly alike); Sanh et
 al., "DistilBERT", 2019, for beginning with layers of the teacher.
 """
 
@@ -32,11 +32,13 @@ class TeacherSettings:
     checkpoint: str = setting(REQUIRED, "bundled checkpoint, folder or Hub id of the teacher")
     share: float = setting(
         0.9,
-        "weight of the divergence from the teacher in the loss on clean rows; the text's own has the rest",
+        "weight of the divergence from the teacher in the loss on clean rows; the loss on the text has the rest",
         0.0,
         1.0,
     )
-    first_layers: int = setting(0, "the student begins as so many first layers of the teacher; 0: at random", 0)
+    first_layers: int = setting(
+        0, "number of the teacher's first layers that the student begins with; 0: random weights", 0
+    )
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,20 @@ def load_teacher(name: str) -> Teacher:
     Raises:
         TeacherError: there is none, or a student of its vocabulary could not be trained by a recipe.
     """
-    place = str(bundled(name)) if name in BUNDLED and not Path(name).is_dir() else name
+    source = str(bundled(name)) if name in BUNDLED and not Path(name).is_dir() else name
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(place)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TeacherError(
             f"teacher: cannot load {name!r}: give a bundled checkpoint ({', '.join(BUNDLED)}), a folder with "
             f"config.json, weights and tokenizer, or a Hub id ({first})"
         ) from error
-    rows = width_of(model)
-    if len(tokenizer) != rows:
+    width = width_of(model)
+    if len(tokenizer) != width:
         raise TeacherError(
-            f"teacher: {name!r} writes {rows} tokens and its tokenizer has {len(tokenizer)}; a student needs the "
+            f"teacher: {name!r} writes {width} tokens and its tokenizer has {len(tokenizer)}; a student needs the "
             "vocabulary of its tokenizer, so take a checkpoint whose two are equal"
         )
     if not knows_tags(tokenizer):

@@ -25,11 +25,11 @@ from hf_hybrid.training.optimizer import MuonAdamW
 from hf_hybrid.training.resume import COMPLETE, TrainingError, kept, saving
 
 TERMS = ("clean_loss", "noisy_loss", "clean_accuracy", "noisy_accuracy", "teacher_loss")
-"""Of a ``JointLoss``, in the log."""
+"""Fields of a ``JointLoss`` that are logged."""
 
 
 class IndexedExamples(Dataset[tuple[int, Example]]):
-    """``length`` examples drawn by index, so that any place of the stream can be reached at once."""
+    """``length`` examples drawn by index, so that the stream can be entered at any index."""
 
     def __init__(self, draw: Callable[[int], Example], length: int):
         self.draw, self.length = draw, length
@@ -45,7 +45,7 @@ class HybridTrainer(Trainer):
     """Trains ``[clean | noisy]`` batches of a ``HybridCollator`` with Muon and AdamW.
 
     Every loss term is logged (nats per token) and shown in the progress bar; a checkpoint is written every
-    ``save_minutes`` and at the end, and ``train(resume_from_checkpoint=last_whole_checkpoint(dir))`` goes on from it as
+    ``save_minutes`` and at the end, and ``train(resume_from_checkpoint=last_whole_checkpoint(dir))`` resumes it as
     if nothing had happened. With a ``teacher`` (a model of the same vocabulary, without gradients), ``teacher_share``
     of the loss on clean rows is the divergence from it. ``made_from`` is written into every checkpoint
     (``hf_hybrid.training.inputs``).
@@ -73,7 +73,7 @@ class HybridTrainer(Trainer):
             weight_decay=args.matrix_weight_decay,
         )
         schedule = LambdaLR(optimizer, lambda step: rate_factor(step, args.max_steps, args.warmup, args.decay_from))
-        # Scaling over accumulated batches is left to the mean of the means: every batch holds the same number of rows.
+        # The loss over accumulated batches is the mean of their means: every batch holds the same number of rows.
         super().__init__(model, args, optimizers=(optimizer, schedule), **kwargs)
         self.model_accepts_loss_kwargs = False
         teacher = teacher.to(args.device) if teacher is not None else None
@@ -91,7 +91,7 @@ class HybridTrainer(Trainer):
         return SequentialSampler(data)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's; a run that breaks off ends the line of its progress bar."""
+        """Train as the host does; a run that fails also closes its progress bar."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -113,9 +113,9 @@ class HybridTrainer(Trainer):
         return (terms.loss, terms) if return_outputs else terms.loss
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The host's checkpoint, with what the run was made from, and marked when it is whole.
+        """Write the host's checkpoint with the inputs of the run, and mark it when it is complete.
 
-        Weights that are no numbers are not saved, and what could not be written to its end does not stay.
+        Weights that are not finite are not saved, and a checkpoint that could not be completed is removed.
         """
         model: Any = self.model
         if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
@@ -137,7 +137,7 @@ class HybridTrainer(Trainer):
             raise
 
     def _diverged(self, step: int, what: str) -> TrainingError:
-        """The error of a run whose loss or weights are no numbers."""
+        """The error of a run whose loss or weights are not finite."""
         return TrainingError(
             f"step {step}: {what}; training stops here, and {kept(Path(str(self.args.output_dir)))}. Try smaller "
             "matrix_learning_rate and other_learning_rate, a longer warmup, a smaller max_grad_norm, or "
@@ -153,7 +153,7 @@ class HybridTrainer(Trainer):
 
 
 def _told(terms: JointLoss) -> str:
-    """The terms of a loss that is not finite."""
+    """Say what the terms of a loss that is not finite are."""
     found = {name: getattr(terms, name) for name in TERMS if name.endswith("loss")}
     values = {name: value.item() for name, value in found.items() if value is not None}
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""Values of a recipe, checked when it is read: the libraries behind would take them and fail hours later, or never."""
+"""Checks of a recipe's values when it is read: the libraries would accept wrong ones and fail hours later, or never."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COUNTS = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_st
 
 
 def check_names(data: Mapping[str, Any]) -> None:
-    """``name``, ``output_dir`` and ``seed`` of a recipe.
+    """Check ``name``, ``output_dir`` and ``seed`` of a recipe.
 
     Raises:
         ValueError: one of them cannot be used; so do the functions below.
@@ -41,7 +41,7 @@ def check_names(data: Mapping[str, Any]) -> None:
 
 
 def check_model(section: Mapping[str, Any]) -> None:
-    """Sizes that make a ``LlamaConfig``."""
+    """Check that the sizes make a ``LlamaConfig``."""
     for name in sorted(_SIZES & set(section)):
         if type(section[name]) is not int or section[name] < 1:
             raise ValueError(f"model: {name}={section[name]!r} must be a whole number of at least 1")
@@ -56,7 +56,7 @@ def check_model(section: Mapping[str, Any]) -> None:
 
 
 def check_batches(section: Mapping[str, Any]) -> None:
-    """Types of the ``CollatorSettings``, and weights that something can be drawn by."""
+    """Check the types of the ``CollatorSettings``, and that weights can be drawn by."""
     for name, value in section.items():
         if name not in ("forms", "block_lengths"):
             _check_type(f"batches: {name}", value, getattr(CollatorSettings, name))
@@ -66,7 +66,7 @@ def check_batches(section: Mapping[str, Any]) -> None:
 
 
 def check_training(section: Mapping[str, Any]) -> None:
-    """Types of the numbers and switches among the ``HybridTrainingArguments``, and counts of at least one."""
+    """Check types of numbers and switches among the ``HybridTrainingArguments``, and that counts are at least one."""
     defaults = {f.name: f.default for f in fields(HybridTrainingArguments)}
     for name, value in section.items():
         _check_type(f"training: {name}", value, defaults[name])
@@ -77,7 +77,7 @@ def check_training(section: Mapping[str, Any]) -> None:
 
 
 def check_generation(section: Mapping[str, Any]) -> None:
-    """What the host takes as a generation config, with a strategy that there is."""
+    """Check that the host takes the section as a generation config, and that its strategy exists."""
     try:
         GenerationConfig(**section)
         stored_strategy(section.get("hf_hybrid"))
@@ -86,7 +86,7 @@ def check_generation(section: Mapping[str, Any]) -> None:
 
 
 def _check_type(where: str, value: Any, default: Any) -> None:
-    """``value`` has the type of ``default`` when that is a number or a switch; a whole number is a number too."""
+    """Check that ``value`` has the type of ``default``, a number or a switch; a whole number is a number too."""
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise ValueError(f"{where}={value!r} must be true or false")

@@ -102,9 +102,9 @@ def test_the_prompt_decides_the_answer(sampler: SheetSampler, augment: bool) -> 
         assert all(part.text.count("\n- ") <= 3 for parts in rounds for part in parts)
         summary = "\nSummary: " in sheet.prompt
         kinds.add((len(rounds), len(sheet.pieces), summary))
-        for place, part in enumerate(rounds[0]):
+        for part_number, part in enumerate(rounds[0]):
             is_summary = part.label == "## Summary\n"
-            assert is_summary == (summary and place == len(rounds[0]) - 1)
+            assert is_summary == (summary and part_number == len(rounds[0]) - 1)
             named = [rounds[0][earlier].label[3:-1] for earlier in part.depends]
             expected = [line[2:].split(": ")[0] for line in part.text.splitlines()] if is_summary else []
             assert named == expected

@@ -55,7 +55,7 @@ def test_the_ways_of_drafting_with_a_model_write_the_same_text(tmp_path: Path) -
     for name in ("speculative_model", "speculative_tree"):
         assert (results[name].ratio_to_stock is not None) == bool(rivals)
     for name in rivals:
-        assert (results[name].tokens_per_pass or 0) > 1, "drafts stand"
+        assert (results[name].tokens_per_pass or 0) > 1, "drafts are accepted"
 
 
 @pytest.mark.parametrize(("version", "named"), [("5.15.2", ["assisted"]), ("5.16.0", []), ("5.23.0", [])])

@@ -115,12 +115,12 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(stop_at: int, tmp_path
     with pytest.raises(KeyboardInterrupt):
         task.run(Scripted(stop_at).bench(WORDS, repeats=1), Journal(tmp_path / "cut", SETTINGS))
     cut, again = Journal(tmp_path / "cut", SETTINGS), Scripted()
-    done = len(cut.lines)
+    done = len(cut.records)
     told: list[int] = []
     bench = again.bench(WORDS, repeats=1)
     task.run(bench, cut, lambda: told.append(1))
     assert texts(cut) == texts(whole) and len(told) == bench.steps
-    assert len(whole.lines) > done
+    assert len(whole.records) > done
 
 
 def test_batches_hold_answers_of_similar_length_and_are_compared_row_by_row(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a new strategy, grammar, drafter or Runner touches: three files, two, two and one, as CONTRIBUTING says.
 
 Each is added to a copy of the package and used there. Catches: a fact about one of them that is decided by its name
-somewhere else, a list beside the tables, and a lane that grew back into a place for everything.
+somewhere else, a list beside the tables, and a lane that grew back into a home of everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_hybrid.core.lane import Lane
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW = ""
-"""In the place of what an edit looks for: the file is new."""
+"""Instead of the text that an edit looks for: the file is new."""
 
 WRITER = '''"""Plain writing that never uses the mother of all tokens."""
 
@@ -115,9 +115,9 @@ ADDED: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "runner": {"models/counting.py": [(NEW, "<replay>")]},
 }
-"""What is added -> file -> (what stands there, what takes its place)."""
+"""What is added -> file -> (text that is there, its replacement)."""
 
-USED = '''
+USED = """
 import torch
 import hf_hybrid
 from hf_hybrid import Plan, Span
@@ -145,11 +145,11 @@ other = model.generate(ids, strategy="planned_diffusion", plan=plan, return_cont
 assert type(hf_hybrid.grammar_of(hf_hybrid.control_tokens(model))).__name__ == "OtherGrammar"
 topic = CONTROL.tags.topic
 assert topic in native[0].tolist() and not torch.equal(native, other), "its plan ends with a mark of its own"
-'''
+"""
 
 
-def edited(place: Path, path: str, edits: list[tuple[str, str]]) -> None:
-    file = place / "hf_hybrid" / path
+def edited(copy_of: Path, path: str, edits: list[tuple[str, str]]) -> None:
+    file = copy_of / "hf_hybrid" / path
     for before, after in edits:
         if before == NEW:
             assert not file.exists()

@@ -76,13 +76,13 @@ def headings(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [*PAGES, "model_cards/hybrid-pocket/README.md"])
 def test_links_lead_somewhere(page: str) -> None:
-    place = ROOT / page
-    text = re.sub(r"^```.*?^```$", "", place.read_text(encoding="utf-8"), flags=re.S | re.M)
+    source = ROOT / page
+    text = re.sub(r"^```.*?^```$", "", source.read_text(encoding="utf-8"), flags=re.S | re.M)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("http"):
             continue
         file, _, anchor = target.partition("#")
-        found = place.parent / file if file else place
+        found = source.parent / file if file else source
         assert found.exists(), f"{page}: {target}"
         assert not anchor or anchor in headings(found), f"{page}: {target}"
 

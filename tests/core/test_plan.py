@@ -216,7 +216,7 @@ def test_allowed_is_cached_and_never_names_the_input_switches() -> None:
 
 
 def test_starts_follow_the_entry_and_leave_room_for_openings_and_lengths() -> None:
-    """A part's place is known when its entry is, and lies behind the planned end of every part before it."""
+    """A part's position is known when its entry is, and is behind the planned end of every part before it."""
     rng = random.Random(2)
     for _ in range(50):
         plan, begin = random_plan(rng), rng.randint(0, 9)
@@ -236,8 +236,10 @@ def test_starts_follow_the_entry_and_leave_room_for_openings_and_lengths() -> No
 
 def shuffled(plan: Plan, order: list[int]) -> Plan:
     """The parts in ``order``, still depending on the same parts."""
-    place = {old: new for new, old in enumerate(order)}
-    return Plan(tuple(replace(plan.spans[i], depends=tuple(place[d] for d in plan.spans[i].depends)) for i in order))
+    number_of = {old: new for new, old in enumerate(order)}
+    return Plan(
+        tuple(replace(plan.spans[i], depends=tuple(number_of[d] for d in plan.spans[i].depends)) for i in order)
+    )
 
 
 def test_sorted_is_topological_stable_and_keeps_meaning() -> None:
@@ -254,14 +256,14 @@ def test_sorted_is_topological_stable_and_keeps_meaning() -> None:
         for before, now in ((edited, done), (plan, done)):
             named = [{s.label: {p.spans[d].label for d in s.depends} for s in p.spans} for p in (before, now)]
             assert named[0] == named[1]
-        # Stable: always the first part of the given order whose dependencies stand.
-        left, stand = list(edited.spans), list[Span]()
+        # Stable: always the first part of the given order whose dependencies are there.
+        left, taken = list(edited.spans), list[Span]()
         names = {s.label: {edited.spans[d].label for d in s.depends} for s in edited.spans}
         while left:
-            following = next(s for s in left if names[s.label] <= {x.label for x in stand})
+            following = next(s for s in left if names[s.label] <= {x.label for x in taken})
             left.remove(following)
-            stand.append(following)
-        assert [s.label for s in done.spans] == [s.label for s in stand]
+            taken.append(following)
+        assert [s.label for s in done.spans] == [s.label for s in taken]
 
 
 def test_sorted_refuses_cycles_and_unknown_parts() -> None:

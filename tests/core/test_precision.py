@@ -1,11 +1,11 @@
 """Devices without float64 (Apple's GPUs) make their numbers of double precision on the CPU, and get the same ones.
 
-There is no such device here: tensors that only say where they are (``FakeTensorMode``) stand for it, and float64 on it
+There is no such device here: tensors that only say where they are (``FakeTensorMode``) imitate it, and float64 on it
 raises what it raises there.
 
 Bugs these tests catch: a float64 tensor on a device that has none, in the noise of sampling, in schedules, or in what a
 pass brings back from the device; noise of another device that is not the CPU's, bit for bit; float64 in any pass of any
-strategy beside those places.
+strategy beside those lines.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def drawing(rows: Rows, depends: Tensor, names: str) -> list[str]:
 
 
 def drawn(lines: list[str]) -> bool:
-    """True: the docstring holds ``lines`` below one another (a neighbour drawing may stand beside them)."""
+    """True: the docstring holds ``lines`` below one another (a neighbour drawing may be beside them)."""
     text = (rows_module.__doc__ or "").splitlines()
     return any(
         all(line in text[start + i] for i, line in enumerate(lines)) for start in range(len(text) - len(lines) + 1)

@@ -1,6 +1,6 @@
 """Which positions settle, against nested loops.
 
-Catches: a closed position that takes the place of an open one, ties that go right, lanes that settle nothing for ever,
+Catches: a closed position that is taken instead of an open one, ties that go right, lanes that settle nothing for ever,
     a prefix
 that jumps over an unsure position, entropy that is NaN at banned tokens, and a margin taken against the token itself.
 """
@@ -21,13 +21,13 @@ def slow_settle(
 ) -> Tensor:
     out = torch.zeros_like(open)
     for lane in range(open.shape[0]):
-        places = [i for i in range(open.shape[1]) if open[lane, i]]
+        positions = [i for i in range(open.shape[1]) if open[lane, i]]
         values = score[lane].tolist()
         if not prefix:
-            places.sort(key=lambda i: (-values[i], i))
+            positions.sort(key=lambda i: (-values[i], i))
         wanted = least if count is None else max(least, int(count[lane]))
         unbroken = True
-        for rank, i in enumerate(places):
+        for rank, i in enumerate(positions):
             sure = values[i] >= threshold
             unbroken = unbroken and sure
             out[lane, i] = rank < wanted or (unbroken if prefix else sure)

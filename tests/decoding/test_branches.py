@@ -1,6 +1,6 @@
-"""What is known of the tokens of a tree: their ranks, and how likely they stand.
+"""What is known of the tokens of a tree: their ranks, and how likely they are accepted.
 
-None of it can change a text, so that no test of texts sees a fault: a chance of the wrong place or rank, ranks of other
+None of it can change a text, so that no test of texts sees a fault: a chance of the wrong depth or rank, ranks of other
 tokens behind a cut.
 """
 
@@ -35,4 +35,4 @@ def test_what_is_cut_keeps_the_ranks_of_the_rest() -> None:
 def test_the_depth_of_a_tree_is_that_of_its_longest_branch() -> None:
     assert depth(Draft([5, 6, 7])) == 3 and depth(Draft([])) == 0
     assert depth(Draft([5, 6, 7, 8], parents=(-1, 0, -1, 2))) == 2
-    assert depth(Draft([5, 6, 7], parents=(-1, 9, 1))) == 2, "no tree: refused later, where it is put on trial"
+    assert depth(Draft([5, 6, 7], parents=(-1, 9, 1))) == 2, "no tree: refused later, where it is checked"

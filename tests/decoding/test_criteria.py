@@ -1,7 +1,7 @@
 """What a caller's criteria and ends meet here is what they meet in the host.
 
 Bugs these tests catch: a criterion that reads the scores and gets None although the call asks for them, or those of
-another sequence; a least length that bans the ids that end the answer in place of those that it was given.
+another sequence; a least length that bans the ids that end the answer instead of those that it was given.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Bugs these tests catch: a one-token draft where two rows cost twice as much as one; a draft that goes on where nobody
 expects it to be accepted; drafting that stays off for ever, or whose probes cost more than their share; a cost that one
-outlier ruins; acceptance that is counted behind a token that fell.
+outlier ruins; acceptance that is counted behind a rejected token.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def steep(rows: int) -> float:
     return 34.0 if rows == 1 else 52.0 + 1.4 * rows
 
 
-def best_by_hand(rows: list[int], chances: list[list[float]], price: object) -> float:
+def best_by_hand(rows: list[int], chances: list[list[float]], seconds: object) -> float:
     """The most tokens per second, over all lengths, from the definition."""
     best = 0.0
     for length in range(max(map(len, chances)) + 1):
         written = 0.0
         for own in chances:
-            standing = 1.0
+            reached = 1.0
             written += 1
             for chance in own[:length]:
-                standing *= chance
-                written += standing
+                reached *= chance
+                written += reached
         width = max(r + min(length, len(own)) for r, own in zip(rows, chances, strict=True))
-        best = max(best, written / price(len(rows) * width))  # type: ignore[operator]
+        best = max(best, written / seconds(len(rows) * width))  # type: ignore[operator]
     return best
 
 
@@ -69,7 +69,7 @@ def test_one_token_cannot_pay_where_the_second_row_is_dear() -> None:
 
 
 def test_a_drafter_that_often_has_nothing_is_paid_for_its_first_place() -> None:
-    """All lengths by hand: with chance 0.5 there is no draft, and a place was drawn."""
+    """All lengths by hand: with chance 0.5 there is no draft, and a token was drawn."""
     cost, offered = 10.0, 0.5
     for chance in (0.5, 0.9, 0.99):
         by_hand = [1 / steep(1)]
@@ -160,7 +160,7 @@ def test_it_comes_back_when_drafts_stand_again() -> None:
 def test_acceptance_is_conditional() -> None:
     acceptance = Acceptance()
     for _ in range(200):
-        acceptance.note("a", 6, 1)  # the first stands, the second falls, the others are never reached
+        acceptance.note("a", 6, 1)  # the first is accepted, the second rejected, the others are never reached
     first, second, third = acceptance.chances("a", 0.5, 6)[:3]
     # The claim of 0.5 counts as two tokens beside some 33 that are remembered.
     assert first > 0.95 and second < 0.06

@@ -1,5 +1,5 @@
 """The off-switch in a real call, on a clock of its own: a pass takes 1 and a twentieth for each further row, a drafted
-place what the drafter costs.
+token what the drafter costs.
 
 Bugs these tests catch: a drafter that goes on although it never pays; one that has nothing to say and is asked before
 every pass; probes that are charged for the pass alone and not for the draft; drafting that is off where it pays.
@@ -36,16 +36,16 @@ class Clock:
 
 
 class Paid(Drafter):
-    """Drafts the right tokens, or wrong ones, or none, for a price."""
+    """Drafts the right tokens, or wrong ones, or none, at a cost."""
 
     costly = True
 
-    def __init__(self, clock: Clock, answer: list[int], price: float, right: float, silent: bool = False):
-        self.clock, self.answer, self.price, self.right, self.silent = clock, answer, price, right, silent
+    def __init__(self, clock: Clock, answer: list[int], cost: float, right: float, silent: bool = False):
+        self.clock, self.answer, self.cost, self.right, self.silent = clock, answer, cost, right, silent
         self.draws = random.Random(0)
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Any) -> list[Draft]:
-        self.clock.now += self.price * (1 if self.silent else length)
+        self.clock.now += self.cost * (1 if self.silent else length)
         done = len(texts[0].tokens) - texts[0].prompt_length
         tokens = [] if self.silent else self.answer[done : done + length]
         return [Draft([t if self.draws.random() < self.right else (t + 1) % VOCAB for t in tokens])]
@@ -80,13 +80,13 @@ def timed(clock: Clock, host: Any, **settings: Any) -> tuple[float, Any]:
 
 
 @pytest.mark.parametrize(
-    ("price", "right", "silent"),
+    ("cost", "right", "silent"),
     [(0.3, 0.0, False), (0.95, 0.5, False), (0.02, 0.0, False), (0.3, 0.0, True)],
     ids=["wrong", "as slow as the model", "cheap and wrong", "silent"],
 )
-def test_what_does_not_pay_is_switched_off(clock: Clock, host: Any, price: float, right: float, silent: bool) -> None:
+def test_what_does_not_pay_is_switched_off(clock: Clock, host: Any, cost: float, right: float, silent: bool) -> None:
     plain, expected = timed(clock, host, strategy="autoregressive")
-    drafter = Paid(clock, expected.sequences[0, 5:].tolist(), price, right, silent)
+    drafter = Paid(clock, expected.sequences[0, 5:].tolist(), cost, right, silent)
     first, found = timed(clock, host, strategy="speculative", drafter=drafter)
     again, more = timed(clock, host, strategy="speculative", drafter=drafter)
     for output in (found, more):

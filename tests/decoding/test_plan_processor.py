@@ -1,7 +1,8 @@
 """The plan grammar as a logits processor of the host's own ``generate()``.
 
 Catches: a plan beyond a cap or the room, or one that is cut off; tags of the prompt read as a plan; a state kept for
-the wrong row after beams changed places; a parse from scratch at every token; rows left without any token.
+the wrong sequence after beams changed their order; a parse from scratch at every token; sequences left without any
+token.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.models_for_tests import VOCAB, tiny
 
 
 class Reparsed(LogitsProcessor):
-    """The oracle: parses every row from scratch at every call, checks the processor by it and hands on its scores."""
+    """The oracle: parses every sequence from scratch at every call, checks the processor by it, returns its scores."""
 
     def __init__(self, processor: PlanLogitsProcessor):
         self.processor, self.room = processor, processor.max_new_tokens
@@ -34,7 +35,7 @@ class Reparsed(LogitsProcessor):
                 assert torch.equal(before, after)
                 continue
             allowed = self.allowed(new)
-            # Bans of other processors stand, unless nothing would be left.
+            # Bans of other processors stay, unless nothing would be left.
             allowed = {token for token in allowed if before[token] > -torch.inf} or allowed
             assert [score > -torch.inf for score in after.tolist()] == [token in allowed for token in range(VOCAB)]
         self.calls += 1
@@ -130,7 +131,7 @@ def test_a_call_advances_over_new_tokens_only(monkeypatch: pytest.MonkeyPatch) -
     first, second = [9, 47, 3, 52], [9, 5, 5, 47]
     processor(torch.tensor([first, second]), scores)
     assert len(steps) == 6
-    # Beams: both rows change places and grow by one.
+    # Beams: both sequences change their order and grow by one.
     processor(torch.tensor([[*second, 4], [*first, 47]]), scores)
     assert steps[6:] == [4, 47]
     assert processor.state(0).label == (4,) and processor.state(1).parts[0].length == 4

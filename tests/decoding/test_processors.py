@@ -84,7 +84,7 @@ def test_batched_is_the_hosts_list_row_by_row() -> None:
         given = scores.clone()
         out = ours.batched(scores)
         for row, after in zip(scores, out, strict=True):
-            ids = torch.randint(VOCAB, (1, int(torch.randint(1, 9, ()))))  # whatever stands before
+            ids = torch.randint(VOCAB, (1, int(torch.randint(1, 9, ()))))  # whatever is before
             assert torch.equal(LogitsProcessorList(processors)(ids, row[None])[0], after)
             assert torch.equal(ours.in_order(ids, row[None])[0], after)
         assert torch.equal(scores, given)

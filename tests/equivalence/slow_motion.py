@@ -1,7 +1,7 @@
 """Slow-motion oracles of speculative sampling with ``acceptance="rejection"``: the drafters of the package, over tables
 of exact probabilities of a vocabulary of six, four tokens at most, 100,000 texts at once.
 
-A text is written token by token. At each step a drafter has a token on trial, or none, and says what it was drawn from;
+A text is written token by token. At each step a drafter has a drafted token, or none, and says what it was drawn from;
 the rule keeps it or replaces it. A pass of the pipeline ends where a token is replaced, or behind the last of a draft.
 """
 
@@ -36,7 +36,7 @@ def windowed(seed: int) -> Any:
     host = tiny("llama", seed=seed, vocab_size=HYBRID_VOCAB, eos_token_id=END, pad_token_id=0)
     bias = torch.zeros(HYBRID_VOCAB, dtype=host.dtype)
     bias[VOCAB:] = -1e4
-    bias[:VOCAB] = torch.tensor([1.5, 0.0, 1.0, -1.0, 0.5, 0.0])  # so that a window often expects what will stand
+    bias[:VOCAB] = torch.tensor([1.5, 0.0, 1.0, -1.0, 0.5, 0.0])  # so that a window often expects what will be written
     host.get_output_embeddings().bias = torch.nn.Parameter(bias)
     tags = {"par": 8, "topic": 9, "async": 10, "sync": 11, "spad": 12}
     host.config.hf_hybrid = {"mask_token_id": MASK, **tags, "lengths": [[2, 13]], "depends": []}
@@ -96,7 +96,7 @@ def noise(salt: int, t: int, draws: int) -> Tensor:
 
 @cache
 def uniform(t: int, draws: int) -> Tensor:
-    """Alike, what decides whether a drafted token stands, ``(draws,)``."""
+    """The same for what decides whether a drafted token is accepted, ``(draws,)``."""
     return keyed_uniform([seed ^ _ACCEPT for seed in range(draws)], [3 + t] * draws)
 
 
@@ -104,35 +104,35 @@ class Drawn:
     """A drafter that draws, and says from what.
 
     Args:
-        law: step, code of the text so far and place in the draft, to probabilities ``(draws, vocab)``.
+        law: step, code of the text so far and depth in the draft, to probabilities ``(draws, vocab)``.
         honest: False: it claims to draw evenly.
     """
 
     def __init__(self, law: Callable[[int, Tensor, Tensor], Tensor], honest: bool = True):
         self.law, self.honest = law, honest
 
-    def on_trial(self, t: int, code: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """The token that is on trial at step ``t``, ``(draws,)``, -1: none; what it was drawn from."""
-        probabilities = self.law(t, code, place)
+    def proposed(self, t: int, code: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """The drafted token at step ``t``, ``(draws,)``, -1: none; what it was drawn from."""
+        probabilities = self.law(t, code, depth)
         tokens = sample(probabilities.log(), noise(DRAW, t, len(code)))
         return tokens, probabilities if self.honest else torch.full_like(probabilities, 1 / VOCAB)
 
-    def ended(self, t: int, code: Tensor, place: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
-        """``over``, True: the pass ends with ``out``, which stands behind ``code`` and ``place`` tokens that accepted;
-        ``checked``, True: a token was on trial there."""
+    def ended(self, t: int, code: Tensor, depth: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
+        """``over``, True: the pass ends with ``out``, which follows ``code`` and ``depth`` accepted tokens;
+        ``checked``, True: a token was drafted there."""
 
 
-def smaller_model(t: int, code: Tensor, place: Tensor) -> Tensor:
+def smaller_model(t: int, code: Tensor, depth: Tensor) -> Tensor:
     """Of a model that reads what it drafts."""
     return table("smaller", 1.0)[t][code]
 
 
-def window_of_another(t: int, code: Tensor, place: Tensor) -> Tensor:
+def window_of_another(t: int, code: Tensor, depth: Tensor) -> Tensor:
     """Of a window behind the text at which the pass began, as wide as there is room."""
     found = torch.zeros(len(code), VOCAB, dtype=torch.double)
     for before in range(min(t, LENGTH - 1) + 1):
         opens = min(LENGTH, HORIZON - 1 - (t - before)) - 1
-        mine = place == before
+        mine = depth == before
         scores = windows("window", t - before, opens, VOCAB)  # (texts, 1 + opens, vocab)
         found[mine] = scores[code[mine] // VOCAB**before, before].softmax(dim=-1)
     return found
@@ -144,10 +144,10 @@ class Certain(Drawn):
     def __init__(self, draws: int):
         self.drafted = torch.full((draws, LENGTH), -1)
 
-    def on_trial(self, t: int, code: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    def proposed(self, t: int, code: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """Its draft, taken for certain; behind the last token of it there is none."""
         padded = torch.nn.functional.pad(self.drafted, (0, 1), value=-1)
-        tokens = padded.gather(1, place[:, None])[:, 0]
+        tokens = padded.gather(1, depth[:, None])[:, 0]
         return tokens, torch.nn.functional.one_hot(tokens.clamp(min=0), VOCAB).double()
 
 
@@ -171,9 +171,9 @@ class Copies(Certain):
         self.at = torch.zeros(draws, dtype=torch.long)  # index of the history of each text
         self.drafted[:] = self._padded(0)
 
-    def ended(self, t: int, code: Tensor, place: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
+    def ended(self, t: int, code: Tensor, depth: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
         """One history more for every way in which a pass ended."""
-        keys = ((self.at * (LENGTH + 1) + place) * VOCAB + out)[over]
+        keys = ((self.at * (LENGTH + 1) + depth) * VOCAB + out)[over]
         ways, which = keys.unique(return_inverse=True)
         first = len(self.histories)
         for way in ways.tolist():
@@ -205,7 +205,7 @@ class OwnWindow(Certain):
         super().__init__(draws)
         self.threshold = threshold
 
-    def ended(self, t: int, code: Tensor, place: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
+    def ended(self, t: int, code: Tensor, depth: Tensor, out: Tensor, checked: Tensor, over: Tensor) -> None:
         """Where the whole draft accepted and the window expected ``out``, what it put behind, as far as it is sure."""
         drafted = torch.full_like(self.drafted, -1)
         room = HORIZON - 2 - t
@@ -228,16 +228,16 @@ def written(tables: list[Tensor], drafter: Drawn, draws: int) -> Tensor:
         tables: of the model (``table``).
     """
     code = torch.zeros(draws, dtype=torch.long)
-    place = torch.zeros(draws, dtype=torch.long)  # of a token in the draft of its pass
+    depth = torch.zeros(draws, dtype=torch.long)  # of a token in the draft of its pass
     for t, target in enumerate(tables[:-1]):
         redraw = noise(_REDRAW, t, draws)
-        tokens, claimed = drafter.on_trial(t, code, place)
+        tokens, claimed = drafter.proposed(t, code, depth)
         checked = tokens >= 0
-        out, stands = reject(target[code], claimed, tokens.clamp(min=0), uniform(t, draws), redraw)
+        out, accepted = reject(target[code], claimed, tokens.clamp(min=0), uniform(t, draws), redraw)
         out = torch.where(checked, out, sample(target[code].log(), redraw))
-        stands = stands & checked
-        drafter.ended(t, code, place, out, checked, ~stands)
-        place = torch.where(stands, place + 1, 0)
+        accepted = accepted & checked
+        drafter.ended(t, code, depth, out, checked, ~accepted)
+        depth = torch.where(accepted, depth + 1, 0)
         code = code * VOCAB + out
     return code * VOCAB + sample(tables[-1][code].log(), noise(_REDRAW, HORIZON - 1, draws))
 

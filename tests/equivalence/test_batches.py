@@ -1,8 +1,8 @@
-"""A row of a batch equals its own batch of one, in every strategy and mode, whatever its neighbours do.
+"""A sequence of a batch equals its own batch of one, in every strategy and mode, whatever its neighbours do.
 
-Bugs these tests catch: a row that sees a neighbour's slot; a mask that survives when a row leaves and another takes
-its line; noise, selection or schedules keyed by the place in the batch; padding rows of a pass that are counted;
-rounds, plans or reports that change rows when one finishes.
+Bugs these tests catch: a sequence that sees a neighbour's slot; a mask that survives when a sequence leaves and another
+takes its slot; noise, selection or schedules keyed by the index in the batch; padding rows of a pass that are counted;
+rounds, plans or reports that change sequences when one finishes.
 """
 
 from __future__ import annotations

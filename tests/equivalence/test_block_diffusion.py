@@ -178,4 +178,4 @@ def test_a_schedule_bounds_the_passes_of_every_block(new: int, steps: int) -> No
     host = hybrid(seed=31, favours={CONTROL.noise.end: -99.0, CONTROL.noise.filler: -99.0})
     ids, report = written(host, new, how)
     assert len(ids) == new
-    assert report.num_forwards <= steps * (new // 8 + 1)  # one block more when the end falls behind a full one
+    assert report.num_forwards <= steps * (new // 8 + 1)  # one block more when the end is just behind a full one

@@ -1,4 +1,4 @@
-"""Plans that bring text: what is given stands, and what is written anew is what it was.
+"""Plans that bring text: given text stays, and text that is written anew is what it was.
 
 Catches: a given part that its dependents cannot see, that misses the end of a written one which it reads, or whose
 length moves the parts behind it; a round in which nothing is left to write and that never closes; a lead that is hidden

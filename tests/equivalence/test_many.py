@@ -1,7 +1,7 @@
-"""``generate_many``: an answer equals its own call, whatever the batch size and whoever had its place before.
+"""``generate_many``: an answer equals its own call, whatever the batch size and whatever used its slot before.
 
-Catches: keys, spans or masks of a finished answer that the next one in its place can see; counters that go on; seeds
-keyed by the place in the batch; answers that are lost, doubled or given the wrong index when several finish in one
+Catches: keys, spans or masks of a finished answer that the next one in its slot can see; counters that go on; seeds
+keyed by the index in the batch; answers that are lost, doubled or given the wrong index when several finish in one
 pass, at once with their prompt, or when the queue is shorter than the batch; one bad prompt that takes the others with
 it, or their seeds; lengths that are counted from the longest prompt of the first batch.
 """
@@ -193,7 +193,7 @@ def test_a_given_plan_that_one_prompt_leaves_no_room_for_is_an_error_of_that_pro
 
 @pytest.mark.parametrize("strategy", ["autoregressive", "block_diffusion"])
 def test_lengths_count_each_prompt_with_its_own_answer(strategy: str) -> None:
-    """Whatever stands beside it: once the first batch decided for all."""
+    """Whatever is beside it: once the first batch decided for all."""
     prompts = [[3, 4, 5], [7] * 14, [9] * 30, [6] * 6]
     bounds = {"max_length": 24, "min_length": 20, "do_sample": False, "strategy": strategy}
     expected = []

@@ -78,7 +78,7 @@ def test_drafts_are_really_accepted_and_rejected() -> None:
     plain = [planned(writer(seed), span_decoding="autoregressive").report[0] for seed in WRITERS]
     drafting = [planned(writer(seed), draft_threshold=0.0).report[0] for seed in WRITERS]
     assert sum(r.num_forwards for r in drafting) < sum(r.num_forwards for r in plain)
-    accepted = [stand for report in drafting for stand in report.accepted_per_round]
+    accepted = [accepted for report in drafting for accepted in report.accepted_per_round]
     assert max(accepted) > 2, "more than the optimistic <topic>"
     assert min(accepted) == 0
 

@@ -163,7 +163,7 @@ def test_min_new_tokens_counts_the_text() -> None:
 
 @pytest.mark.parametrize("mode", ["verified", "planned in windows", "span by span"])
 def test_a_table_of_positions_cuts_what_does_not_fit(mode: str) -> None:
-    # A tag of a plan has a position too, and a part stands behind the planned lengths of those before it.
+    # A tag of a plan has a position too, and a part begins behind the planned lengths of those before it.
     settings = {"max_label_length": 2, "max_parts": 4, "new": 110, **MODES[mode]}
     whole, _ = write(table(), **settings)
     lengths = []

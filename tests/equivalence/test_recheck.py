@@ -1,7 +1,7 @@
 """``recheck_margin``: where rounding might decide a token, a pass without drafts does.
 
-Two tokens that are almost alike (twins) stand for a tie; a head that favours the second one in every pass that scores
-more than one row stands for the other order of its sums.
+Two tokens that are almost alike (twins) make a tie; a head that favours the second one in every pass that scores more
+than one row imitates another order of its sums.
 
 Bugs these tests catch: a token in doubt that is settled, or decided by a pass of several rows again; keys of a row that
 is fed twice; a draft that is thrown away although nothing was in doubt; counts that do not add up.
@@ -125,7 +125,7 @@ def test_when_sampling_the_lead_is_that_of_what_was_drawn() -> None:
     assert allowed.sum() > LENGTH // 2
 
     def least_lead(of: Tensor) -> float:
-        best = of[allowed].topk(2).values  # (places, 2)
+        best = of[allowed].topk(2).values  # (positions, 2)
         return float((best[:, 0] - best[:, 1]).min())
 
     margin = least_lead(noisy) / 2

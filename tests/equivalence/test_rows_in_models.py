@@ -2,7 +2,7 @@
 
 Catches: a window that sees its own answer (``<=`` for ``<`` at the anchor), a clean row that sees a noisy one, noisy
 rows of another block that are seen, a dependent span that sees only part of an overrun one, an independent span that
-sees any of it, and results that depend on where in a pass a row stands or on whether its prefix was cached.
+sees any of it, and results that depend on where in a pass a row is or on whether its prefix was cached.
 """
 
 from __future__ import annotations

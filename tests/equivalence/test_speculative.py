@@ -1,9 +1,9 @@
 """Theorem 4: whoever drafts, the text is the one of plain decoding.
 
-Bugs these tests catch: a draft that stands behind its first wrong token; keys of a rejected draft that are still seen;
-rows of a batch that accept alike; a draft that runs over the end, over ``max_new_tokens`` or over the positions of the
-model; processors that see drafted tokens, or are called twice for one; noise that depends on the draft; a pace that
-changes the text.
+Bugs these tests catch: a draft that is accepted behind its first wrong token; keys of a rejected draft that are still
+seen; sequences of a batch that accept alike; a draft that runs over the end, over ``max_new_tokens`` or over the
+positions of the model; processors that see drafted tokens, or are called twice for one; noise that depends on the
+draft; measured times that change the text.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Oracle(Drafter):
 
 @cache
 def model(name: str = "llama") -> Any:
-    """Writes long and varied texts; an end is chosen so that the rows of the batch finish at different times."""
+    """Writes long and varied texts; an end is chosen so that the sequences of the batch finish at different times."""
     host = hybrid(name, seed=26)
     row = host.generate(**left_padded(), max_new_tokens=30, strategy="autoregressive")[0, 8:].tolist()
     host.generation_config.eos_token_id = [CONTROL.noise.end, max(set(row), key=row.index)]
@@ -140,7 +140,7 @@ def test_the_text_of_plain_decoding(kind: str, case: str) -> None:
     tokens = sum(report.num_tokens for report in found.report)
     accepted = sum(sum(report.accepted_per_round) for report in found.report)
     if kind in ("right", "same model"):
-        assert 3 * accepted > tokens, "drafts stand"
+        assert 3 * accepted > tokens, "drafts are accepted"
     if kind == "wrong":
         assert sum(report.drafting.rounds for report in found.report) > tokens // 3 and 10 * accepted < tokens
 
@@ -153,7 +153,7 @@ def test_every_model_class(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 24])
-def test_any_length_and_any_pace(length: int) -> None:
+def test_any_length_adaptive_or_not(length: int) -> None:
     expected = plain()
     for adaptive in (False, True):
         drafter = Oracle(answers_of(expected), wrong=0.2)
@@ -175,8 +175,8 @@ def test_a_row_equals_its_own_batch_of_one(case: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "diffusion", "self"])
-def test_with_rejection_too_a_row_equals_its_own_batch_of_one(kind: str) -> None:
-    """What a drafter says of its probabilities decides the text, so that it must not depend on other rows."""
+def test_with_rejection_too_a_sequence_equals_its_own_batch_of_one(kind: str) -> None:
+    """What a drafter says of its probabilities decides the text, so that it must not depend on other sequences."""
     options = {**SAMPLED, "acceptance": "rejection", "draft_length": 5, "max_new_tokens": 20, "draft_threshold": 0.0}
     seeds = [3, 5, 7, 1000]
     together = speculative(drafters(plain())[kind], **{**options, "seed": seeds}).sequences
@@ -240,8 +240,8 @@ def test_a_processor_sees_every_true_prefix_once_and_in_order() -> None:
 
 
 class Matching(LogitsProcessor):
-    """Like the processors of grammar libraries: a matcher per row of the batch, made at the first call and advanced by
-    the last token of every further one. Bans what would make a token follow one of the same remainder by three."""
+    """Like the processors of grammar libraries: a matcher per sequence, made at the first call and advanced by the last
+    token of every further one. Bans what would make a token follow one of the same remainder by three."""
 
     def __init__(self, grown: bool):
         self.grown, self.matchers = grown, []
@@ -306,17 +306,17 @@ def test_processors_of_a_half_precision_model_see_float32(sampled: bool) -> None
     assert kinds == {torch.float32}
 
 
-def test_a_chain_stands_up_to_its_first_mismatch() -> None:
+def test_a_chain_is_accepted_up_to_its_first_mismatch() -> None:
     draws = random.Random(0)
     for _ in range(300):
         draft = [draws.randrange(2) for _ in range(draws.randrange(6))]
         checked = [draws.randrange(2) for _ in range(len(draft) + 1)]
-        stand = 0
-        while stand < len(draft) and draft[stand] == checked[stand]:
-            stand += 1
-        assert check_lane(draft, checked) == (checked[: stand + 1], stand)
+        accepted = 0
+        while accepted < len(draft) and draft[accepted] == checked[accepted]:
+            accepted += 1
+        assert check_lane(draft, checked) == (checked[: accepted + 1], accepted)
         # A check that ended at the mismatch says the same.
-        assert check_lane(draft, checked[: stand + 1]) == (checked[: stand + 1], stand)
+        assert check_lane(draft, checked[: accepted + 1]) == (checked[: accepted + 1], accepted)
     assert check_lane([], []) == check_lane([3], []) == ([], 0)
 
 
@@ -387,7 +387,7 @@ def test_the_report_counts() -> None:
         assert drafting.rounds + drafting.empty == report.num_forwards
         assert sum(drafting.accepted) == sum(report.accepted_per_round)
         assert drafting.tried[0] == drafting.rounds and len(drafting.tried) <= 5
-        # Behind a token that fell nothing is tried, and a tried place needs the one before it to stand.
+        # Nothing is tried behind a rejected token, and a tried depth needs the one before it to be accepted.
         assert all(tried <= accepted for tried, accepted in zip(drafting.tried[1:], drafting.accepted, strict=False))
         assert all(0 <= share <= 1 for share in drafting.acceptance)
         length = len([t for t in expected[row, 8:].tolist() if t])

@@ -161,7 +161,7 @@ def test_with_shared_noise_the_text_is_that_of_plain_sampling(kind: str, name: s
     found = drafted(name, target, make(), SHARED)
     assert torch.equal(found.sequences, plain(name, target))
     assert (sum(report.drafting.trees for report in found.report) > SHARED // 2) == trees
-    assert 0.02 < share(found) < 0.98, "drafts stand and fall"
+    assert 0.02 < share(found) < 0.98, "drafts are accepted and rejected"
 
 
 Oracle = Callable[[], slow_motion.Drawn]
@@ -197,7 +197,7 @@ def test_with_rejection_draws_follow_the_law_and_are_those_of_the_pipeline(rule:
     for kind, make in drafters.items():
         found = drafted(name, target, make(), REJECTED, acceptance="rejection")
         assert torch.equal(code_of(found.sequences), code[:REJECTED])
-        assert 0.02 < share(found) < 0.98, "drafts stand and fall"
+        assert 0.02 < share(found) < 0.98, "drafts are accepted and rejected"
         assert all(report.drafting.trees == 0 for report in found.report)
         notes = [CHAIN] if kind == "tree" and "suffix" not in rule else []
         assert all(report.fallbacks == notes for report in found.report), "a tree that is a chain says so"

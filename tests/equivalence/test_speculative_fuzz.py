@@ -151,4 +151,4 @@ def test_the_calls_are_of_every_kind() -> None:
     reports = [report for number in range(60) for report in compare(number)[1].report]
     drafters = {report.drafting.drafter for report in reports}
     assert drafters >= {"wild", "self", "suffix", "model", "diffusion", "tree of model", "tree of diffusion"}
-    assert sum(report.drafting.trees for report in reports) > 10  # 35; a pace that follows times may leave some out
+    assert sum(report.drafting.trees for report in reports) > 10  # 35; measured times may leave some out

@@ -147,27 +147,27 @@ def test_the_test_tells_laws_apart() -> None:
 def test_a_chain_of_rejections(honest: bool) -> None:
     """100,000 chains of four tokens at once, drafted three at a time, against the product law."""
     draws, rng = 100_000, torch.Generator().manual_seed(5)
-    target = torch.rand(HORIZON, VOCAB, VOCAB, generator=rng, dtype=torch.float64).pow(2)  # (place, before, token)
+    target = torch.rand(HORIZON, VOCAB, VOCAB, generator=rng, dtype=torch.float64).pow(2)  # (depth, before, token)
     target /= target.sum(dim=-1, keepdim=True)
     draft = torch.rand(HORIZON, VOCAB, VOCAB, generator=rng, dtype=torch.float64)
     draft /= draft.sum(dim=-1, keepdim=True)
     claimed = draft if honest else torch.full_like(draft, 1 / VOCAB)
     before = torch.zeros(draws, dtype=torch.long)
     code = torch.zeros(draws, dtype=torch.long)
-    for place in range(HORIZON):  # rejection of one place is all there is to a chain: the rest is drafted anew
-        seeds = [(place << 32) + i for i in range(draws)]
-        token = sample(draft[place][before].log(), keyed_noise(1, seeds, VOCAB))
-        out, stands = reject(
-            target[place][before],
-            claimed[place][before],
+    for depth in range(HORIZON):  # a chain is rejection at one depth: the rest is drafted anew
+        seeds = [(depth << 32) + i for i in range(draws)]
+        token = sample(draft[depth][before].log(), keyed_noise(1, seeds, VOCAB))
+        out, accepted = reject(
+            target[depth][before],
+            claimed[depth][before],
             token,
             keyed_uniform(2, seeds),
             keyed_noise(3, seeds, VOCAB),
         )
-        assert torch.equal(out == token, stands)
+        assert torch.equal(out == token, accepted)
         before, code = out, code * VOCAB + out
     law = target[0][0]
-    for place in range(1, HORIZON):
-        law = (law[:, None] * target[place].repeat(VOCAB ** (place - 1), 1)).flatten()
+    for depth in range(1, HORIZON):
+        law = (law[:, None] * target[depth].repeat(VOCAB ** (depth - 1), 1)).flatten()
     found = excess(torch.bincount(code, minlength=VOCAB**HORIZON).double(), law)
     assert found < 1 if honest else found > 10

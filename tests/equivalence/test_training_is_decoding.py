@@ -5,7 +5,7 @@ gets one-hot logits of the answer instead. What the engine carried must be what 
 must be those of one training forward over the same rows.
 
 Catches: a span, ``<sync/>`` or window that decoding puts elsewhere than training, dependencies that only one of them
-closes transitively, a plan rendered differently, an opening that is learned in another place, gaps of a dense round
+closes transitively, a plan rendered differently, an opening that is learned at another position, gaps of a dense round
 that only one of them fills, and any pass of the engine that sees more or less than the training mask allows.
 """
 
@@ -117,17 +117,17 @@ def lead(monkeypatch: pytest.MonkeyPatch) -> Lead:
 
 
 def answer_of(layout: Layout) -> tuple[dict[tuple[int, int, int], int], Callable[[Row], int | None]]:
-    """Next token behind a clean row ``(span, position, token)``, and the token at the place of a noisy row."""
+    """Next token behind a clean row ``(span, position, token)``, and the token at the position of a noisy row."""
     columns = zip(layout.span, layout.position, layout.tokens, layout.target, strict=True)
     nexts = {(s, p, token): target for s, p, token, target in columns if target != IGNORE}
 
     def here(row: Row) -> int | None:
-        for lane in layout.lanes:
-            if row.span in (lane.span, *(span for _, span in lane.breaks)) and row.position >= lane.start:
-                offset = row.position - lane.start
-                if offset < len(lane.tokens):
-                    return lane.tokens[offset]
-                return CONTROL.noise.filler if lane.tail else None
+        for stretch in layout.stretches:
+            if row.span in (stretch.span, *(span for _, span in stretch.breaks)) and row.position >= stretch.start:
+                offset = row.position - stretch.start
+                if offset < len(stretch.tokens):
+                    return stretch.tokens[offset]
+                return CONTROL.noise.filler if stretch.tail else None
         return None
 
     return nexts, here
@@ -156,11 +156,11 @@ def check_rows(led: Led, layout: Layout) -> None:
 def check_logits(made: Any, led: Led, layout: Layout) -> tuple[int, int]:
     """Every logit of the engine is that of the training forward; how many clean rows and windows were compared."""
     laid_out = [Row(*r) for r in zip(layout.tokens, layout.position, layout.span, strict=True)]
-    place = {row[:3]: i for i, row in enumerate(laid_out)}
+    index_of = {row[:3]: i for i, row in enumerate(laid_out)}
     rows, compare = list(laid_out), []
     for seen, logits in led.passes:
         # A draft that was wrong (an optimistic <topic>) is no row of the layout, nor is a window behind it.
-        strays = {row.span for row in seen if not row.noisy and row.span != PADDING and row[:3] not in place}
+        strays = {row.span for row in seen if not row.noisy and row.span != PADDING and row[:3] not in index_of}
         window: dict[int, int] = {}
         for i, row in enumerate(seen):
             if row.span in strays or not logits[i].any():
@@ -170,7 +170,7 @@ def check_logits(made: Any, led: Led, layout: Layout) -> tuple[int, int]:
                 rows.append(row._replace(block=block))
                 compare.append((len(rows) - 1, logits[i]))
             elif row.span != PADDING:
-                compare.append((place[row[:3]], logits[i]))
+                compare.append((index_of[row[:3]], logits[i]))
     expected = training_logits(made, batch_of(rows, layout.depends))
     for i, logits in compare:
         torch.testing.assert_close(logits, expected[i], rtol=0, atol=TOLERANCE)
@@ -206,7 +206,7 @@ def test_planned_decoding_sees_what_training_showed(
     assert led.answer == [*example.answer, CONTROL.noise.end]
     check_rows(led, layout)
     num_clean, num_blocks = check_logits(made, led, layout)
-    assert num_clean >= len(layout.lanes)  # a check behind every lane at least
+    assert num_clean >= len(layout.stretches)  # a check behind every stretch at least
     assert (num_blocks == 0) == (how == "tokens")
 
 
@@ -230,13 +230,13 @@ def test_plain_decoding_sees_what_training_showed(lead: Lead, settings: dict[str
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> None:
-    """The CachedRunner, with what stands when decoding opens that window in its cache, gives the training logits."""
+    """The CachedRunner gives the training logits, with the cache that decoding has when it opens that window."""
     made = model()
     settings = CollatorSettings(num_rows=150, max_spans=12, forms={form: 1.0}, block_lengths={1: 1, 3: 1, 5: 1})
     batch = HybridCollator(CONTROL, PAD, settings, seed=1)([(0, EXAMPLES[name])])
     rows, depends = rows_of(batch), batch["depends"][0]
     expected = training_logits(made, batch)
-    standing = [row for row in rows if not row.noisy and row.span != PADDING]
+    committed = [row for row in rows if not row.noisy and row.span != PADDING]
     blocks = sorted({row.block for row in rows if row.noisy})
     assert len(blocks) > 5
     for block in blocks:
@@ -245,8 +245,8 @@ def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> 
         runner = CachedRunner(made, 1)
         for span in range(1, first.span + 1):
             runner.relate(0, span, depends[span].nonzero().flatten().tolist())
-        # Spans before it and its siblings stand, its own one as far as the anchor, nothing later.
-        settled = [r for r in standing if r.span < first.span or (r.span == first.span and r.position < first.anchor)]
+        # Spans before it and its siblings are committed, its own one up to the anchor, nothing later.
+        settled = [r for r in committed if r.span < first.span or (r.span == first.span and r.position < first.anchor)]
         if settled:
             runner.run(*pack([settled]), 0)
             runner.commit()

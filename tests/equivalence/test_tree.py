@@ -1,7 +1,7 @@
 """Theorem 4 for trees: whatever tree is drafted, the text is that of plain decoding; a tree of width one is the chain.
 
-Bugs these tests catch: a branch that sees its sibling, or another branch; keys of a branch that fell, or of the wrong
-one, that stay; a branch that stands and is not seen as text by what follows; noise or bans of the wrong place; a tree
+Bugs these tests catch: a branch that sees its sibling, or another branch; keys of a rejected branch, or of the wrong
+one, that stay; an accepted branch that is not seen as text by what follows; noise or bans of the wrong position; a tree
 that runs over the end; a parent behind its child; a model without the mask that is trusted.
 """
 
@@ -60,7 +60,9 @@ def test_any_tree_gives_the_text_of_plain_decoding(case: str, adaptive: bool) ->
     if not adaptive:
         drafting = [report.drafting for report in found.report]
         assert sum(d.trees for d in drafting) > 5
-        assert 4 * sum(sum(d.accepted) for d in drafting) > sum(r.num_tokens for r in found.report), "branches stand"
+        assert 4 * sum(sum(d.accepted) for d in drafting) > sum(r.num_tokens for r in found.report), (
+            "branches are accepted"
+        )
         for report in found.report:
             assert sum(report.drafting.accepted) == sum(report.accepted_per_round)
             assert sum(written for *_, written in report.drafting.passes) >= report.num_tokens
@@ -90,7 +92,7 @@ def test_a_widened_drafter_gives_the_text_and_seldom_falls(kind: str, case: str)
     tree = speculative(TreeDrafter(WIDENED[kind](), width=4, size=40), draft_length=4, **CASES[case])
     assert torch.equal(tree.sequences, expected) and torch.equal(chain.sequences, expected)
     passes = [sum(report.num_forwards for report in found.report) for found in (tree, chain)]
-    assert passes[0] <= passes[1] - (kind == "model"), "second guesses stand"
+    assert passes[0] <= passes[1] - (kind == "model"), "second guesses are accepted"
     assert all(report.drafting.drafter.startswith("tree of ") for report in tree.report)
 
 
@@ -146,7 +148,7 @@ def test_a_minimum_counts_tokens_of_the_branch_not_nodes() -> None:
     # What was counted: the right token always accepted, one of four behind the same token (at the end, none of three).
     assert (drafting.tried, drafting.accepted) == ([2, 2, 2], [2, 2, 1])
     counts = experience_of(drafter, host, (str(host.device), host.dtype, True)).acceptance.counts
-    shares = {place: accepted / tried for (_, place), (accepted, tried) in counts.items()}
+    shares = {depth: accepted / tried for (_, depth), (accepted, tried) in counts.items()}
     assert set(shares) == {0, 1, 2} and shares[0] == pytest.approx(0.25, abs=0.03)
     assert shares[1] == pytest.approx(0.25, abs=0.03) and 0 < shares[2] < 0.25
 

@@ -24,7 +24,7 @@ TEXTS = ("Country: Port Amel\nCapital: Amel\nExports: rice, iron", "Country: Arm
 PROMPT = [[3, 7, 9, 2, 11, 3, 7, 9, 2, 11, 3, 7, 9, 2]]
 
 
-def make(place: Path) -> None:
+def make(root: Path) -> None:
     """The repositories, the jobs for ``without_plugin.py``, and the texts that must come."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, __version__
@@ -33,32 +33,32 @@ def make(place: Path) -> None:
     from hf_hybrid.config import SETTINGS
 
     for arguments in (
-        ["hybrid-pocket", str(place / "hybrid-repo"), "--strategy", "planned_diffusion"],
-        ["--speculative", str(place / "speculative")],
+        ["hybrid-pocket", str(root / "hybrid-repo"), "--strategy", "planned_diffusion"],
+        ["--speculative", str(root / "speculative")],
     ):
         subprocess.run([str(Path(sys.executable).with_name("hf-hybrid")), "export", *arguments], check=True)
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     config = LlamaConfig(**sizes, num_attention_heads=4, initializer_range=0.2, eos_token_id=40, pad_token_id=0)
-    LlamaForCausalLM(config).save_pretrained(place / "llama")
-    model = AutoHybridModelForCausalLM.from_pretrained(place / "hybrid-repo", dtype=torch.float64).eval()
-    tokenizer = AutoTokenizer.from_pretrained(place / "hybrid-repo", padding_side="left")
+    LlamaForCausalLM(config).save_pretrained(root / "llama")
+    model = AutoHybridModelForCausalLM.from_pretrained(root / "hybrid-repo", dtype=torch.float64).eval()
+    tokenizer = AutoTokenizer.from_pretrained(root / "hybrid-repo", padding_side="left")
     encoded = tokenizer(list(TEXTS), return_tensors="pt", padding=True)
     wanted: dict[str, Any] = {"release": __version__, "from_pretrained": {}, "sampled": {}}
     for name in SETTINGS:
         options = {"strategy": name, "max_new_tokens": LENGTH}
         wanted["from_pretrained"][name] = model.generate(**encoded, **options).tolist()
         wanted["sampled"][name] = model.generate(**encoded, **options, do_sample=True, seed=5).tolist()
-    hybrid = {"folder": str(place / "hybrid-repo"), "texts": TEXTS, "length": LENGTH, "strategies": list(SETTINGS)}
-    speculative = {"folder": str(place / "speculative"), "models": {"llama": str(place / "llama")}}
+    hybrid = {"folder": str(root / "hybrid-repo"), "texts": TEXTS, "length": LENGTH, "strategies": list(SETTINGS)}
+    speculative = {"folder": str(root / "speculative"), "models": {"llama": str(root / "llama")}}
     jobs = {"hybrid": hybrid, "speculative": speculative | {"prompt": PROMPT, "length": 100}}
-    (place / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    (place / "wanted.json").write_text(json.dumps(wanted), encoding="utf-8")
+    (root / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    (root / "wanted.json").write_text(json.dumps(wanted), encoding="utf-8")
 
 
-def compare(place: Path) -> list[str]:
+def compare(root: Path) -> list[str]:
     """What differs."""
-    wanted, found = (json.loads((place / f"{name}.json").read_text(encoding="utf-8")) for name in ("wanted", "found"))
+    wanted, found = (json.loads((root / f"{name}.json").read_text(encoding="utf-8")) for name in ("wanted", "found"))
     ours, drafted = found["hybrid"], found["speculative"]["llama"]
     pairs = {
         f"{name}, {kind}": (ours[kind][name], wanted[kind][name])
@@ -77,15 +77,15 @@ def main() -> int:
     if sys.argv[1] == "make":
         make(Path(sys.argv[2]))
         return 0
-    exporting, using, place = sys.argv[1], sys.argv[2], Path(sys.argv[3]).resolve()
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    exporting, using, root = sys.argv[1], sys.argv[2], Path(sys.argv[3]).resolve()
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
     here = Path(__file__).resolve()
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(place / "modules")}
-    subprocess.run([exporting, str(here), "make", str(place)], check=True, env=offline)
-    files = [str(place / "jobs.json"), str(place / "found.json")]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
+    subprocess.run([exporting, str(here), "make", str(root)], check=True, env=offline)
+    files = [str(root / "jobs.json"), str(root / "found.json")]
     subprocess.run([using, str(here.with_name("without_plugin.py")), *files], check=True, env=offline)
-    faults = compare(place)
+    faults = compare(root)
     print("\n".join(f"another text: {fault}" for fault in faults) or f"{exporting} -> {using}: the same texts")
     return int(bool(faults))
 

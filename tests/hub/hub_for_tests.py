@@ -17,7 +17,7 @@ NOBODY = "http://127.0.0.1:9"
 
 
 def run_client(
-    place: Path,
+    root: Path,
     endpoint: str,
     step: str,
     *calls: Mapping[str, Any],
@@ -29,16 +29,16 @@ def run_client(
     """What the ``calls`` of a step of ``client_for_tests`` found.
 
     Args:
-        place: folder for everything that is written. home: name of the user's home in it, for cache and modules.
+        root: folder for everything that is written. home: name of the user's home in it, for cache and modules.
         endpoint: of the hub. token: of the user. program: in this folder. environment: more variables.
     """
-    arguments, answer = place / "arguments.json", place / "answer.json"
+    arguments, answer = root / "arguments.json", root / "answer.json"
     arguments.write_text(json.dumps(calls or [{}]), encoding="utf-8")
     answer.unlink(missing_ok=True)
     variables = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     variables |= {
         "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(place / home),
+        "HF_HOME": str(root / home),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -51,7 +51,7 @@ def run_client(
     # The client sends parts of large files in a way that its own HTTP library deprecates.
     warn = ("-W", "error", "-W", "ignore::DeprecationWarning")
     command = [sys.executable, *warn, str(Path(__file__).with_name(program)), step, str(arguments), str(answer)]
-    done = subprocess.run(command, env=variables, cwd=place, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=variables, cwd=root, capture_output=True, text=True, timeout=900)
     if done.returncode:
         raise AssertionError(f"{step}: {done.stderr[-4000:]}")
     return json.loads(answer.read_text(encoding="utf-8"))

@@ -82,8 +82,8 @@ def _model_and_tokenizer() -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    place = RELEASES / hf_hybrid.__version__
-    if place.exists():
-        sys.exit(f"{place} is there already: a stored release is never written anew")
-    write_release(place)
-    print(place)
+    target = RELEASES / hf_hybrid.__version__
+    if target.exists():
+        sys.exit(f"{target} is there already: a stored release is never written anew")
+    write_release(target)
+    print(target)

@@ -99,7 +99,7 @@ def by_etag(deep: Path) -> set[Path]:
 
 def test_the_server_itself_is_trusted(answers: dict[str, Any], deep: Path) -> None:
     # No repository can choose its hashes, but a server can send any, and the client (huggingface_hub 2.4) makes a path
-    # of it. This test fails when that is mended; until then the advice stands to load from a server that one trusts.
+    # of it. This test fails when that is mended; until then the advice is to load from a server that one trusts.
     assert answers["etag"]["cache config.json"] == []
     assert all(path.is_file() for path in by_etag(deep))
 

@@ -2,7 +2,7 @@
 
 Catches: a secret beside a checkpoint that lands in its export, as a card, as a licence, as a chat template, through a
 linked folder; a Hub cache that cannot be exported any more, or whose blobs are overwritten; files of somebody else
-that are written through a link, also one that leads nowhere yet; a device in the place of which a file is put.
+that are written through a link, also one that leads nowhere yet; a device that is replaced by a file.
 """
 
 from __future__ import annotations

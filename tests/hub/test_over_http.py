@@ -23,7 +23,7 @@ NAMES = ("tiny", "sharded", "secret", "deep", "pocket", "one", "carded", "specul
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hub")
 
 
@@ -36,19 +36,19 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="module")
-def pushed(hub: HubServer, place: Path) -> dict[str, Any]:
-    folder = str(write_checkpoint(place / "tiny"))
-    return run_client(place, hub.url, "push", {"folder": folder}, home="writer", token="hf_alice")[0]
+def pushed(hub: HubServer, root: Path) -> dict[str, Any]:
+    folder = str(write_checkpoint(root / "tiny"))
+    return run_client(root, hub.url, "push", {"folder": folder}, home="writer", token="hf_alice")[0]
 
 
 @pytest.fixture(scope="module")
-def read(hub: HubServer, place: Path, pushed: dict[str, Any]) -> dict[str, Any]:
-    return run_client(place, hub.url, "read", {"first": pushed["first"]}, home="reader")[0]
+def read(hub: HubServer, root: Path, pushed: dict[str, Any]) -> dict[str, Any]:
+    return run_client(root, hub.url, "read", {"first": pushed["first"]}, home="reader")[0]
 
 
 @pytest.fixture(scope="module")
-def refused(hub: HubServer, place: Path, pushed: dict[str, Any]) -> dict[str, list[str]]:
-    return run_client(place, hub.url, "refused", home="stranger")[0]
+def refused(hub: HubServer, root: Path, pushed: dict[str, Any]) -> dict[str, list[str]]:
+    return run_client(root, hub.url, "refused", home="stranger")[0]
 
 
 def test_everything_goes_up(hub: HubServer, pushed: dict[str, Any]) -> None:
@@ -111,9 +111,9 @@ def test_the_hub_reads_the_card(pushed: dict[str, Any]) -> None:
     assert pushed["bad card"][0] == "ValueError" and "base_model_relation" in pushed["bad card"][1]
 
 
-def test_without_the_plugin_the_same_text_is_written(hub: HubServer, place: Path, pushed: dict[str, Any]) -> None:
+def test_without_the_plugin_the_same_text_is_written(hub: HubServer, root: Path, pushed: dict[str, Any]) -> None:
     job = {"prompt": PROMPT, "name": "alice/one", "strategies": STRATEGIES, "revision": pushed["one"][0]}
-    (found,) = run_client(place, hub.url, "trusting", job, home="elsewhere", program="client_without_plugin.py")
+    (found,) = run_client(root, hub.url, "trusting", job, home="elsewhere", program="client_without_plugin.py")
     before = pushed["before"]
     assert found["modules"] == []
     assert found["written"] == before
@@ -140,8 +140,8 @@ def test_errors_name_what_is_wrong(refused: dict[str, list[str]], case: str, err
     assert kind == error and message in text
 
 
-def test_offline_it_loads_from_the_cache(place: Path, pushed: dict[str, Any], read: dict[str, Any]) -> None:
-    (found,) = run_client(place, NOBODY, "offline", home="reader", HF_HUB_OFFLINE="1")
+def test_offline_it_loads_from_the_cache(root: Path, pushed: dict[str, Any], read: dict[str, Any]) -> None:
+    (found,) = run_client(root, NOBODY, "offline", home="reader", HF_HUB_OFFLINE="1")
     assert [found[way] for way in ("id", "sharded", "subfolder")] == [pushed["before"]] * 3
     assert found["missing"][0] == "OSError" and "couldn't find them in the cached files" in found["missing"][1]
 
@@ -155,9 +155,9 @@ def test_the_server_was_all_that_the_client_needs(
     assert any(path.startswith("/cdn/") for _, path, _ in hub.storage.asked)
 
 
-def test_what_is_deleted_is_gone(hub: HubServer, place: Path, read: dict[str, Any], refused: dict[str, Any]) -> None:
+def test_what_is_deleted_is_gone(hub: HubServer, root: Path, read: dict[str, Any], refused: dict[str, Any]) -> None:
     assert read and refused  # they need what is deleted here
-    (found,) = run_client(place, hub.url, "remove", home="writer", token="hf_alice")
+    (found,) = run_client(root, hub.url, "remove", home="writer", token="hf_alice")
     assert "README.md" not in found["files"] and "config.json" in found["files"]
     assert found["branches"] == ["main"] and found["exists"] is False
     assert "alice/secret" not in hub.storage.repositories

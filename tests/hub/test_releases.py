@@ -32,12 +32,12 @@ LARGEST = {"model.safetensors": 100_000, ARCHIVE: 200_000}  # bytes; every relea
 @pytest.fixture(scope="module", params=STORED)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a release as it was exported."""
-    place = tmp_path_factory.mktemp("release") / "folder"
-    shutil.copytree(RELEASES / request.param, place)
-    with zipfile.ZipFile(place / ARCHIVE) as archive:
-        archive.extractall(place)
-    assert f"# Copied from hf_hybrid {request.param}: " in (place / "custom_generate" / "generate.py").read_text()
-    return place
+    root = tmp_path_factory.mktemp("release") / "folder"
+    shutil.copytree(RELEASES / request.param, root)
+    with zipfile.ZipFile(root / ARCHIVE) as archive:
+        archive.extractall(root)
+    assert f"# Copied from hf_hybrid {request.param}: " in (root / "custom_generate" / "generate.py").read_text()
+    return root
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -69,13 +69,13 @@ def test_the_answers_tell_ways_of_writing_apart(folder: Path) -> None:
 
 
 def test_a_new_release_can_be_stored(tmp_path: Path) -> None:
-    place = tmp_path / "new"
-    write_release(place)
-    assert {path.name for path in place.iterdir()} >= {"config.json", "model.safetensors", RECORD, ARCHIVE}
-    assert not (place / "custom_generate").exists()
-    assert [answer["arguments"] for answer in record(place)["answers"]] == CALLS
+    root = tmp_path / "new"
+    write_release(root)
+    assert {path.name for path in root.iterdir()} >= {"config.json", "model.safetensors", RECORD, ARCHIVE}
+    assert not (root / "custom_generate").exists()
+    assert [answer["arguments"] for answer in record(root)["answers"]] == CALLS
     for name, most in LARGEST.items():
-        assert (place / name).stat().st_size < most
+        assert (root / name).stat().st_size < most
 
 
 def test_every_version_has_its_entry_and_every_release_its_folder() -> None:

@@ -34,8 +34,8 @@ PLANNED = {"strategy": "planned_diffusion", "window_length": 4}
 
 def portable(folder: Path) -> bool:
     """True: the folder holds the whole of ``custom_generate/``."""
-    place = folder / "custom_generate"
-    return place.is_dir() and {path.name for path in place.iterdir()} == FILES
+    where = folder / "custom_generate"
+    return where.is_dir() and {path.name for path in where.iterdir()} == FILES
 
 
 def foreign(folder: Path) -> Path:
@@ -157,8 +157,8 @@ def test_the_hosts_push_takes_it_along(
     monkeypatch.setattr(host_hub, "hf_api", lambda: hub)
     monkeypatch.setattr("transformers.modeling_utils.hf_api", lambda: hub, raising=False)
     card = ModelCard("---\nlibrary_name: transformers\n---\n")
-    for place in (host_hub, __import__("transformers.modeling_utils", fromlist=["x"])):
-        monkeypatch.setattr(place, "create_and_tag_model_card", lambda *a, **k: card)
+    for where in (host_hub, __import__("transformers.modeling_utils", fromlist=["x"])):
+        monkeypatch.setattr(where, "create_and_tag_model_card", lambda *a, **k: card)
     model = hybrid()
     if again:  # the folder is not new: only what changed would go up
         model.save_pretrained(tmp_path / "model")

@@ -37,15 +37,15 @@ MADE = bundled("hybrid-pocket")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``hybrid-repo``: a whole repository that names planned_diffusion; ``speculative``: one without weights."""
-    place = tmp_path_factory.mktemp("repositories")
+    root = tmp_path_factory.mktemp("repositories")
     model, tokenizer, _ = read_checkpoint(MADE, torch.float64)
-    export_model(model, place / "hybrid-repo", tokenizer=tokenizer, source=MADE, strategy="planned_diffusion")
-    export_speculative(place / "speculative")
+    export_model(model, root / "hybrid-repo", tokenizer=tokenizer, source=MADE, strategy="planned_diffusion")
+    export_speculative(root / "speculative")
     for name in ("llama", "gpt2"):
-        tiny(name, eos_token_id=40, pad_token_id=0).save_pretrained(place / name)
-    return place
+        tiny(name, eos_token_id=40, pad_token_id=0).save_pretrained(root / name)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -57,29 +57,29 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def results(place: Path, texts: list[str]) -> dict[str, Any]:
+def results(root: Path, texts: list[str]) -> dict[str, Any]:
     """What a process without the package wrote."""
     jobs = {
         "hybrid": {
-            "folder": str(place / "hybrid-repo"),
+            "folder": str(root / "hybrid-repo"),
             "texts": texts,
             "length": LENGTH,
             "strategies": list(SETTINGS),
         },
         "speculative": {
-            "folder": str(place / "speculative"),
-            "models": {name: str(place / name) for name in ("llama", "gpt2")},
+            "folder": str(root / "speculative"),
+            "models": {name: str(root / name) for name in ("llama", "gpt2")},
             "prompt": REPEATING,
             "length": 100,
         },
     }
-    (place / "jobs.json").write_text(json.dumps(jobs))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(place / "modules")}
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
     environment.pop("PYTHONPATH", None)
     command = [sys.executable, str(ROOT / "tests" / "hub" / "without_plugin.py"), "jobs.json", "results.json"]
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads((place / "results.json").read_text())
+    return json.loads((root / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,9 @@ def absent(results: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def plugin(place: Path) -> tuple[Any, Any]:
+def plugin(root: Path) -> tuple[Any, Any]:
     """Model and tokenizer of the whole repository, as the package loads them."""
-    return read_checkpoint(place / "hybrid-repo", torch.float64)[:2]
+    return read_checkpoint(root / "hybrid-repo", torch.float64)[:2]
 
 
 @pytest.mark.parametrize("strategy", SETTINGS)
@@ -141,9 +141,9 @@ def test_without_trust_the_host_writes(texts: list[str], absent: dict[str, Any])
     assert "strategy" in absent["without trust"]  # the host's own complaint about an argument it does not know
 
 
-def test_with_the_plugin_its_code_runs(place: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = read_checkpoint(place / "hybrid-repo", torch.float64)[1]
-    model = AutoModelForCausalLM.from_pretrained(place / "hybrid-repo", dtype=torch.float64, trust_remote_code=True)
+def test_with_the_plugin_its_code_runs(root: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = read_checkpoint(root / "hybrid-repo", torch.float64)[1]
+    model = AutoModelForCausalLM.from_pretrained(root / "hybrid-repo", dtype=torch.float64, trust_remote_code=True)
     asked: list[str | None] = []
     original = routing.host_arguments
 
@@ -158,7 +158,7 @@ def test_with_the_plugin_its_code_runs(place: Path, texts: list[str], monkeypatc
     assert asked == ["block_diffusion", None]
     copied = [name for name in sys.modules if name.startswith("transformers_modules.") and name.endswith(".routing")]
     assert not copied
-    # enable() takes the place of the repository's function, and a copy of the model stays enabled.
+    # enable() replaces the repository's function, and a copy of the model stays enabled.
     assert "generate" in vars(model) and "generate" not in vars(hf_hybrid.enable(model))
 
 
@@ -166,5 +166,5 @@ def test_the_speculative_repository_keeps_the_text(results: dict[str, Any]) -> N
     for name, found in results["speculative"].items():
         assert found["ours"] == found["plain"], name
         assert found["strategy"] == "speculative"
-        # Something was drafted, and stood: untrained models soon repeat themselves.
+        # Something was drafted and accepted: untrained models soon repeat themselves.
         assert found["passes"] < len(found["plain"][0]) - len(REPEATING[0]), name

@@ -88,7 +88,7 @@ def lfs_batch(hub: HubServer, request: Request, repo: str) -> Answer:
     """Where to put large files: none for those that are here already."""
     writable(hub, request, repo)
 
-    def place(asked: dict[str, Any]) -> dict[str, Any]:
+    def location(asked: dict[str, Any]) -> dict[str, Any]:
         oid, size = str(asked["oid"]), int(asked["size"])
         if re.fullmatch(r"[0-9a-f]{64}", oid) is None:
             return {"oid": oid, "size": size, "error": {"code": 422, "message": "not a sha256"}}
@@ -105,7 +105,7 @@ def lfs_batch(hub: HubServer, request: Request, repo: str) -> Answer:
             "actions": {"upload": upload, "verify": {"href": f"{hub.url}/lfs/verify"}},
         }
 
-    objects = [place(asked) for asked in request.json()["objects"]]
+    objects = [location(asked) for asked in request.json()["objects"]]
     return as_json({"transfer": "basic", "objects": objects}, headers={"Content-Type": "application/vnd.git-lfs+json"})
 
 

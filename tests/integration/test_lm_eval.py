@@ -32,13 +32,13 @@ TASKS = Path(__file__).parent / "tasks"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and the tasks with their data."""
-    place = write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-    data = place / "data.jsonl"
+    root = write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    data = root / "data.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"Exports: {x}", "answer": x}) + "\n" for x in ("rice", "iron")))
-    (place / "tasks").mkdir()
+    (root / "tasks").mkdir()
     for task in TASKS.glob("*.yaml"):
-        (place / "tasks" / task.name).write_text(task.read_text().replace("DATA", str(data)))
-    return place
+        (root / "tasks" / task.name).write_text(task.read_text().replace("DATA", str(data)))
+    return root
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Weights that accelerate places, and weights that were quantised: loading is the host's, the strategies follow.
+"""Weights that accelerate distributes, and weights that were quantised: loading is the host's, the strategies follow.
 
 Bugs these tests catch: hooks of accelerate that a pass does not go through; a device that the loop takes from the wrong
 parameter; linear layers of another class that the Runner reads itself instead of calling them.
@@ -44,13 +44,13 @@ def test_hooks(folder: Path, offload: bool) -> None:
     """Every module behind a hook; offloaded ones hold no weights between two calls."""
     model = load(folder)
     written = texts(model)
-    places = {name: "cpu" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
+    devices = {name: "cpu" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
     if offload:
         cpu_offload(model, execution_device=torch.device("cpu"))
         assert next(model.parameters()).device.type == "meta"
     else:
-        places |= {name: "cpu" for name, _ in model.named_modules() if name.endswith("norm") or "rotary" in name}
-        dispatch_model(model, places, main_device="cpu", force_hooks=True)
+        devices |= {name: "cpu" for name, _ in model.named_modules() if name.endswith("norm") or "rotary" in name}
+        dispatch_model(model, devices, main_device="cpu", force_hooks=True)
     assert any(hasattr(module, "_hf_hook") for module in model.modules())
     assert texts(model) == written
 

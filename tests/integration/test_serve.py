@@ -175,7 +175,7 @@ def test_unknown_fields_are_refused_by_the_host(client: OpenAI) -> None:
 
 
 def test_an_error_on_the_way_is_no_end_of_a_stream(client: OpenAI) -> None:
-    """Two seeds for one row are found out when the prompt has been put."""
+    """Two seeds for one sequence are found out when the prompt has been put."""
     extra = mode(settings={"seed": [1, 2]})
     with pytest.raises(openai.BadRequestError, match="one per row"):
         ask(client, extra=extra)

@@ -41,14 +41,14 @@ def start(folder: Path) -> Any:
     return model
 
 
-def check(trainer: Any, before: dict[str, torch.Tensor], place: Path) -> None:
+def check(trainer: Any, before: dict[str, torch.Tensor], saved: Path) -> None:
     """The weights moved, and what was saved loads, keeps its settings and writes in every way."""
     steps = trainer.train()
     assert steps.global_step == 3 and steps.training_loss > 0
-    trainer.save_model(str(place))
-    loaded = AutoHybridModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+    trainer.save_model(str(saved))
+    loaded = AutoHybridModelForCausalLM.from_pretrained(saved, dtype=torch.float32).eval()
     assert any(not torch.equal(before[name], tensor) for name, tensor in loaded.state_dict().items())
-    assert json.loads((place / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads((saved / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert control_tokens(loaded) is not None
     assert loaded.generation_config.hf_hybrid == {"strategy": "planned_diffusion", "window_length": 4}
     prompt = torch.tensor([[3, 77, 120, 9, 300, 4]])

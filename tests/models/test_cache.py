@@ -91,7 +91,7 @@ def test_lengths_follow_the_host_convention():
     cache = RowCache(num_layers=2, batch_size=1, capacity=8)
     assert cache.get_seq_length() == 0 and cache.get_max_length() == -1
     cache.place((3, 5), 5)
-    # Before the states of a pass are written the host takes the length for the place of the first query.
+    # Before the states of a pass are written the host takes the length for the position of the first query.
     assert cache.get_seq_length() == 3 and cache.get_mask_sizes(2, 0) == (5, 0)
     cache.update(*states(1, 2), 0)
     assert cache.get_seq_length(0) == 5 and cache.get_seq_length(1) == 3

@@ -69,7 +69,7 @@ def test_row_cache_equals_dynamic_cache_token_by_token(name: str, attention: str
 
 @torch.no_grad()
 def test_a_rewound_row_equals_a_fresh_one():
-    """Two sequences of different lengths, each rewound to another place; only what stands is seen afterwards."""
+    """Two sequences of different lengths, each rewound to another length; only what is left is seen afterwards."""
     model = tiny("llama")
     texts = [PROMPT + MORE, MORE[:3] + PROMPT]
     runner = CachedRunner(model, 2, capacity=4)
@@ -87,7 +87,7 @@ def test_a_rewound_row_equals_a_fresh_one():
     for row, stays in ((0, 6), (1, 3)):
         want = host_logits(model, [texts[row][:stays], more[row]])[-2:]
         torch.testing.assert_close(got[row], want, rtol=0, atol=ATTENTION["sdpa"][1])
-    runner.rewind(0, 100)  # nothing stands there
+    runner.rewind(0, 100)  # nothing is there
     with pytest.raises(ValueError, match="sequence 2, position 0: sequences are 0 to 1"):
         runner.rewind(2, 0)
     runner.run(tokens, rows, 2)
@@ -200,23 +200,23 @@ def test_ragged_batch_equals_batches_of_one_while_rows_leave(attention: str):
         assert not got.isnan().any()
         kept = [[True] * (tokens.shape[1] - len(own)) + stays for own, stays in batch]
         runner.commit(torch.tensor(kept))
-        for place, (lane, (own, stays)) in enumerate(zip(lanes, batch, strict=True)):
+        for entry, (lane, (own, stays)) in enumerate(zip(lanes, batch, strict=True)):
             single = alone[lane].run(*pack([own]), len(own)).logits[0]
             alone[lane].commit([stays])
-            torch.testing.assert_close(got[place, -len(own) :], single, rtol=0, atol=tolerance)
+            torch.testing.assert_close(got[entry, -len(own) :], single, rtol=0, atol=tolerance)
             expected_rows[lane] += len(own)
             expected_passes[lane] += 1
         step += 1
-        place = 0
-        while place < len(lanes):
-            if step < len(programs[lanes[place]]):
-                place += 1
+        entry = 0
+        while entry < len(lanes):
+            if step < len(programs[lanes[entry]]):
+                entry += 1
                 continue
-            lane = lanes[place]
-            assert (runner.num_rows[place], runner.num_passes[place]) == (expected_rows[lane], expected_passes[lane])
-            moved = runner.leave(place)
+            lane = lanes[entry]
+            assert (runner.num_rows[entry], runner.num_passes[entry]) == (expected_rows[lane], expected_passes[lane])
+            moved = runner.leave(entry)
             assert moved == len(lanes) - 1
-            lanes[place] = lanes[moved]
+            lanes[entry] = lanes[moved]
             lanes.pop()
     assert step == 7
 

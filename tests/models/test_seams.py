@@ -75,7 +75,7 @@ MOVED: dict[str, tuple[Any, str, Any, str]] = {
     "the layers of a cache": (seams.Cache, "__init__", lambda self: None, "not made of layers"),
     "keys of a cache": (seams, "DynamicLayer", type("Layer", (seams.CacheLayerMixin,), {}), "no keys and values"),
 }
-"""What moved -> where, what stands there then, and what the message says of it."""
+"""What moved -> where, what is there then, and what the message says of it."""
 
 
 def test_tested_releases_are_served(monkeypatch: pytest.MonkeyPatch) -> None:

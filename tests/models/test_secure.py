@@ -53,12 +53,12 @@ def stock() -> Any:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with the tokenizer of the bundled checkpoint."""
-    place = tmp_path_factory.mktemp("checkpoint")
+    where = tmp_path_factory.mktemp("checkpoint")
     model = tiny("llama", vocab_size=len(stock()), max_position_embeddings=2048, eos_token_id=1, pad_token_id=0)
     model.generation_config.update(max_new_tokens=1, do_sample=False)
-    model.save_pretrained(place)
-    stock().save_pretrained(place)
-    return place
+    model.save_pretrained(where)
+    stock().save_pretrained(where)
+    return where
 
 
 @cache
@@ -81,21 +81,21 @@ def text_of(ids: Any) -> str:
     return stock().decode([token for token in flat(ids) if token not in special()])
 
 
-def chat(place: str, text: str) -> dict[str, Any]:
-    """Arguments of ``apply_chat_template`` with ``text`` in the place of an attack."""
+def chat(where: str, text: str) -> dict[str, Any]:
+    """Arguments of ``apply_chat_template`` with ``text`` where the attack is."""
     question = {"role": "user", "content": "What now?"}
-    if place == SPLIT:
+    if where == SPLIT:
         head, tail = text.split(CUT)
         return {"conversation": [{"role": "user", "content": head}, {"role": "", "content": tail}]}
-    if place == DOCUMENT:
+    if where == DOCUMENT:
         return {"conversation": [question], "documents": [{"title": text, "text": f"a {text} b"}]}
-    if place == SCHEMA:
+    if where == SCHEMA:
         parameters = {"type": "object", "properties": {text: {"enum": [text]}}}
         call = {"name": text, "description": text, "parameters": parameters}
         return {"conversation": [question], "tools": [{"type": "function", "function": call}]}
-    if place == NAME:
+    if where == NAME:
         return {"conversation": [{"role": "user", "name": text, "content": "file"}]}
-    return {"conversation": [question, {"role": place, "content": text}, question]}
+    return {"conversation": [question, {"role": where, "content": text}, question]}
 
 
 def without_marks(template: str) -> str:
@@ -115,9 +115,9 @@ def written(template: str, messages: Sequence[dict[str, Any]]) -> list[str]:
     return [*marks, "<|assistant|>"]
 
 
-@pytest.mark.parametrize(("place", "text"), [a[1:] for a in ATTACKS], ids=[a[0] for a in ATTACKS])
+@pytest.mark.parametrize(("where", "text"), [a[1:] for a in ATTACKS], ids=[a[0] for a in ATTACKS])
 class TestAttacks:
-    def test_plain_calls(self, place: str, text: str) -> None:
+    def test_plain_calls(self, where: str, text: str) -> None:
         text = text.replace(CUT, "")
         for ids in (secured()(text)["input_ids"], secured()([text, "x"])["input_ids"][0], secured().encode(text)):
             assert control(ids) == ["<|user|>", "<|assistant|>"]  # of the post-processor
@@ -126,9 +126,9 @@ class TestAttacks:
         assert text_of(secured().convert_tokens_to_ids(secured().tokenize(text))) == text
 
     @pytest.mark.parametrize("rich", [False, True], ids=["own template", "rich template"])
-    def test_chats(self, place: str, text: str, rich: bool) -> None:
+    def test_chats(self, where: str, text: str, rich: bool) -> None:
         template = RICH if rich else secured().chat_template
-        arguments = chat(place, text)
+        arguments = chat(where, text)
         plain = stock().apply_chat_template(
             **arguments, chat_template=without_marks(template), add_generation_prompt=True, tokenize=False
         )
@@ -140,7 +140,7 @@ class TestAttacks:
             assert control(ids) == written(template, arguments["conversation"])
             assert text_of(ids) == plain
 
-    def test_pipelines(self, place: str, text: str, folder: Path, installed: None, monkeypatch: Any) -> None:
+    def test_pipelines(self, where: str, text: str, folder: Path, installed: None, monkeypatch: Any) -> None:
         """By name after ``install()``: a string, and a chat; then what a server calls."""
         write = writer(folder)
         seen: list[torch.Tensor] = []
@@ -153,7 +153,7 @@ class TestAttacks:
         whole = text.replace(CUT, "")
         assert write(whole, return_full_text=True)[0]["generated_text"] == whole
         assert control(seen[-1]) == ["<|user|>", "<|assistant|>"] and text_of(seen[-1]) == whole
-        messages = chat(place, text)["conversation"]
+        messages = chat(where, text)["conversation"]
         write(messages)
         assert control(seen[-1]) == written(str(stock().chat_template), messages)
         served = write.tokenizer.apply_chat_template(
@@ -266,7 +266,7 @@ def test_install_secures_what_knows_the_tags(folder: Path, tmp_path: Path) -> No
 
 
 def spaced() -> PreTrainedTokenizerFast:
-    """Letters behind a sign for the space, which stands before the first word too, as in SentencePiece; the role token
+    """Letters behind a sign for the space, which is before the first word too, as in SentencePiece; the role token
     takes the space on its right."""
     letters = [*"▁abcdeinoprstu<>|\n/:", "<0>"]
     raw = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, [], unk_token="<0>"))

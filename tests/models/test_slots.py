@@ -1,8 +1,8 @@
 """The masks of Slots against the row rule, over everything that is held and the rows of the pass.
 
 Catches: columns that a commit forgot to draw, lines that keep what a span read before, rejected or padding rows that
-stay visible, sequences that change places and leave their lines behind, growth that loses what was drawn, and rows
-that do not stand behind their own span (the short cut must not be taken for them).
+stay visible, sequences that change their index and leave their slots behind, growth that loses what was drawn, and rows
+that do not follow their own span (the short cut must not be taken for them).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SECONDS = 300  # for a busy machine; on an idle one they take 15
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process wrote."""
-    place = tmp_path_factory.mktemp("ranks")
+    root = tmp_path_factory.mktemp("ranks")
     special = {
         "pad_token_id": 0,
         "eos_token_id": CONTROL.noise.end,
@@ -44,7 +44,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "lengths": [list(pair) for pair in CONTROL.tags.lengths],
         "depends": list(CONTROL.tags.depends),
     }
-    tiny("llama", seed=26, num_hidden_layers=1, **special).save_pretrained(place / "small")
+    tiny("llama", seed=26, num_hidden_layers=1, **special).save_pretrained(root / "small")
     for name in ("writer", "planner"):
         model = tiny("llama", seed=26, **special)
         model.config.hf_hybrid = tags
@@ -58,11 +58,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
                     CONTROL.noise.filler: 1.3,
                 },
             )
-        model.save_pretrained(place / name)
+        model.save_pretrained(root / name)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     program = str(Path(__file__).with_name("two_ranks.py"))
     processes = [
-        subprocess.Popen([sys.executable, program, str(rank), str(place)], env=environment, stderr=subprocess.PIPE)
+        subprocess.Popen([sys.executable, program, str(rank), str(root)], env=environment, stderr=subprocess.PIPE)
         for rank in (0, 1)
     ]
     try:
@@ -71,7 +71,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return [json.loads((place / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    return [json.loads((root / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")

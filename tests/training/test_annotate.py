@@ -1,4 +1,4 @@
-"""Annotated answers: nothing is lost, and structure is found where it stands.
+"""Annotated answers: nothing is lost, and structure is found where it is.
 
 Catches: a byte that moves or vanishes when the pieces are joined again (line ends of other systems, tabs, characters
 that Python takes for line ends and Markdown does not, headings inside code), a part that reads a later one or one that
@@ -137,7 +137,7 @@ def depends(answer: str, **settings: object) -> list[tuple[int, ...]]:
 def test_headings() -> None:
     record = "# Aba\nintro\n## Land\nflat\n\n### more\nx\n## Sea\n\nblue\n"
     assert labels(record) == [["## Land\n", "## Sea\n\n"]]
-    # A shallower heading closes a round and stands between two.
+    # A shallower heading closes a round and is text between two.
     pieces = annotate(record + record.replace("Aba", "Bebe"), ALL_PLANNED)
     assert [piece if isinstance(piece, str) else len(piece) for piece in pieces] == [
         "# Aba\nintro\n",
@@ -197,7 +197,7 @@ def test_rounds() -> None:
 
     assert [len(piece) for piece in split_rounds(parts(16))] == [16]
     assert split_rounds(parts(17))[1] == "l16t"  # a part alone is text
-    # What reads more than can be named stands behind the round, which it reads whole.
+    # A part that reads more than can be named follows the round, which it reads whole.
     assert [len(piece) for piece in split_rounds(parts(12, tuple(range(11))))] == [11, len("l11t")]
     (whole,) = split_rounds(parts(9, tuple(range(8))))
     assert not isinstance(whole, str) and whole[-1].depends == tuple(range(8))

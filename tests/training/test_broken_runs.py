@@ -114,7 +114,7 @@ def test_a_broken_checkpoint_is_one_line(whole: Path, tmp_path: Path, case: str)
     assert last_whole_checkpoint(tmp_path / "runs") == tmp_path / "runs" / "checkpoint-2"
 
 
-# A full disk. The limit on the size of a file is the system's own, and fails the same calls in the same places.
+# A full disk. The limit on the size of a file is the system's own, and fails the same calls every time.
 
 
 @contextmanager

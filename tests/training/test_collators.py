@@ -15,7 +15,7 @@ import torch
 from models_for_tests import tiny
 from oracles import Row, clean, mask, window
 from torch import Tensor
-from training_examples import BARE, CONTROL, FORMS, OVERRUN, PAD, TWO_ROUNDS, batch_of, rows_of
+from training_examples import BARE, CONTROL, FORMS, OVERRUN, PAD, TAGS, TWO_ROUNDS, batch_of, rows_of
 
 from hf_hybrid.core.rows import PADDING
 from hf_hybrid.training.collators import CollatorSettings, HybridCollator, TooLong
@@ -74,8 +74,8 @@ def test_rows_are_full_and_every_block_has_a_term(form: Form) -> None:
     batch = many(form)
     assert (batch["span"] != PADDING).all()
     seen: Counter[int] = Counter()
-    for line in range(len(batch["span"])):
-        rows, target = rows_of(batch, line), batch["target"][line].tolist()
+    for b in range(len(batch["span"])):
+        rows, target = rows_of(batch, b), batch["target"][b].tolist()
         blocks = blocks_of(rows)
         assert sorted(blocks) == list(range(1, len(blocks) + 1))
         first = next(i for i, row in enumerate(rows) if row.noisy)
@@ -94,11 +94,11 @@ def test_rows_are_full_and_every_block_has_a_term(form: Form) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_noisy_rows_hold_the_token_of_their_place(form: Form) -> None:
-    """Shown or as a target, a noisy row holds what the clean row at its place has; behind the end it is ``<spad>``."""
+    """Shown or as a target, a noisy row has the token of its clean row; behind the end it is ``<spad>``."""
     batch = many(form)
     beyond, ends = Counter(), {CONTROL.noise.filler: 0, CONTROL.noise.end: 0}
-    for line in range(len(batch["span"])):
-        rows, target = rows_of(batch, line), batch["target"][line].tolist()
+    for b in range(len(batch["span"])):
+        rows, target = rows_of(batch, b), batch["target"][b].tolist()
         clean = [r for r in rows if not r.noisy]
         # A plan is a chain of spans, one per entry, behind the span of <par> or <sync/>; a window may reach over them.
         roots = {r.span for r in clean if r.token in (CONTROL.tags.par, CONTROL.tags.sync)}
@@ -110,9 +110,9 @@ def test_noisy_rows_hold_the_token_of_their_place(form: Form) -> None:
         for row, goal in zip(rows, target, strict=True):
             if not row.noisy:
                 continue
-            place = (root[row.span], row.position)
+            key = (root[row.span], row.position)
             token = goal if goal != IGNORE else row.token
-            expected = clean_rows.get(place, nexts.get(place))
+            expected = clean_rows.get(key, nexts.get(key))
             if expected is not None:
                 assert token in (expected, CONTROL.noise.mask)
                 assert goal != IGNORE or row.token == expected
@@ -126,16 +126,16 @@ def test_noisy_rows_hold_the_token_of_their_place(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_block_sees_all_that_stands_before_it_in_its_text(form: Form) -> None:
+def test_a_block_sees_all_of_its_text_before_it(form: Form) -> None:
     """As a window does in decoding: the rows of its text in front of its anchor, none behind, and what that text
     reads. A plan is one text of several spans, and a window over its later entries reads the earlier ones."""
     batch, later = many(form, trunk_share=0.6), 0
     seen = attention_mask(batch)[:, 0]  # (batch, rows, rows)
-    for line in range(len(batch["span"])):
-        rows = rows_of(batch, line)
+    for b in range(len(batch["span"])):
+        rows = rows_of(batch, b)
         clean = [i for i, row in enumerate(rows) if not row.noisy]
-        roots = sorted({rows[i].span for i in clean if rows[i].token in (CONTROL.par, CONTROL.sync)} or {0})
-        entries = {rows[i].span for i in clean if rows[i].token == CONTROL.topic}
+        roots = sorted({rows[i].span for i in clean if rows[i].token in (TAGS.par, TAGS.sync)} or {0})
+        entries = {rows[i].span for i in clean if rows[i].token == TAGS.topic}
         text = {s: max(r for r in roots if r <= s) if s in entries else s for s in {row.span for row in rows}}
         for index in blocks_of(rows).values():
             head = rows[index[0]]
@@ -143,7 +143,7 @@ def test_a_block_sees_all_that_stands_before_it_in_its_text(form: Form) -> None:
             before = {i for i in own if rows[i].position < head.position}
             if text[head.span] in roots:  # all that was written before this segment
                 before |= {i for i in clean if rows[i].span < text[head.span]}
-            found = {i for i in clean if seen[line, index[0], i]}
+            found = {i for i in clean if seen[b, index[0], i]}
             assert before <= found and not found & (own - before), (head, rows)
             assert text[head.span] not in roots or found == before
             later += head.span not in roots and head.span in entries
@@ -151,11 +151,11 @@ def test_a_block_sees_all_that_stands_before_it_in_its_text(form: Form) -> None:
 
 
 def test_nothing_is_learned_behind_a_plan() -> None:
-    """A block over a plan may reach behind its ``<async>``: masks stand there, without a target."""
+    """A block over a plan may reach behind its ``<async>``: masks are there, without a target."""
     batch = many("dag", count=150, trunk_share=1.0, all_masked=0.0)
     behind = 0
-    for line in range(len(batch["span"])):
-        rows, target = rows_of(batch, line), batch["target"][line].tolist()
+    for b in range(len(batch["span"])):
+        rows, target = rows_of(batch, b), batch["target"][b].tolist()
         plan_end = {
             r.span: r.position + 1
             for r, t in zip(rows, target, strict=True)
@@ -175,8 +175,8 @@ def test_trunk_share_and_whole_share() -> None:
     def share_of_plans(trunk_share: float) -> float:
         batch = many("dag", trunk_share=trunk_share)
         plans = total = 0
-        for line in range(len(batch["span"])):
-            rows = rows_of(batch, line)
+        for b in range(len(batch["span"])):
+            rows = rows_of(batch, b)
             trunk = {r.span for r in rows if r.token == CONTROL.tags.topic and not r.noisy}
             spans = [rows[index[0]].span for index in blocks_of(rows).values()]
             plans += sum(span in trunk for span in spans)
@@ -186,19 +186,19 @@ def test_trunk_share_and_whole_share() -> None:
     assert share_of_plans(0.0) == 0.0 and share_of_plans(1.0) == 1.0
     assert abs(share_of_plans(0.3) - 0.3) < 0.08  # four standard deviations of about 500 blocks
     whole = many("plain", whole_share=1.0, num_rows=400)
-    for line in range(60):
-        rows = rows_of(whole, line)
-        start = len(EXAMPLES[line % 3].prompt)
+    for b in range(60):
+        rows = rows_of(whole, b)
+        start = len(EXAMPLES[b % 3].prompt)
         blocks = list(blocks_of(rows).values())
         assert all(rows[index[0]].anchor == start for index in blocks)
-        size = len(EXAMPLES[line % 3].answer) + 1
+        size = len(EXAMPLES[b % 3].answer) + 1
         assert all(size <= len(index) < size + 4 for index in blocks[:-1])
 
 
 def test_a_dense_round_is_one_block_with_given_openings() -> None:
     batch = many("dense")
-    for line in range(60):
-        rows, target = rows_of(batch, line), batch["target"][line].tolist()
+    for b in range(60):
+        rows, target = rows_of(batch, b), batch["target"][b].tolist()
         for index in blocks_of(rows).values():
             if rows[index[0]].token != CONTROL.tags.async_ or rows[index[0]].span == 0:
                 continue
@@ -213,8 +213,8 @@ def test_all_masked_share() -> None:
     for share, expected in ((1.0, 1.0), (0.0, 0.0)):
         batch = many("plain", all_masked=share, lowest_noise=0.0, block_lengths={40: 1.0})
         full = []
-        for line in range(60):
-            rows = rows_of(batch, line)
+        for b in range(60):
+            rows = rows_of(batch, b)
             index = max(blocks_of(rows).values(), key=len)
             full.append(all(rows[i].token == CONTROL.noise.mask for i in index))
         assert sum(full) / 60 == pytest.approx(expected, abs=0.1)  # t near 1 hides all of 40 rows now and then
@@ -225,9 +225,9 @@ def test_window_decay_weighs_the_first_positions_of_a_window_most() -> None:
     for form in ("dag", "dense"):
         plain, decayed = many(form, count=20), many(form, count=20, window_decay=0.5)
         assert torch.equal(plain["input_ids"], decayed["input_ids"])
-        for line in range(20):
-            rows = rows_of(plain, line)
-            weight = (decayed["weight"][line] / plain["weight"][line].clamp(min=1e-9)).tolist()
+        for b in range(20):
+            rows = rows_of(plain, b)
+            weight = (decayed["weight"][b] / plain["weight"][b].clamp(min=1e-9)).tolist()
             offset = {i: rows[i].position - rows[i].anchor for i, row in enumerate(rows) if row.noisy}
             opens = {rows[i].block for i in offset if (offset[i], rows[i].token) == (0, CONTROL.tags.async_)}
             whole = opens if form == "dense" else set()
@@ -253,9 +253,9 @@ def test_attention_mask_is_the_row_rule(form: Form) -> None:
     batch["span"][0, -4:] = PADDING
     got = attention_mask(batch)
     assert got.shape == (3, 1, ROWS, ROWS) and got.dtype == torch.bool
-    for line in range(3):
-        reads = {s: set(batch["depends"][line, s].nonzero().flatten().tolist()) - {s} for s in range(12)}
-        assert torch.equal(got[line, 0], mask(rows_of(batch, line), reads))
+    for b in range(3):
+        reads = {s: set(batch["depends"][b, s].nonzero().flatten().tolist()) - {s} for s in range(12)}
+        assert torch.equal(got[b, 0], mask(rows_of(batch, b), reads))
     assert torch.equal(got[0, 0, -4:], torch.eye(ROWS, dtype=torch.bool)[-4:])
     assert not got[0, 0, :-4, -4:].any()
 
@@ -294,7 +294,7 @@ def test_what_a_clean_token_reaches(form: Form) -> None:
                 reached = bool(depends[row.span, key.span])
                 checked["other", reached] += 1
             assert (difference[variant, q] > 0) == reached, (key, row)
-    if form != "dense":  # the clean rows of a dense round all stand at or behind its anchor
+    if form != "dense":  # the clean rows of a dense round are all at or behind its anchor
         assert checked["own", -1] and checked["own", 0] and checked["own", 1]
     assert form == "plain" or (checked["other", True] and checked["other", False])
 

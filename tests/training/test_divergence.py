@@ -97,7 +97,7 @@ def test_from_the_command_line_it_is_one_error_and_no_result(tmp_path: Path, mon
     monkeypatch.setitem(recipes.TASKS, "counting", counting_task([]))
     fields = fields_of(tmp_path)
     fields["training"].update(max_steps=30, warmup=0, other_learning_rate=1e30, matrix_learning_rate=1e30)
-    fields["training"]["disable_tqdm"] = False  # the error stands on a line of its own, behind the bar
+    fields["training"]["disable_tqdm"] = False  # the error is on a line of its own, behind the bar
     told = CliRunner().invoke(app, ["train", str(written(tmp_path, fields))])
     assert told.exit_code == 1 and "Traceback" not in told.output, told.exception
     last = told.stderr.splitlines()[-1]

@@ -48,7 +48,7 @@ def attention(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
     return tuple(a[0] for a in model(input_ids=ids.unsqueeze(0), output_attentions=True).attentions)
 
 
-def test_heads_of_layer_0_look_one_to_four_places_back(model: Any) -> None:
+def test_heads_of_layer_0_look_one_to_four_picked_back(model: Any) -> None:
     ids = torch.randint(VOCAB, (LENGTH,), generator=torch.Generator().manual_seed(1))
     first = attention(model, ids)[0]
     for h in range(4):
@@ -64,16 +64,16 @@ def test_heads_of_layer_0_look_one_to_four_places_back(model: Any) -> None:
 def test_the_induction_head_finds_the_token_behind_an_earlier_occurrence(model: Any) -> None:
     """48 different tokens, then 24 of them again in another order, each of which has one earlier occurrence."""
     order = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(4))[:48]
-    places = torch.randperm(47, generator=torch.Generator().manual_seed(5))[:24]
-    second = attention(model, torch.cat([order, order[places]]))[1]
-    behind = second[0, 48 + torch.arange(24), places + 1]
+    picked = torch.randperm(47, generator=torch.Generator().manual_seed(5))[:24]
+    second = attention(model, torch.cat([order, order[picked]]))[1]
+    behind = second[0, 48 + torch.arange(24), picked + 1]
     assert float(behind.mean()) > 0.7 and float(behind.median()) > 0.9
-    itself = second[0, 48 + torch.arange(24), places]
+    itself = second[0, 48 + torch.arange(24), picked]
     assert float(itself.max()) < 0.1
 
 
 def test_the_second_head_prefers_an_earlier_pair(model: Any) -> None:
-    """The token stood twice before, once behind the same neighbour as now: head 1 goes there."""
+    """The token occurred twice before, once behind the same neighbour as now: head 1 goes there."""
     order = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(6))[:30]
     a, b = order[0], order[1]
     ids = torch.cat([order[2:11], b[None], order[11:20], order[:2], order[20:], order[:2]])

@@ -67,7 +67,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "order": (
         sample(plan=[{"label": "## Cup"}, {"label": "## Leaf"}]),
-        "a label of 'plan' does not stand in the answer behind the one before it",
+        "a label of 'plan' is not in the answer behind the one before it",
     ),
     "later": (
         sample(plan=[{"label": "## Leaf", "depends": [1]}]),
@@ -118,7 +118,7 @@ CONTROL = ControlTokens.of(mask=2, end=1, filler=9, tags=TAGS)
 
 
 def strip_tags(tokens: list[int], example: Example) -> list[int]:
-    """The answer from the rows of a planned example: what stands between ``<par>`` and the end, without tags and
+    """The answer from the rows of a planned example: what is between ``<par>`` and the end, without tags and
     without the labels that the plan names."""
     kept: list[int] = []
     in_label = False
@@ -201,7 +201,7 @@ def test_every_epoch_has_every_sample_in_another_order() -> None:
     epochs = [[draw(20 * epoch + n).prompt[0] for n in range(20)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert ShuffledEpochs(examples, seed=1)(45).prompt[0] == epochs[2][5]  # any place at once
+    assert ShuffledEpochs(examples, seed=1)(45).prompt[0] == epochs[2][5]  # any index at once
     assert [ShuffledEpochs(examples, seed=2)(n).prompt[0] for n in range(20)] != epochs[0]
 
 

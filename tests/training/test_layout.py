@@ -1,4 +1,4 @@
-"""Layout: where the tokens of an example stand, whose text they are, and what each row should predict.
+"""Layout: positions and spans of an example's tokens, and what each row should predict.
 
 Catches: a target one row off, ``<par>`` that is learned, a term behind the prompt in planned form, an answer token
 that is learned twice or never, a span that never learns to end, a label or text at the wrong position, ``<sync/>`` on
@@ -42,13 +42,13 @@ def test_plain_form_by_hand() -> None:
         (1, 0, 0, IGNORE), (2, 1, 0, IGNORE), (3, 2, 0, 4),
         (4, 3, 0, 10), (10, 4, 0, 11), (11, 5, 0, 5), (5, 6, 0, C.end),
     ]  # fmt: skip
-    (lane,) = layout.lanes
-    assert (lane.span, lane.start, lane.tokens, lane.tail) == (0, 3, (4, 10, 11, 5, C.end), True)
+    (stretch,) = layout.stretches
+    assert (stretch.span, stretch.start, stretch.tokens, stretch.tail) == (0, 3, (4, 10, 11, 5, C.end), True)
     assert layout.depends == [{0}]
 
 
 def test_planned_form_by_hand() -> None:
-    """Text, a plan of two dependent parts at their planned places, a gap, ``<sync/>``, text."""
+    """Text, a plan of two dependent parts at their planned positions, a gap, ``<sync/>``, text."""
     parts = (Part((10,), (11, 12, 13)), Part((14, 15), (16,), depends=(0,)))
     layout = laid(Example((1, 2), ((4,), parts, (5,))), "dag")
     none = IGNORE
@@ -57,32 +57,34 @@ def test_planned_form_by_hand() -> None:
         (4, 3, 0, T.topic), (T.topic, 4, 0, 10), (10, 5, 0, L4), (L4, 6, 0, T.topic),
         # The second entry is a span of its own, which part 1 does not read.
         (T.topic, 7, 2, 14), (14, 8, 2, 15), (15, 9, 2, L2), (L2, 10, 2, D1), (D1, 11, 2, T.async_),
-        # Part 1 opens behind its entry and holds 1 + 1 + 4 places; part 2 opens these behind its own entry.
+        # Part 1 opens behind its entry and holds 1 + 1 + 4 positions; part 2 opens these behind its own entry.
         (T.async_, 7, 1, none), (10, 8, 1, 11), (11, 9, 1, 12), (12, 10, 1, 13), (13, 11, 1, C.filler),
         (T.async_, 18, 3, none), (14, 19, 3, none), (15, 20, 3, 16), (16, 21, 3, C.filler),
         (T.sync, 22, 4, 5), (5, 23, 4, C.end),
     ]  # fmt: skip
     assert layout.depends == [{0}, {0, 1}, {0, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}]
-    lanes = [(lane.span, lane.start, lane.tokens, lane.tail, lane.breaks) for lane in layout.lanes]
-    assert lanes == [
+    stretches = [
+        (stretch.span, stretch.start, stretch.tokens, stretch.tail, stretch.breaks) for stretch in layout.stretches
+    ]
+    assert stretches == [
         (0, 3, (4, T.topic, 10, L4, T.topic, 14, 15, L2, D1, T.async_), False, ((4, 2),)),
         (1, 9, (11, 12, 13, C.filler), True, ()),
         (3, 21, (16, C.filler), True, ()),
         (4, 23, (5, C.end), True, ()),
     ]
-    assert [layout.lanes[0].span_at(offset) for offset in (0, 3, 4, 9)] == [0, 0, 2, 2]
+    assert [layout.stretches[0].span_at(offset) for offset in (0, 3, 4, 9)] == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize("form", ["sparse", "dag"])
 def test_guessed_lengths_are_read_and_never_learned(form: Form) -> None:
-    """Rows read a random length and parts stand where it puts them; targets and texts are the true ones."""
+    """Rows read a random length and parts begin where it puts them; targets and texts are the true ones."""
     true = laid(TWO_ROUNDS, form)
     lengths = {i: n for n, i in T.lengths}
     differ = 0
     for seed in range(20):
         layout = lay_out(TWO_ROUNDS, form, GRAMMAR, random.Random(seed), 0.0, 1.0)
         assert (layout.target, layout.span, layout.depends) == (true.target, true.span, true.depends)
-        assert [lane.tokens for lane in layout.lanes] == [lane.tokens for lane in true.lanes]
+        assert [stretch.tokens for stretch in layout.stretches] == [stretch.tokens for stretch in true.stretches]
         changed = {(a, b) for a, b in zip(layout.tokens, true.tokens, strict=True) if a != b}
         assert all(a in lengths and b in lengths for a, b in changed)
         differ += bool(changed)
@@ -110,7 +112,7 @@ def test_dense_form_by_hand() -> None:
         (T.async_, 14, 1, IGNORE), (14, 15, 1, 15), (15, 16, 1, C.filler),
         (T.sync, 17, 2, C.end),
     ]  # fmt: skip
-    canvas = layout.lanes[1]
+    canvas = layout.stretches[1]
     assert canvas.tokens == (T.async_, 10, 11, 12, 13, C.filler, T.async_, 14, 15, C.filler)
     assert canvas.start == 8 and canvas.whole and canvas.fixed == {0, 1, 6, 7}
     assert layout.depends == [{0}, {0, 1}, {0, 1, 2}]
@@ -118,21 +120,21 @@ def test_dense_form_by_hand() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 @pytest.mark.parametrize("form", FORMS)
-def test_every_lane_continues_its_span(form: Form, example: Example) -> None:
-    """A lane's tokens stand where the clean rows of its span do, and each is the target of the row before it."""
+def test_every_stretch_continues_its_span(form: Form, example: Example) -> None:
+    """A stretch's tokens have the positions of its span's clean rows, and each is the target of the row before it."""
     layout = laid(example, form)
     held = {(s, p): token for token, p, s, _ in columns(layout)}
     targets = {(s, p): target for _, p, s, target in columns(layout)}
-    for lane in layout.lanes:
-        for offset, token in enumerate(lane.tokens[:-1]):
-            place = (lane.span_at(offset), lane.start + offset)
-            assert held.get(place, C.filler) == token
-            if token != C.filler and offset not in lane.fixed:
-                assert targets[lane.span_at(offset - 1), place[1] - 1] == token
-        if not lane.whole:
-            last = len(lane.tokens) - 2
-            assert targets[lane.span_at(last), lane.start + last] == lane.tokens[-1]
-            assert lane.tokens[-1] in (T.async_, C.filler, C.end)
+    for stretch in layout.stretches:
+        for offset, token in enumerate(stretch.tokens[:-1]):
+            where = (stretch.span_at(offset), stretch.start + offset)
+            assert held.get(where, C.filler) == token
+            if token != C.filler and offset not in stretch.fixed:
+                assert targets[stretch.span_at(offset - 1), where[1] - 1] == token
+        if not stretch.whole:
+            last = len(stretch.tokens) - 2
+            assert targets[stretch.span_at(last), stretch.start + last] == stretch.tokens[-1]
+            assert stretch.tokens[-1] in (T.async_, C.filler, C.end)
 
 
 # What a dense round cuts has its own test below.
@@ -186,10 +188,10 @@ def test_plans_are_what_the_grammar_reads(form: Form, longer_plan: float) -> Non
     """The plan's tokens parse into a plan whose starts are the spans' and whose lengths are the planned ones."""
     grammar = GRAMMAR
     layout = laid(TWO_ROUNDS, form, longer_plan)
-    plans = [lane for lane in layout.lanes if lane.tokens[-1] == T.async_]
-    for parts, lane in zip((TWO_ROUNDS.pieces[1], TWO_ROUNDS.pieces[3]), plans, strict=True):
-        state, read = grammar.parse(lane.tokens)
-        assert state.stage == "written" and read == len(lane.tokens)
+    plans = [stretch for stretch in layout.stretches if stretch.tokens[-1] == T.async_]
+    for parts, stretch in zip((TWO_ROUNDS.pieces[1], TWO_ROUNDS.pieces[3]), plans, strict=True):
+        state, read = grammar.parse(stretch.tokens)
+        assert state.stage == "written" and read == len(stretch.tokens)
         plan: Plan = state.plan
         assert [s.label for s in plan.spans] == [p.label for p in parts if isinstance(p, Part)]
         assert [s.depends for s in plan.spans] == [p.depends for p in parts if isinstance(p, Part)]
@@ -197,11 +199,11 @@ def test_plans_are_what_the_grammar_reads(form: Form, longer_plan: float) -> Non
         least = [next(n for n in (2, 4, 8) if n >= len(p.text)) for p in parts if isinstance(p, Part)]
         longer = [min(2 * n, 8) for n in least]
         assert [s.length for s in plan.spans] == (longer if longer_plan else least)
-        end = lane.start + len(lane.tokens) - 1
-        begin = lane.start + lane.tokens.index(T.topic)
+        end = stretch.start + len(stretch.tokens) - 1
+        begin = stretch.start + stretch.tokens.index(T.topic)
         opens = [p for token, p, _, _ in columns(layout) if token == T.async_ and p >= begin][: len(plan.spans)]
         assert tuple(opens) == (grammar.dense_starts(plan, end) if form == "dense" else grammar.starts(plan, begin))
-        assert tuple(lane.tokens[-len(grammar.render(plan)) - 1 : -1]) == grammar.render(plan)
+        assert tuple(stretch.tokens[-len(grammar.render(plan)) - 1 : -1]) == grammar.render(plan)
 
 
 def test_longer_plan_is_a_share() -> None:
@@ -212,20 +214,20 @@ def test_longer_plan_is_a_share() -> None:
 
 
 def test_a_part_longer_than_the_longest_length_keeps_counting() -> None:
-    """It is planned with 8, has 10 tokens, and the next part starts at its planned place all the same."""
+    """It is planned with 8, has 10 tokens, and the next part starts at its planned position all the same."""
     layout = laid(OVERRUN, "dag")
     starts = {s: p for token, p, s, _ in columns(layout) if token == T.async_}
     assert starts[3] - starts[1] == 2 + 8 + 4  # its opening and planned length, and the next entry
     last = [p for _, p, s, _ in columns(layout) if s == 1][-1]
     assert last == starts[1] + 1 + 10
     assert layout.target[layout.tokens.index(29)] == C.filler
-    assert layout.lanes[1].tokens == (*range(20, 30), C.filler)
+    assert layout.stretches[1].tokens == (*range(20, 30), C.filler)
     largest = max(p for _, p, s, _ in columns(layout) if s in (1, 3, 5))
     assert [p for token, p, _, _ in columns(layout) if token == T.sync] == [largest + 1]
 
 
 def test_sync_stands_behind_the_largest_position_even_of_an_early_part() -> None:
-    """The first of two parts outgrows the second one's place."""
+    """The first of two parts grows beyond the second one's position."""
     example = Example((1,), ((Part((10,), tuple(range(20, 39))), Part((11,), (12,))),))
     layout = laid(example, "sparse")
     first = [p for _, p, s, _ in columns(layout) if s == 1]
@@ -239,7 +241,7 @@ def test_a_dense_round_cuts_what_it_has_no_room_for_and_does_not_call_it_finishe
     assert rows[9][3] == 28  # the next token of the text, not <spad>
     positions = [p for _, p, _, _ in rows]
     assert positions == sorted(set(positions))
-    assert layout.lanes[1].tokens[2:10] == tuple(range(20, 28))
+    assert layout.stretches[1].tokens[2:10] == tuple(range(20, 28))
 
 
 def test_pieces_without_text_and_an_empty_text() -> None:

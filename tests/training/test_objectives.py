@@ -27,7 +27,7 @@ def batch_of_form(form: Form, count: int = 2) -> dict[str, torch.Tensor]:
 
 
 def test_each_term_is_a_mean_over_its_own_tokens() -> None:
-    """Two batch rows; three clean terms and one noisy one, of known probabilities."""
+    """Two sequences; three clean terms and one noisy one, of known probabilities."""
     p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.3, 0.6, 0.1]])
     logits = torch.stack([p.log(), p.log() + 7.0])  # (2, 4, 3); a constant does not matter
     target = torch.tensor([[0, IGNORE, 2, 0], [IGNORE, 1, IGNORE, IGNORE]])

@@ -161,10 +161,10 @@ def test_another_teacher_does_not_go_on(tmp_path: Path) -> None:
     data = tmp_path / "own.jsonl"
     samples(data, *WORDS)
 
-    def change(place: Path) -> Change:
+    def change(teacher_folder: Path) -> Change:
         def on_teacher(fields: dict[str, Any]) -> None:
             on_lines(data)(fields)
-            fields["teacher"] = {"checkpoint": str(place), "share": 0.5}
+            fields["teacher"] = {"checkpoint": str(teacher_folder), "share": 0.5}
             fields["model"]["max_position_embeddings"] = 512
 
         return on_teacher

@@ -2,7 +2,7 @@
 
 Catches: the divergence the wrong way round, or of rows shifted by one; rows without a term (prompt, padding, noisy
 ones) that count; a gradient into the teacher, or a teacher with dropout; a share that scales the wrong term; a student
-of another tokenizer; layers of the teacher in the wrong place.
+of another tokenizer; layers of the teacher at the wrong depth.
 """
 
 from __future__ import annotations

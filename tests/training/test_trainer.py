@@ -105,7 +105,7 @@ def test_logged_terms_are_the_means_since_the_last_log(tmp_path: Path) -> None:
         batches = [COLLATOR([(i, draw(i)), (i + 1, draw(i + 1))]) for i in (0, 2, 4, 6)]
         losses = [float(objective(batch).noisy_loss) for batch in batches]
     expected = [sum(losses[:2]) / 2, sum(losses[2:]) / 2]
-    assert logged == pytest.approx(expected, abs=1e-4)  # logged with four places
+    assert logged == pytest.approx(expected, abs=1e-4)  # logged with four digits
 
 
 def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What a recipe makes of data: sheets, their plans and their tokenizer."""
+"""What a recipe makes from data: sheets, their plans and their tokenizer."""

@@ -1,13 +1,13 @@
-"""From an answer's own structure to its plan: which parts it has, what they are called, what each reads.
+"""Finds the plan of an answer in its structure: which parts it has, what they are called, what each reads.
 
-What is recognised, the first that fits:
+The first structure that fits is taken:
 
 1. a JSON object or array: its members, or those of its elements that are objects;
 2. Markdown headings: the sections of the level that occurs most often (the shallower of two);
 3. top-level Markdown lists: their items;
 4. paragraphs.
 
-Everything else stays text, in its place. Nothing is added, dropped or changed: the pieces, joined, are the answer.
+Everything else stays text. Nothing is added, dropped or moved: the pieces, joined, are the answer.
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ class AnnotatorSettings:
     ordered_lists: Treatment = setting("chain", "items of numbered Markdown lists: steps build on one another")
     paragraphs: Treatment = setting("parallel", "paragraphs, where there is no other structure")
     shortest_parts: int = setting(
-        16, "mean length behind the labels, in characters, from which on parts are worth a plan", 0, 10000
+        16, "parts are planned if their mean length, without labels, is at least this many characters", 0, 10000
     )
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Where parts of one group lie in a text: part i is ``text[edges[i]:edges[i + 1]]``, its label ends at
-    ``labels[i]``. ``names``: what other parts may call them.
+    """Where the parts of a group are in a text.
+
+    Part i is ``text[edges[i]:edges[i + 1]]``, and its label ends at ``labels[i]``. ``names``: what other parts may call
+    them.
     """
 
     edges: tuple[int, ...]
@@ -83,7 +85,7 @@ def annotate(answer: str, settings: AnnotatorSettings | None = None) -> tuple[Pi
 
 
 def _worth_it(answer: str, cuts: Sequence[_Cut], settings: AnnotatorSettings) -> list[_Cut]:
-    """The groups of two parts and more that are to be planned and are long enough."""
+    """The groups that are worth a plan: two parts or more, to be planned, and long enough."""
     kept: list[_Cut] = []
     for cut in cuts:
         bodies = [end - label for label, end in zip(cut.labels, cut.edges[1:], strict=True)]
@@ -108,7 +110,7 @@ def _parts(answer: str, cut: _Cut) -> list[SheetPart]:
 
 
 def _refers(text: str, name: str) -> bool:
-    """True: ``text`` sends its reader to the part called ``name``, with "see", "under", "section" or "above in" before
+    """True: ``text`` refers to the part called ``name``, with "see", "under", "section" or "above in" before
     the name.
     """
     words = r"\b(?:see|under|section|sections|above in|described in)[ \t]+(?:the[ \t]+)?[\"'*_`\[]*"
@@ -116,7 +118,7 @@ def _refers(text: str, name: str) -> bool:
 
 
 def split_rounds(parts: Sequence[SheetPart]) -> list[Piece]:
-    """Parts whose dependencies count from the first of them, as rounds that a plan can name.
+    """Split parts into rounds that a plan can name; their dependencies count from the first part.
 
     A round has at most ``PlanLimits.max_parts`` parts, and a part can name the first ``MAX_DEPENDS`` of its round.
     Where more is needed a new round begins: it reads everything before it. A round of one part is text, without a plan.
@@ -133,7 +135,7 @@ def split_rounds(parts: Sequence[SheetPart]) -> list[Piece]:
 
 
 def join_texts(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
-    """The pieces without empty texts, neighbouring texts joined."""
+    """Drop empty texts and join neighbouring ones."""
     joined: list[Piece] = []
     for piece in pieces:
         if isinstance(piece, str) and joined and isinstance(joined[-1], str):
@@ -164,15 +166,16 @@ def _json(answer: str, settings: AnnotatorSettings) -> list[_Cut]:
 
 
 def _skip(text: str, at: int) -> int:
-    """The place of the next character that is no JSON white space."""
+    """Index of the next character that is no JSON white space."""
     while text[at] in " \t\r\n":
         at += 1
     return at
 
 
 def _members(text: str, start: int) -> tuple[list[int], list[int]]:
-    """Of the valid JSON object at ``start``: where each member's value begins, and where the member ends (behind its
-    comma; the last one behind its value).
+    """Where each member's value begins in the valid JSON object at ``start``, and where the member ends.
+
+    A member ends behind its comma, the last one behind its value.
     """
     decode = json.JSONDecoder().raw_decode
     labels: list[int] = []
@@ -190,8 +193,9 @@ def _members(text: str, start: int) -> tuple[list[int], list[int]]:
 
 
 def _elements(text: str, start: int) -> tuple[list[int], list[int]]:
-    """The same of the array of objects at ``start``; the label ends behind an object's first value when that is short,
-    else before it.
+    """The same for the array of objects at ``start``: where each label ends, and where the object does.
+
+    The label ends behind an object's first value when that is short, else before it.
     """
     decode = json.JSONDecoder().raw_decode
     labels: list[int] = []
@@ -219,8 +223,8 @@ class _Markdown:
         if self.lines[-1] != len(text):
             self.lines.append(len(text))
 
-    def place(self, line: int) -> int:
-        """Where a line begins, in characters; behind the last line the end of the text."""
+    def start_of(self, line: int) -> int:
+        """Index of the first character of a line; behind the last line, the end of the text."""
         return self.lines[min(line, len(self.lines) - 1)]
 
     def blocks(self, kind: str, level: int = 0) -> Iterator[tuple[Token, int, int]]:
@@ -237,7 +241,7 @@ class _Markdown:
 
     def name(self, line: int, skip: re.Pattern[str] | None = None) -> tuple[int, str]:
         """The first words of a line, behind what ``skip`` matches: where they end, and the words."""
-        start, end = self.place(line), self.place(line + 1)
+        start, end = self.start_of(line), self.start_of(line + 1)
         marker = skip.match(self.text, start, end) if skip is not None else None
         begin = marker.end() if marker else start
         words = _NAME.match(self.text, begin, end)
@@ -245,7 +249,7 @@ class _Markdown:
 
 
 def _headings(answer: str, settings: AnnotatorSettings) -> list[_Cut]:
-    """Sections of the commonest level; a shallower heading ends its group, and stands as text before the next."""
+    """Sections of the commonest level; a shallower heading ends its group, and is text before the next."""
     page = _Markdown(answer)
     found = [(int(token.tag[1]), first, last) for token, first, last in page.blocks("heading_open")]
     counts = Counter(level for level, _, _ in found)
@@ -267,10 +271,10 @@ def _headings(answer: str, settings: AnnotatorSettings) -> list[_Cut]:
 
     for level, first, last in found:
         if level < chosen:
-            close(page.place(first))
+            close(page.start_of(first))
         elif level == chosen:
-            edges.append(page.place(first))
-            labels.append(page.place(page.behind_blank_lines(last)))
+            edges.append(page.start_of(first))
+            labels.append(page.start_of(page.behind_blank_lines(last)))
             names.append(titles.get(first, "").strip("*_`: "))
     close(len(answer))
     return cuts
@@ -293,7 +297,7 @@ def _lists(answer: str, settings: AnnotatorSettings) -> list[_Cut]:
         for _, first, last in page.blocks(kind):
             own = [line for line in items if first <= line < last]
             named = [page.name(line, _ITEM) for line in own]
-            edges = (*(page.place(line) for line in own), page.place(last))
+            edges = (*(page.start_of(line) for line in own), page.start_of(last))
             cuts.append(_Cut(edges, tuple(end for end, _ in named), tuple(name for _, name in named), treatment))
     return sorted(cuts, key=lambda cut: cut.edges)
 
@@ -302,7 +306,7 @@ def _paragraphs(answer: str, settings: AnnotatorSettings) -> list[_Cut]:
     """From every top-level paragraph to the next one."""
     page = _Markdown(answer)
     own = [first for _, first, _ in page.blocks("paragraph_open")]
-    edges = (*(page.place(line) for line in own), len(answer))
+    edges = (*(page.start_of(line) for line in own), len(answer))
     return [_Cut(edges, tuple(page.name(line)[0] for line in own), ("",) * len(own), settings.paragraphs)]
 
 

@@ -1,8 +1,8 @@
 """A user's own data: JSON lines of ``{"prompt": text, "answer": text}``, annotated with plans.
 
 A line may also have ``"plan": [{"label": text, "depends": [part, ...]}, ...]``, which replaces the annotation: a part
-begins where its label stands in the answer, ``depends`` counts parts from 1. Other fields are ignored. What cannot be
-used is counted by kind, with line numbers, and left out.
+begins where its label is in the answer, ``depends`` counts parts from 1. Other fields are ignored. Lines that cannot be
+used are left out and reported by kind, with their numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_hybrid.training.recipes.sheets import Sheet, SheetPart, TestItem
 
 MAX_LINE_BYTES = 1_000_000
 SHOWN_LINES = 5
-"""Line numbers that a report names of every kind of malformed sample."""
+"""Most line numbers in a report of a kind of malformed sample."""
 
 
 class SampleError(ValueError):
@@ -36,7 +36,7 @@ class JsonLinesData(AnnotatorSettings):
     held_out: float = setting(0.05, "share of the prompts kept for development and test, half each", 0.0, 0.5)
     vocab_size: int = setting(4096, "tokens of the tokenizer that is trained on the file", 512, 65536)
     open_answers: bool = setting(
-        False, "the prompts do not decide the answers: the bench compares the parts that they have, not the text"
+        False, "the prompts do not decide the answers: the bench compares which parts an answer has, not the text"
     )
 
 
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass
 class Collected:
-    """What a file holds: good samples, and line numbers of the others by kind."""
+    """The samples of a file, and the line numbers of malformed ones by kind."""
 
     samples: list[Sample] = field(default_factory=list)
     malformed: dict[str, list[int]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Collected:
         self.malformed.setdefault(kind, []).append(line)
 
     def report(self) -> list[str]:
-        """What was found, a line each."""
+        """Say what was found, in lines of text."""
         planned = [sample for sample in self.samples if sample.sheet.parts]
         parts = sum(len(sample.sheet.parts) for sample in planned)
         reading = sum(bool(part.depends) for sample in planned for part in sample.sheet.parts)
@@ -91,7 +91,7 @@ def collect(path: Path, data: JsonLinesData) -> Collected:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(number, line) of the lines that are not blank; of a line beyond the limit one byte more than the limit."""
+    """(number, line) of the lines that are not blank; a line above the limit is cut one byte behind the limit."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -112,20 +112,20 @@ def _sheet(number: int, line: bytes, data: JsonLinesData) -> Sheet:
     except UnicodeDecodeError as error:
         raise SampleError("not UTF-8") from error
     try:
-        row = json.loads(text)
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SampleError("not JSON") from error
-    if not isinstance(row, Mapping):
+    if not isinstance(record, Mapping):
         raise SampleError("not a JSON object")
-    prompt, answer = (_text(row, name) for name in ("prompt", "answer"))
-    pieces = annotate(answer, data) if row.get("plan") is None else _planned(answer, row["plan"])
+    prompt, answer = (_text(record, name) for name in ("prompt", "answer"))
+    pieces = annotate(answer, data) if record.get("plan") is None else _planned(answer, record["plan"])
     return Sheet(prompt, pieces, (f"line {number}",), data.open_answers)
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
-    if name not in row:
+def _text(record: Mapping[str, Any], name: str) -> str:
+    if name not in record:
         raise SampleError(f"no field {name!r}")
-    value = row[name]
+    value = record[name]
     if not isinstance(value, str):
         raise SampleError(f"{name!r} is not a text")
     if not value.strip():
@@ -148,12 +148,12 @@ def _planned(answer: str, plan: Any) -> tuple[Piece, ...]:
         label = entry.get("label")
         if set(entry) - {"label", "depends"} or not isinstance(label, str) or not label:
             raise SampleError("a part of 'plan' has no label, or fields other than label and depends")
-        place = answer.find(label, at)
-        if place < 0:
-            raise SampleError("a label of 'plan' does not stand in the answer behind the one before it")
-        starts.append(place)
+        start = answer.find(label, at)
+        if start < 0:
+            raise SampleError("a label of 'plan' is not in the answer behind the one before it")
+        starts.append(start)
         labels.append(label)
-        at = place + len(label)
+        at = start + len(label)
     parts = [
         SheetPart(label, answer[start + len(label) : end], _depends(entry, number))
         for number, (entry, label, start, end) in enumerate(
@@ -201,9 +201,9 @@ class ShuffledEpochs:
 
     def __call__(self, index: int) -> Example:
         """Example number ``index`` of the endless stream."""
-        epoch, place = divmod(index, len(self.examples))
+        epoch, step = divmod(index, len(self.examples))
         if self._order[0] != epoch:
             order = list(range(len(self.examples)))
             Random(f"{self.seed}:{epoch}").shuffle(order)
             self._order = (epoch, order)
-        return self.examples[self._order[1][place]]
+        return self.examples[self._order[1][step]]

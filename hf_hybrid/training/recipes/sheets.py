@@ -1,7 +1,7 @@
-"""Sheets: a prompt and an answer in parts, as text; how a written answer is scored; the file of held-out prompts.
+"""Sheets (a prompt and an answer in parts, as text), the score of a written answer, the file of held-out prompts.
 
-Every task of a recipe makes sheets. The file of held-out prompts beside a checkpoint holds them, so that whatever
-measures the checkpoint needs to know neither the recipe nor its data.
+Every task of a recipe makes sheets. The file of held-out prompts beside a checkpoint holds them, so that the checkpoint
+can be measured without its recipe and data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sheet:
     """A prompt and its answer: texts and rounds of parts in order.
 
     Attributes:
-        groups: what the prompt was drawn for, such as a country; prompts that share their first group are no
+        groups: what the prompt was drawn for, such as a country; prompts that share their first group are not
             independent draws. open: True: the prompt does not decide the answer, only which parts it has.
     """
 
@@ -74,38 +74,38 @@ def keyed_lines(text: str) -> list[tuple[int, str, str]]:
 
 
 def score_fields(sheet: Sheet, text: str) -> tuple[int, int]:
-    """(right, total): how many of the answer's lines stand in `text`, under their headings and in order.
+    """(right, total): how many of the answer's lines are in `text`, under their headings and in order.
 
     Lines are the title and `- ` lines; of an answer without any, all that are not blank; of an open sheet the labels
     of the parts, which are all that its prompt decides.
     """
     want, got = _scored(sheet, sheet.answer), _scored(sheet, text)
-    row = [0] * (len(got) + 1)  # longest common subsequence
+    longest = [0] * (len(got) + 1)  # common subsequence so far, by lines of ``got``
     for wanted in want:
-        previous, row = row, [0]
+        previous, longest = longest, [0]
         for column, found in enumerate(got):
-            row.append(previous[column] + 1 if wanted == found else max(previous[column + 1], row[column]))
-    return row[-1], len(want)
+            longest.append(previous[column] + 1 if wanted == found else max(previous[column + 1], longest[column]))
+    return longest[-1], len(want)
 
 
 def _scored(sheet: Sheet, text: str) -> list[Any]:
     if sheet.open:
         labels = {part.label for part in sheet.parts}
-        places = [(place, label) for label in labels for place in _places(text, label)]
-        return [label for _, label in sorted(places)]
+        found = [(start, label) for label in labels for start in _occurrences(text, label)]
+        return [label for _, label in sorted(found)]
     if keyed_lines(sheet.answer):
         return keyed_lines(text)
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _places(text: str, label: str) -> list[int]:
+def _occurrences(text: str, label: str) -> list[int]:
     """Where `label` begins in `text`, without overlaps."""
-    places: list[int] = []
+    starts: list[int] = []
     at = text.find(label) if label else -1
     while at >= 0:
-        places.append(at)
+        starts.append(at)
         at = text.find(label, at + len(label))
-    return places
+    return starts
 
 
 def exact_match(sheet: Sheet, text: str) -> bool:
@@ -117,12 +117,11 @@ def exact_match(sheet: Sheet, text: str) -> bool:
 
 
 def contradictions(text: str) -> tuple[int, int]:
-    """(disagreeing, all): how many lines of `text` state a fact that an earlier part of the same record states, and how
-    many of them state it otherwise.
+    """(disagreeing, all) of the lines of `text` that restate a fact of an earlier part of the same record.
 
-    A fact is a field of a record (what stands under one title). `- **Field:** value` states the field, in whatever
-    part; a line `- Section: value` of the summary states the first field that stands under that section. What no
-    earlier part states, and a line twice in one part, is no restatement.
+    A fact is a field of a record (all that is under one title). `- **Field:** value` states the field, in whatever
+    part; a line `- Section: value` of the summary states the first field under that section. A line is no restatement
+    if no earlier part states its fact, or if it repeats one of its own part.
     """
     stated: dict[tuple[int, str], tuple[str, str]] = {}  # (record, field) -> (heading, value)
     leading: dict[tuple[int, str], str] = {}  # (record, heading) -> its first field
@@ -158,15 +157,15 @@ class TestItem:
 
 def write_items(path: Path, items: Iterable[TestItem]) -> int:
     """Write held-out prompts as JSON lines; returns their number."""
-    rows: list[str] = []
+    lines: list[str] = []
     for item in items:
         sheet = item.sheet
-        row: dict[str, object] = {"id": item.id, "split": item.split, item.kind: sheet.groups}
-        row |= {"open": True} if sheet.open else {}
-        row |= {"prompt": sheet.prompt, "answer": sheet.answer, "pieces": sheet.pieces}
-        rows.append(json.dumps(row, default=asdict) + "\n")
-    path.write_text("".join(rows), encoding="utf-8")
-    return len(rows)
+        record: dict[str, object] = {"id": item.id, "split": item.split, item.kind: sheet.groups}
+        record |= {"open": True} if sheet.open else {}
+        record |= {"prompt": sheet.prompt, "answer": sheet.answer, "pieces": sheet.pieces}
+        lines.append(json.dumps(record, default=asdict) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return len(lines)
 
 
 def read_test_set(path: Path) -> list[TestItem]:
@@ -180,20 +179,20 @@ def read_test_set(path: Path) -> list[TestItem]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error!r}") from error
     if len({item.id for item in items}) != len(items):
-        raise ValueError(f"{path}: an id stands twice")
+        raise ValueError(f"{path}: an id occurs twice")
     return items
 
 
-def _read_item(row: dict[str, Any]) -> TestItem:
+def _read_item(record: dict[str, Any]) -> TestItem:
     pieces: list[str | tuple[SheetPart, ...]] = []
-    for piece in row["pieces"]:
+    for piece in record["pieces"]:
         if not isinstance(piece, str):
             piece = tuple(SheetPart(part["label"], part["text"], tuple(part["depends"])) for part in piece)
-            if any(not 0 <= earlier < place for place, part in enumerate(piece) for earlier in part.depends):
-                raise ValueError("a part depends on one that does not stand before it")
+            if any(not 0 <= earlier < number for number, part in enumerate(piece) for earlier in part.depends):
+                raise ValueError("a part depends on one that is not before it")
         pieces.append(piece)
-    kind = "countries" if "countries" in row else "groups"
-    sheet = Sheet(str(row["prompt"]), tuple(pieces), tuple(row[kind]), bool(row.get("open", False)))
-    if row["split"] not in SPLITS or sheet.answer != row["answer"]:
+    kind = "countries" if "countries" in record else "groups"
+    sheet = Sheet(str(record["prompt"]), tuple(pieces), tuple(record[kind]), bool(record.get("open", False)))
+    if record["split"] not in SPLITS or sheet.answer != record["answer"]:
         raise ValueError("unknown split, or pieces that do not make up the answer")
-    return TestItem(str(row["id"]), str(row["split"]), sheet, kind)
+    return TestItem(str(record["id"]), str(record["split"]), sheet, kind)

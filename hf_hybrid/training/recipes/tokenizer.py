@@ -20,7 +20,7 @@ SPECIAL_TOKENS = (
     *NativeGrammar.texts(LENGTHS, MAX_DEPENDS),
 )
 
-# A line's "- **" and ":**" are units; digits stand in groups of at most three, with the space before them.
+# A line's "- **" and ":**" are units; digits form groups of at most three, with the space before them.
 _WORDS = r"- \*\*|:\*\*| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
@@ -105,9 +105,9 @@ def token_counter(tokenizer: PreTrainedTokenizerFast) -> TokenCounter:
 
 
 class SheetEncoder:
-    """Sheets in tokens: the prompt with its marks, each text, and each part's heading and lines.
+    """Encodes sheets: the prompt with its marks, each text, and each part's heading and lines.
 
-    A tag that stands in a text, such as a written-out ``<eos>``, is ordinary text. A label of more tokens than a plan
+    A tag that occurs in a text, such as a written-out ``<eos>``, is ordinary text. A label of more tokens than a plan
     may name (``PlanLimits.max_label_length``) ends there, and its rest begins the part's text.
     """
 
@@ -117,7 +117,7 @@ class SheetEncoder:
         user, assistant = (tokenizer.backend_tokenizer.token_to_id(mark) for mark in ("<|user|>", "<|assistant|>"))
         if user is None or assistant is None:
             raise ValueError(
-                "the tokenizer has no <|user|> and <|assistant|>, which stand around a prompt; take that of a "
+                "the tokenizer has no <|user|> and <|assistant|>, which mark a prompt; take that of a "
                 "checkpoint that a recipe has trained"
             )
         self.user, self.assistant = int(user), int(assistant)

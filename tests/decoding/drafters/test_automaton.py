@@ -1,4 +1,4 @@
-"""The suffix automaton against a search through all earlier places.
+"""The suffix automaton against a search through all earlier positions.
 
 Bugs these tests catch: a match that is shorter than the longest, or that ends at the text's own end; a state split that
 loses an end; a match in a second automaton that survives the split of its state; time that grows with the square.
@@ -24,7 +24,7 @@ def longest_earlier(tokens: list[int]) -> int:
 
 
 def longest_inside(tokens: list[int], other: list[int]) -> int:
-    """Length of the longest suffix of ``other`` that stands in ``tokens``."""
+    """Length of the longest suffix of ``other`` that occurs in ``tokens``."""
     for length in range(min(len(other), len(tokens)), 0, -1):
         if any(tokens[at : at + length] == other[-length:] for at in range(len(tokens) - length + 1)):
             return length

@@ -1,8 +1,8 @@
 """What is looked up in a text, and a drafting model that checks it: the same drafts in fewer passes.
 
 Catches: a tail that is looked up where it ends the text, an older occurrence taken, tails over the end of the prompt
-lost; keys of wrong guesses that stay in the drafting model's cache; a place that is drawn twice, with another noise, or
-of the wrong row; a draft that a guess makes longer.
+lost; keys of wrong guesses that stay in the drafting model's cache; a position that is drawn twice, with another noise,
+or of the wrong row; a draft that a guess makes longer.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def drafted(drafter: SuffixDrafter, text: Text, length: int = 8) -> list[int]:
 
 
 def test_the_continuation_of_the_longest_match() -> None:
-    # "1 2" stands twice before; only the first place has "9" in front.
+    # "1 2" occurs twice before; only the first time "9" is in front.
     drafter, text = begun([9, 1, 2, 3, 4, 8, 1, 2, 5, 6, 9, 1, 2])
     assert drafted(drafter, text, 2) == [3, 4]
     text.room = 1
@@ -50,7 +50,7 @@ def test_behind_a_replaced_word_the_copy_goes_on() -> None:
     text.tokens += [3, 20]
     (draft,) = drafter.propose([text], 3, NOBODY)
     assert list(draft.tokens) == [5, 6, 7] and draft.bucket == "resumed"
-    # It does not stand: the place is given up.
+    # It is rejected: the copy is given up.
     drafter.learn(text, draft, 0, [30])
     text.tokens += [30]
     assert drafted(drafter, text) == []
@@ -62,7 +62,7 @@ def test_behind_a_left_out_word_the_copy_goes_on() -> None:
     assert list(draft.tokens) == [3, 4, 5, 6]
     drafter.learn(text, draft, 0, [4])
     text.tokens += [4]
-    # "4" stands in two places; the copy was in the first, and 3 was left out.
+    # "4" occurs twice; the copy was from the first, and 3 was left out.
     assert drafted(drafter, text, 2) == [5, 6]
 
 

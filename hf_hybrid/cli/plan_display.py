@@ -1,4 +1,4 @@
-"""The parts of an answer as people read them: from the trunk while the plan is still written, and from the report."""
+"""Plans and parts as text for people: read from the trunk while the plan is written, or from the report."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def read_trunk(tokens: Sequence[int], grammar: Grammar | None) -> tuple[list[int], list[Entry]]:
-    """The text of a trunk segment without plan and control tokens, and the entries of its plan, which may end anywhere.
+    """Split a trunk segment into its text (without control tokens) and the entries of its plan, which may end anywhere.
 
     Args:
-        tokens: settled ones, the prompt left out. grammar: of the model; None: every token is text.
+        tokens: of the segment, without the prompt. grammar: of the model; None: every token is text.
     """
     return (list(tokens), []) if grammar is None else grammar.read(tokens)
 
@@ -26,7 +26,7 @@ def readable(text: str) -> str:
 
 
 def plan_table(report: Any, decode: Any) -> Table:
-    """Every part that was planned: its label, its planned and its written tokens, and what it reads."""
+    """Table of the planned parts: label, planned and written tokens, and what each reads."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name, justify in (("part", "right"), ("label", "left"), ("planned", "right"), ("written", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]

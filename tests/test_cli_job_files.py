@@ -23,8 +23,8 @@ from checkpoint_for_tests import read_checkpoint
 from rich.console import Console
 
 import hf_hybrid
+from hf_hybrid.cli.job_files import Job, plan_job, read_prompts, write_answers
 from hf_hybrid.cli.jobs import answers_of
-from hf_hybrid.cli.lines import Job, plan_job, read_prompts, write_answers
 from tests.cli_for_tests import call
 
 generate_module = sys.modules["hf_hybrid.cli.generate"]  # the package has a command of this name
@@ -77,7 +77,7 @@ def test_an_interrupted_run_goes_on(folder: Path, prompts: Path, after: int, mon
 
     monkeypatch.setattr(hf_hybrid, "generate_many", interrupted)
     result = answer(folder, prompts, "cut.jsonl", "--batch-size", 1, code=130)
-    assert f"{after} of 7 answers stand in" in result.stderr and "goes on from there" in result.stderr
+    assert f"{after} of 7 answers are in" in result.stderr and "goes on from there" in result.stderr
     monkeypatch.undo()
     output = prompts.parent / "cut.jsonl"
     assert (len(lines(output)) if output.exists() else 0) == after
@@ -135,7 +135,7 @@ def test_answers_to_any_record_are_found_again(folder: Path, tmp_path: Path, rec
     path.write_text("".join(both), encoding="utf-8")
     answer(folder, path, "out.jsonl")
     before = (tmp_path / "out.jsonl").read_bytes()
-    assert "(2 stood there before)" in " ".join(answer(folder, path, "out.jsonl").stderr.split())
+    assert "(2 were there before)" in " ".join(answer(folder, path, "out.jsonl").stderr.split())
     assert (tmp_path / "out.jsonl").read_bytes() == before and before.count(b"\n") == 2
 
 
@@ -211,15 +211,15 @@ def test_a_full_disk_loses_nothing_and_the_model_goes_on(folder: Path, prompts: 
 
     with pytest.raises(OSError, match="No space left"):
         write(2)
-    assert "2 of 7 answers stand in" in said.file.getvalue()  # type: ignore[attr-defined]
+    assert "2 of 7 answers are in" in said.file.getvalue()  # type: ignore[attr-defined]
     assert len(output.read_text().splitlines()) == 3  # two, and half a line
     assert write(99).done == 2  # the same model
     assert [a["text"] for a in lines(output)] == [a["text"] for a in lines(prompts.parent / "whole.jsonl")]
 
 
 def test_answers_go_into_an_ordinary_file(folder: Path, prompts: Path) -> None:
-    for place in ("/dev/full", prompts.parent):
-        arguments = ("generate", "--model", folder, "--input", prompts, "--output", place)
+    for target in ("/dev/full", prompts.parent):
+        arguments = ("generate", "--model", folder, "--input", prompts, "--output", target)
         assert "ordinary file" in call(*arguments, code=2).stderr
 
 

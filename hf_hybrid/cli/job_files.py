@@ -1,4 +1,4 @@
-"""The files of ``hf-hybrid generate --output``: one of prompts, and one of answers that goes on where it stopped."""
+"""The files of ``hf-hybrid generate --output``: one of prompts, and one of answers, which a later run continues."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Job:
     """What is left to do.
 
     Attributes:
-        records: that have no answer yet. done: how many have one, and failed: how many of these say an error.
-        output: the file of the answers. settings: what they are written with. keep: bytes of the file that stay; behind
-        them stands the beginning of a line that was cut off. unended: True: the last line that stays has no line feed.
+        records: prompts without an answer. done: number of answers, and failed: how many of these are errors.
+        output: the file of the answers. settings: what they are written with. keep: bytes of the file to keep; what
+        follows is the beginning of a line that was cut off. unended: True: the last line to keep lacks its line feed.
     """
 
     records: list[Record]
@@ -42,12 +42,12 @@ class Job:
 
 
 def read_prompts(source: Path) -> tuple[list[Record], list[str]]:
-    """JSON lines: objects with ``prompt`` (text) or ``messages`` (a chat), or strings; blank lines are skipped.
+    """Read JSON lines: objects with ``prompt`` (text) or ``messages`` (a chat), or strings; blank lines are skipped.
 
-    A line ends with a line feed and nowhere else: U+2028 and the like may stand in a JSON text as they are.
+    Only a line feed ends a line: U+2028 and the like may occur in a JSON text.
 
     Returns:
-        the records, and what is wrong with each line that is none.
+        the records, and an error message for each line that is none.
     """
     records: list[Record] = []
     faults: list[str] = []
@@ -90,7 +90,7 @@ def _fault(record: Any) -> str:
 
 
 def _is_message(value: Any) -> bool:
-    """True: a chat template can read it. Some templates take a list of contents, and none in an answer of tools."""
+    """True: a chat template can read it. Some templates take a list of contents, or no content beside tool calls."""
     if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
         return False
     return isinstance(value["role"], str) and isinstance(value["content"], (str, list, type(None)))
@@ -107,7 +107,7 @@ def check_output(source: Path, output: Path) -> None:
 
 
 def plan_job(records: Sequence[Record], output: Path, file: BinaryIO, settings: Mapping[str, Any]) -> Job:
-    """What ``file``, opened from ``output``, lacks. Nothing is written.
+    """Find the prompts that ``file``, opened from ``output``, has no answers to. Nothing is written.
 
     Raises:
         UsageError: it holds anything but answers to the first of these prompts with these settings, and perhaps the
@@ -140,7 +140,7 @@ def plan_job(records: Sequence[Record], output: Path, file: BinaryIO, settings: 
 
 
 def _read(line: bytes) -> Any:
-    """What a line says in JSON, None when it is none."""
+    """The JSON value of a line; None: it is no JSON."""
     try:
         return json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -148,7 +148,7 @@ def _read(line: bytes) -> Any:
 
 
 def _check_answer(answer: Any, record: Record, settings: Mapping[str, Any], where: str, number: int) -> None:
-    """Raise for a line that is no answer to this record, or one with other settings."""
+    """Raise if a line is no answer to this record, or one with other settings."""
     mine = isinstance(answer, dict) and _as_text(_kept(answer)) == _as_text(_kept(record))
     if not mine:
         raise UsageError(f"{where} is no answer to prompt {number}; name another file, or delete this one")
@@ -166,7 +166,7 @@ def _check_answer(answer: Any, record: Record, settings: Mapping[str, Any], wher
 
 
 def differences(known: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """In words, what differs between the settings of an answer and those of a run.
+    """Describe what differs between the settings of an answer and those of a run.
 
     Where both know a digest of the model's files, its name does not matter, because a folder may have been moved.
     """
@@ -186,7 +186,7 @@ def _kept(record: Record) -> Record:
 
 
 def _as_text(record: Record) -> str:
-    """Of equal records equal, also where a number is none (NaN)."""
+    """A text that is equal for equal records, NaN included."""
     return json.dumps(record, sort_keys=True)
 
 
@@ -196,22 +196,22 @@ def _line(record: Record, settings: Mapping[str, Any], addition: Mapping[str, An
 
 
 def _begins(tail: bytes, record: Record, settings: Mapping[str, Any]) -> bool:
-    """True: ``tail`` is a beginning of the line that answers ``record``, whatever the answer."""
+    """True: ``tail`` may be the beginning of an answer to ``record``."""
     empty = _line(record, settings, {})
     known = empty[: empty.rindex(f', "{ADDED[2]}": ') - len("null")].encode()
     return known.startswith(tail) or tail.startswith(known)
 
 
 def write_answers(job: Job, file: BinaryIO, answers: Iterator[tuple[int, Record]], console: Console) -> int:
-    """Append answers in the order of their prompts, each flushed as soon as those before it stand.
+    """Append answers in the order of their prompts; each is flushed as soon as those before it are written.
 
     Args:
         file: open for appending, as ``plan_job`` read it.
-        answers: (place in ``job.records``, what to add to the record), in any order; ``report`` counts the tokens.
+        answers: (index in ``job.records``, what to add to the record), in any order; ``report`` counts the tokens.
         console: for the progress bar, or one line at the end when it is no terminal.
 
     Returns:
-        how many records of the file say an error.
+        number of records in the file that are errors.
     """
     waiting: dict[int, Record] = {}
     tokens, written, failed, started = 0, 0, job.failed, time.perf_counter()
@@ -243,7 +243,7 @@ def write_answers(job: Job, file: BinaryIO, answers: Iterator[tuple[int, Record]
         except BaseException as error:  # an interrupt, a disk that is full, a device that is out of memory
             if written or not isinstance(error, ValueError):  # the options were wrong
                 console.print(
-                    f"{job.done + written} of {job.done + len(job.records)} answers stand in {job.output}; "
+                    f"{job.done + written} of {job.done + len(job.records)} answers are in {job.output}; "
                     "the same command goes on from there",
                     markup=False,
                     soft_wrap=True,
@@ -252,7 +252,7 @@ def write_answers(job: Job, file: BinaryIO, answers: Iterator[tuple[int, Record]
     seconds = time.perf_counter() - started
     console.print(
         f"{written} answers in {seconds:.1f} s, {tokens / max(seconds, 1e-9):.0f} tokens/s: {job.output}"
-        + (f" ({job.done} stood there before)" if job.done else ""),
+        + (f" ({job.done} were there before)" if job.done else ""),
         markup=False,
         soft_wrap=True,
     )

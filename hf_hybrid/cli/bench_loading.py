@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hf_hybrid.evaluation import Compared, LoadingCost
 
 ROUNDS = 100
-_LINES = {
+_NAMES = {
     "stays_mb": "MB that stay resident",
     "peak_mb": "MB at the peak",
     "tensors_mb": "MB of tensors",
@@ -27,11 +27,11 @@ _LINES = {
     "process_mb": "MB of the whole process",
     "start_seconds": "seconds, imports included",
 }
-"""Readings of ``evaluation.one_load`` -> what the table calls them."""
+"""Readings of ``evaluation.one_load`` -> their names in the table."""
 
 
 def bench_loading(name: str, dtype: str, threads: int | None, rounds: int | None, json_file: Path | None) -> None:
-    """Measure, print and write what ``bench --loading`` was asked for."""
+    """Run ``bench --loading``: measure, print, and write the JSON."""
     if "," in dtype:
         raise UsageError(f"--dtype {dtype}: give one type with --loading")
     with quiet():
@@ -42,9 +42,9 @@ def bench_loading(name: str, dtype: str, threads: int | None, rounds: int | None
 
             if threads is not None:
                 torch.set_num_threads(threads)
-            _, place = load_network(name, dtype)  # a broken file is told once, not by one of the processes
+            _, source = load_network(name, dtype)  # reports a broken file once, before the processes start
         with counting() as told:
-            cost = loading_cost(place, rounds or ROUNDS, told, dtype=dtype)
+            cost = loading_cost(source, rounds or ROUNDS, told, dtype=dtype)
     console().print(f"loading {name}, medians; pairs of loads: {cost.rounds}, of processes: {cost.processes}")
     console().print(cost_table(cost))
     if json_file is not None:
@@ -53,15 +53,15 @@ def bench_loading(name: str, dtype: str, threads: int | None, rounds: int | None
 
 
 def cost_table(cost: LoadingCost) -> Table:
-    """One line per quantity."""
+    """Table of plugin, host and their ratio, one quantity per row."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("")
     for name in ("plugin", "host", "ratio", "95 %"):
         table.add_column(name, justify="right")
     table.add_row("seconds of a load", *_cells(cost.seconds, 4))
-    for key, line in _LINES.items():
+    for key, name in _NAMES.items():
         if key in cost.readings:
-            table.add_row(line, *_cells(cost.readings[key], 2))
+            table.add_row(name, *_cells(cost.readings[key], 2))
     return table
 
 

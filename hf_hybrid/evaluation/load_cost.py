@@ -1,8 +1,8 @@
-"""What ``AutoHybridModelForCausalLM.from_pretrained`` costs beside the host's own.
+"""Measures what ``AutoHybridModelForCausalLM.from_pretrained`` costs beside the host's own.
 
-Time is that of loads by turns in this process, with whatever threads the host uses. Memory is read in processes of
-their own, by turns too (``one_load.py``): there a load cannot live on what an earlier one gave back. In them the host
-reads weights one after another, because in threads the peak depends on which of them happen to meet.
+Time is measured in this process, where both load by turns with the host's own threads. Memory is read in a process per
+load (``one_load.py``), where no load can reuse memory that an earlier one freed. There the host reads weights one after
+another, because the peak of threads depends on their timing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hf_hybrid.mixin import AutoHybridModelForCausalLM
 LOADERS = ("transformers:AutoModelForCausalLM", "hf_hybrid:AutoHybridModelForCausalLM")
 """The host's and ours, as ``one_load.py`` finds them."""
 MOST_PROCESSES = 10
-"""Pairs of processes. Memory hardly differs from one to the next, so that more would say nothing new."""
+"""Most pairs of processes. Memory hardly differs between them, so more would say nothing new."""
 
 ReadingT = TypeVar("ReadingT")
 
@@ -40,7 +40,7 @@ class ProcessError(ValueError):
 
 @dataclass(frozen=True)
 class Compared:
-    """One quantity of both.
+    """One quantity, of the host and of the plugin.
 
     Attributes:
         host, plugin: medians. ratio: median over the pairs of plugin by host. interval: of the ratio, 95 %, by a
@@ -59,7 +59,7 @@ class LoadingCost:
 
     Attributes:
         rounds: pairs of timed loads. processes: pairs of processes. seconds: of a timed load.
-        readings: those of ``one_load.measure``, without what this system cannot tell, or what is too little to tell.
+        readings: those of ``one_load.measure`` that this system can read and that are above zero.
     """
 
     rounds: int
@@ -74,13 +74,13 @@ def loading_cost(
     progress: Callable[[str, str, int, int], None] | None = None,
     **kwargs: Any,
 ) -> LoadingCost:
-    """Load a checkpoint by both, one after the other, the first of a round by turns.
+    """Load a checkpoint by both in pairs, with either first by turns.
 
     Args:
         name: folder or Hub id (in the cache: a download would be measured with the first).
-        rounds: pairs of timed loads that count; two more before them do not. So many pairs of processes too, but at
+        rounds: pairs of timed loads that count; two more before them do not. As many pairs of processes, but at
             most ``MOST_PROCESSES``.
-        progress: is told before every load: where it runs, whose it is, and how many loads are done out of how many.
+        progress: called before every load with its kind, its loader, the number of loads done and of all loads.
         **kwargs: of ``from_pretrained``: what JSON can hold, such as ``dtype="bfloat16"``.
 
     Raises:
@@ -91,17 +91,17 @@ def loading_cost(
     total = 2 * (rounds + 2 + processes)
     done = itertools.count()
 
-    def tell(stage: str, place: int) -> None:
+    def tell(stage: str, loader: int) -> None:
         if progress is not None:
-            progress(stage, LOADERS[place].partition(":")[0], next(done), total)
+            progress(stage, LOADERS[loader].partition(":")[0], next(done), total)
 
-    def load_here(place: int) -> float:
-        tell("loading", place)
-        return _seconds(classes[place], name, kwargs)
+    def load_here(loader: int) -> float:
+        tell("loading", loader)
+        return _seconds(classes[loader], name, kwargs)
 
-    def load_apart(place: int) -> dict[str, float | None]:
-        tell("loading in a process of its own", place)
-        return _process(LOADERS[place], name, kwargs)
+    def load_apart(loader: int) -> dict[str, float | None]:
+        tell("loading in a process of its own", loader)
+        return _process(LOADERS[loader], name, kwargs)
 
     timed = _by_turns(rounds + 2, load_here)[2:]
     read = _by_turns(processes, load_apart)
@@ -119,7 +119,7 @@ def compared(pairs: Sequence[tuple[float, float]]) -> Compared:
 
 
 def _by_turns(rounds: int, sample: Callable[[int], ReadingT]) -> list[tuple[ReadingT, ReadingT]]:
-    """Pairs of a sample of each place, 0 and 1, the first of a round by turns."""
+    """Pairs of ``sample(0)`` and ``sample(1)``, with either first by turns."""
     pairs: list[tuple[ReadingT, ReadingT]] = []
     for number in range(rounds):
         if number % 2:
@@ -132,7 +132,7 @@ def _by_turns(rounds: int, sample: Callable[[int], ReadingT]) -> list[tuple[Read
 
 
 def _seconds(loader: Any, name: str, kwargs: dict[str, Any]) -> float:
-    """Of one load."""
+    """Seconds of one load."""
     gc.collect()
     started = time.perf_counter()
     model = loader.from_pretrained(name, **kwargs)
@@ -142,7 +142,7 @@ def _seconds(loader: Any, name: str, kwargs: dict[str, Any]) -> float:
 
 
 def _process(loader: str, name: str, kwargs: dict[str, Any]) -> dict[str, float | None]:
-    """The readings of one process, which finds what this one can import."""
+    """The readings of one process, which can import the same modules as this one."""
     order = json.dumps({"loader": loader, "name": name, "kwargs": kwargs})
     command = [sys.executable, "-P", str(Path(__file__).with_name("one_load.py")), order]
     paths = os.pathsep.join(filter(None, sys.path))
