@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hf_hybrid.core.selection import Score
+
 Kind = Literal["trunk", "span", "canvas"]
 Commit = Literal["prefix", "block"]
-Selection = Literal["confidence", "margin", "entropy", "random"]
 UNBOUNDED = 1 << 40
 
 
@@ -40,7 +41,7 @@ class AcceptRule:
     checked: bool = True
     draft_threshold: float = 0.0
     threshold: float = 1.0
-    selection: Selection = "confidence"
+    selection: Score = "confidence"
     steps: int | None = None
     commit: Commit = "prefix"
     fallback: float | None = None

@@ -122,7 +122,7 @@ class Unmasking(BaseStreamer):
     def put(self, value: torch.Tensor) -> None: ...
 
     def put_draft(self, value: torch.Tensor) -> None:
-        left = {i for i, token in enumerate(value.tolist()) if token == CONTROL.mask}
+        left = {i for i, token in enumerate(value.tolist()) if token == CONTROL.noise.mask}
         if 0 in left:  # the next block
             self.end()
         else:
@@ -138,7 +138,7 @@ class Unmasking(BaseStreamer):
 def test_a_random_order_is_drawn_with_the_seed() -> None:
     """Every block has an order of its own, another seed other ones, and every position comes first now and then."""
     size, firsts = 5, list[int]()
-    host = hybrid(seed=31, favours={CONTROL.eos: -99.0, CONTROL.spad: -99.0})
+    host = hybrid(seed=31, favours={CONTROL.noise.end: -99.0, CONTROL.noise.filler: -99.0})
     how: dict[str, Any] = {"strategy": "block_diffusion", "commit": "block", "selection": "random", "window_length": 5}
 
     def orders(seed: int) -> list[tuple[int, ...]]:

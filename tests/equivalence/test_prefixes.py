@@ -59,14 +59,14 @@ def read_by_processors(host: Any, prompts: tuple[Prefix, ...], **settings: Any) 
 def expected_of_parts(prompt: Prefix, report: Any, visibility: str) -> tuple[Counter[Prefix], Counter[Prefix], Prefix]:
     """From what was written: the prefixes of every token of the parts; those that may be asked for once more, because a
     part is full behind them; and the whole text up to the last ``<sync/>``."""
-    text = (*prompt, CONTROL.par)
+    text = (*prompt, CONTROL.tags.par)
     asked: Counter[Prefix] = Counter()
     full: Counter[Prefix] = Counter()
     for number, plan in enumerate(report.plans, 1):
         text += plan.lead
         parts = [span for span in report.spans if span.round == number]
         reads = plan.depends(visibility).tolist()  # type: ignore[arg-type]
-        openings = [(CONTROL.async_, *part.label) for part in parts]
+        openings = [(CONTROL.tags.async_, *part.label) for part in parts]
         for k, part in enumerate(parts):
             before = text + Plan(plan.spans[: k + 1]).render(CONTROL)
             for j in range(k):
@@ -78,7 +78,7 @@ def expected_of_parts(prompt: Prefix, report: Any, visibility: str) -> tuple[Cou
         text += plan.render(CONTROL)
         for opening, part in zip(openings, parts, strict=True):
             text += (*opening, *part.tokens)
-        text += (CONTROL.sync,)
+        text += (CONTROL.tags.sync,)
     return asked, full, text
 
 
@@ -92,8 +92,8 @@ def check(seen: Counter[Prefix], prompt: Prefix, ids: Prefix, report: Any, visib
     # What is left are the trunk's: each reads a beginning of the whole text, which ends outside of every part.
     for prefix in rest:
         assert prefix[: len(ids)] == ids[: len(prefix)]
-        tags = [token for token in prefix[len(prompt) :] if token in (CONTROL.async_, CONTROL.sync)]
-        assert not tags or tags[-1] == CONTROL.sync
+        tags = [token for token in prefix[len(prompt) :] if token in (CONTROL.tags.async_, CONTROL.tags.sync)]
+        assert not tags or tags[-1] == CONTROL.tags.sync
 
 
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW)
