@@ -76,8 +76,8 @@ def _model_and_tokenizer() -> tuple[Any, Any]:
     model: Any = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(**ends, max_new_tokens=80)
     control = hf_hybrid.prepare_vocabulary(model, tokenizer)
-    shortest = control.lengths[0][1]
-    favour(model, {control.topic: 3.0, control.async_: 2.0, shortest: 2.0, control.spad: 1.6, control.eos: -1.0})
+    shortest = control.tags.lengths[0][1]
+    favour(model, {control.tags.topic: 3.0, control.tags.async_: 2.0, shortest: 2.0, control.noise.filler: 1.6, control.noise.end: -1.0})
     return model, tokenizer
 
 
