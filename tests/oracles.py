@@ -262,12 +262,14 @@ class SlowPlanned:
     extension: float = 1.5
     max_parts: int = 16
     max_rounds: int = 8
+    max_label_length: int = 16
     pick: Pick = field(default_factory=Pick)
     how: Denoising | None = None
 
     def write(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
         """The answer to ``prompt``, cut behind ``max_new_tokens`` tokens, control tokens included."""
-        self.grammar = grammar_of(self.control, self.model.config.vocab_size, PlanLimits(max_parts=self.max_parts))
+        limits = PlanLimits(max_parts=self.max_parts, max_label_length=self.max_label_length)
+        self.grammar = grammar_of(self.control, self.model.config.vocab_size, limits)
         self.rows, self.reads = clean([*prompt, *self.grammar.switch]), {0: set[int]()}
         self.answer, self.budget = Answer([], [], []), len(prompt) + max_new_tokens
         while (plan := self._trunk()) is not None:

@@ -76,8 +76,9 @@ def _model_and_tokenizer() -> tuple[Any, Any]:
     model: Any = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(**ends, max_new_tokens=80)
     control = hf_hybrid.prepare_vocabulary(model, tokenizer)
-    shortest = control.tags.lengths[0][1]
-    favour(model, {control.tags.topic: 3.0, control.tags.async_: 2.0, shortest: 2.0, control.noise.filler: 1.6, control.noise.end: -1.0})
+    tags, noise = control.tags, control.noise
+    shortest = tags.lengths[0][1]
+    favour(model, {tags.topic: 3.0, tags.async_: 2.0, shortest: 2.0, noise.filler: 1.6, noise.end: -1.0})
     return model, tokenizer
 
 
