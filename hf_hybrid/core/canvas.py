@@ -14,7 +14,7 @@ class Canvas:
     """The lanes of one sequence, in text order.
 
     Attributes:
-        row: index of the sequence in the caller's batch. line: among those that are running now.
+        index: of the sequence in the caller's batch. line: among those that are running now.
         seed: of its sampling noise. prompt: its tokens, padding left out. given: the ids of prompt and padding as the
         host holds them, None: ``prompt``. lanes: in text order.
         budget: most new tokens that are returned. control: True: plans and control tokens are returned too, and count.
@@ -25,7 +25,7 @@ class Canvas:
         num_forwards: passes it took part in.
     """
 
-    row: int
+    index: int
     seed: int
     prompt: list[int]
     budget: int

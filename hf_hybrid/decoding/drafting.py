@@ -79,17 +79,17 @@ class Drafting:
 
     def begin(self, text: Text) -> None:
         """A text begins, of which nothing is known."""
-        self.own[text.row] = acceptance_of_text(self.drafter.costly)
+        self.own[text.index] = acceptance_of_text(self.drafter.costly)
         self.drafter.begin(text)
 
     def close(self) -> None:
         """The call is over, or was broken off."""
         self._lease.end()
 
-    def forget(self, row: int) -> None:
-        """The text of ``row`` will not be asked for again."""
-        self.own.pop(row, None)
-        self._read.discard(row)
+    def forget(self, index: int) -> None:
+        """The text of that index will not be asked for again."""
+        self.own.pop(index, None)
+        self._read.discard(index)
 
     # What is drafted.
 
@@ -138,7 +138,7 @@ class Drafting:
         if len(drafts) != len(texts):
             raise DecodingError(f"{self.name}: {len(drafts)} drafts for {len(texts)} texts; give one for each")
         drafts = [self._written(draft) for draft in drafts]
-        asked = {text.row for text in texts}
+        asked = {text.index for text in texts}
         if asked <= self._read:  # else a prompt was read for it
             self.known.note_made(self.draft_seconds, places, sum(bool(d.tokens) for d in drafts) / len(drafts))
         self._read |= asked
@@ -195,7 +195,7 @@ class Drafting:
 
     def _of_bucket(self, text: Text, bucket: Draft, length: int) -> list[float]:
         """For so many depths, how likely a token of that bucket is accepted if those before it are."""
-        return self.own[text.row].refined(
+        return self.own[text.index].refined(
             bucket.bucket, self.known.acceptance.chances(bucket.bucket, bucket.chance, length)
         )
 
@@ -206,14 +206,14 @@ class Drafting:
 
     # What became of it.
 
-    def note(self, row: int, bucket: Hashable, length: int, accepted: int) -> None:
-        """``accepted`` of ``length`` tokens drafted for ``row`` were accepted."""
-        for acceptance in (self.known.acceptance, self.own[row]):
+    def note(self, index: int, bucket: Hashable, length: int, accepted: int) -> None:
+        """``accepted`` of ``length`` tokens drafted for text ``index`` were accepted."""
+        for acceptance in (self.known.acceptance, self.own[index]):
             acceptance.note(bucket, length, accepted)
 
-    def note_one(self, row: int, bucket: Hashable, depth: int, accepted: bool) -> None:
-        """One token at ``depth`` of a tree for ``row`` was checked, behind accepted ones."""
-        for acceptance in (self.known.acceptance, self.own[row]):
+    def note_one(self, index: int, bucket: Hashable, depth: int, accepted: bool) -> None:
+        """One token at ``depth`` of a tree for text ``index`` was checked, behind accepted ones."""
+        for acceptance in (self.known.acceptance, self.own[index]):
             acceptance.note_one(bucket, depth, accepted)
 
     def measured(self, texts: int, rows: int, written: float, seconds: float) -> None:

@@ -192,11 +192,12 @@ class _Easel:
         if seed is None:
             seed = runner.ranks.agreed(int(torch.randint(2**62, ()).item())) if config.do_sample else 0
         if not isinstance(seed, int) and (len(seed) != rows or call.queue is not None):
-            raise DecodingError(f"seed has {len(seed)} entries for {rows} rows; give one per row, or one number")
+            raise DecodingError(f"seed has {len(seed)} entries for {rows} sequences; give one for each, or one number")
         plain = call.settings.continue_final_message
         if not isinstance(plain, bool) and len(plain) != rows and call.queue is None:
             raise DecodingError(
-                f"continue_final_message has {len(plain)} entries for {rows} rows; give one per row, or one for all"
+                f"continue_final_message has {len(plain)} entries for {rows} sequences; give one for each, or one for "
+                "all"
             )
         self.seed, self.plain = seed, plain
         self.budget = budget

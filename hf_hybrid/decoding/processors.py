@@ -102,7 +102,7 @@ class PlanLogitsProcessor(LogitsProcessor):
         return left.masked_fill(barred, 0.0)
 
     def state(self, row: int) -> PlanState:
-        """Where ``row`` of the last call accepted, one token before the end of what ``generate()`` returned."""
+        """Where sequence ``row`` of the last call was, one token before the end of what ``generate()`` returned."""
         return self._rows[row].state
 
     @staticmethod

@@ -122,10 +122,10 @@ def read_prompts(input_ids: Tensor, arguments: Mapping[str, Any], mask_length: i
 def _prompt(number: int, row: list[int], real: list[int], given: list[int], held: int) -> Prompt:
     columns = [column for column, keep in enumerate(real) if keep]
     if not columns:
-        raise DecodingError(f"row {number} of the batch is all padding; give it a prompt of at least one token")
+        raise DecodingError(f"sequence {number} of the batch is all padding; give it a prompt of at least one token")
     if not real[-1]:
         raise DecodingError(
-            f"row {number} of the batch is padded on the right, behind a cache or as vectors; pad it on the left"
+            f"sequence {number} of the batch is padded on the right, behind a cache or as vectors; pad it on the left"
         )
     return Prompt([row[c] for c in columns], given, columns, sum(column < held for column in columns))
 

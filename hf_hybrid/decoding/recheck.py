@@ -28,7 +28,7 @@ class Recheck:
         dtype: of the model.
 
     Attributes:
-        waiting: canvases (their rows in the call) whose next token is in doubt.
+        waiting: indices of the sequences whose next token is in doubt.
     """
 
     def __init__(self, margin: float | None, dtype: torch.dtype):
@@ -45,7 +45,7 @@ class Recheck:
         place = self._found[1].get(rows)
         if place is None:
             return checked
-        self.waiting.add(rows.canvas.row)
+        self.waiting.add(rows.canvas.index)
         return checked[:place]
 
     def _doubts(self, batch: Pass, scored: Scored) -> dict[LaneRows, int | None]:

@@ -59,8 +59,8 @@ class Session:
         way = self.way(canvas)
         if way not in self.shared:
             self.shared[way] = way.writer.share(self.context, way.settings)
-        report = self._reports[canvas.row] = GenerationReport(way.strategy)
-        self.started[canvas.row] = time.perf_counter()
+        report = self._reports[canvas.index] = GenerationReport(way.strategy)
+        self.started[canvas.index] = time.perf_counter()
         canvas.line = len(self.active)
         self.active.append(way.writer(self.context, self.shared[way], canvas, report))
         return self.active[-1]
@@ -83,7 +83,7 @@ class Session:
         except DecodingError as error:
             if self.call.queue is None:
                 raise
-            self.faults[canvas.row] = str(error)
+            self.faults[canvas.index] = str(error)
             canvas.finished = True
 
     def _check_rope(self, canvas: Canvas) -> None:
@@ -148,13 +148,13 @@ class Session:
         with torch.no_grad():  # not while the caller works with an answer
             finished = work()
         for canvas in finished:
-            fault = self.faults.pop(canvas.row, None)
+            fault = self.faults.pop(canvas.index, None)
             tokens = [] if fault else canvas.confirmed(self.control)
-            answer = Answer(canvas.row, tokens, self._report(canvas), fault)
-            del self._reports[canvas.row]
-            self.criteria.forget(canvas.row)
+            answer = Answer(canvas.index, tokens, self._report(canvas), fault)
+            del self._reports[canvas.index]
+            self.criteria.forget(canvas.index)
             for notes in (self.started, self.checked):
-                notes.pop(canvas.row, None)
+                notes.pop(canvas.index, None)
             yield answer
 
     def _step(self) -> list[Canvas]:
@@ -181,14 +181,14 @@ class Session:
             writer = self.active[line]
             canvas, report = writer.canvas, writer.report
             if canvas.finished:
-                if canvas.row not in self.faults:
+                if canvas.index not in self.faults:
                     writer.finished()
                 moved = self.runner.leave(line)
                 report.num_rows = int(self.runner.num_rows[moved])
-                report.seconds["total"] = time.perf_counter() - self.started[canvas.row]
+                report.seconds["total"] = time.perf_counter() - self.started[canvas.index]
                 self.active[line] = self.active[moved]
                 self.active[line].canvas.line = line
-                self.stored[canvas.row] = moved
+                self.stored[canvas.index] = moved
                 self.active.pop()
                 done.append(canvas)
         return done
@@ -202,11 +202,11 @@ class Session:
             why = f"at {canvas.budget} tokens" if spent else f"for want of positions: the model has {canvas.positions}"
             report.fallbacks.append(f"the answer was cut {why}")
         text = canvas.confirmed()  # a plan is no text: what is returned does not change where an answer ends
-        if self.criteria and len(text) > self.checked.get(canvas.row, 0):
+        if self.criteria and len(text) > self.checked.get(canvas.index, 0):
             self._check_criteria(canvas, text)
         text = canvas.confirmed(self.control)
         if text and report.seconds_to_first_text is None:
-            report.seconds_to_first_text = time.perf_counter() - self.started[canvas.row]
+            report.seconds_to_first_text = time.perf_counter() - self.started[canvas.index]
         if self.streamer is None:
             return
         if len(text) > self.streamed:
@@ -225,14 +225,14 @@ class Session:
         prompt, device = canvas.prompt if canvas.given is None else canvas.given, self.input_ids.device
         transcript, width = self.context.transcript, self.context.vocab_size
         scores = transcript.columns([canvas], False, 0, width)[1] if transcript is not None else None
-        for count in range(self.checked.get(canvas.row, 0) + 1, len(text) + 1):
+        for count in range(self.checked.get(canvas.index, 0) + 1, len(text) + 1):
             ids, seen = torch.tensor([prompt + text[:count]], device=device), None if scores is None else scores[:count]
-            stop = self.criteria.stop(ids, canvas.row, seen)
+            stop = self.criteria.stop(ids, canvas.index, seen)
             # A criterion may ask the clock: of processes that read the same batch, the first one's counts.
             if self.runner.ranks.agreed(int(stop)):
                 canvas.stop(count)
                 break
-        self.checked[canvas.row] = len(text)
+        self.checked[canvas.index] = len(text)
 
     def sequences(self, pad: int) -> Tensor:
         """Prompts and texts, ``(batch, length)``, padded on the right."""
@@ -259,8 +259,8 @@ class Session:
         for canvas, prompt, text in zip(self.canvases, prompts.every, texts, strict=True):
             columns = [*prompt.columns, *range(prompts.width, prompts.width + len(text))]
             columns = [column for column in columns if column < length]
-            reads.append((self.stored[canvas.row], [*prompt.tokens, *text][: len(columns)]))
-            entries.append((self.stored[canvas.row], columns))
+            reads.append((self.stored[canvas.index], [*prompt.tokens, *text][: len(columns)]))
+            entries.append((self.stored[canvas.index], columns))
         self.runner.catch_up(reads)
         return self.runner.layers(entries, length)
 
@@ -269,7 +269,7 @@ class Session:
         return [self._report(canvas) for canvas in self.canvases]
 
     def _report(self, canvas: Canvas) -> GenerationReport:
-        report = self._reports[canvas.row]
+        report = self._reports[canvas.index]
         report.num_tokens, report.num_forwards = len(canvas.confirmed()), canvas.num_forwards
         report.ended = canvas.ended if canvas.num_forwards else ""
         return report

@@ -131,7 +131,7 @@ class Writer(ABC):
 
     def process_in_order(self, rows: LaneRows) -> Callable[[Tensor, Tensor], Tensor]:
         """The whole list of processors for this lane, to be called once per emitted token."""
-        return partial(self.context.processors.in_order, row=rows.canvas.row, lane=rows.lane.span)
+        return partial(self.context.processors.in_order, row=rows.canvas.index, lane=rows.lane.span)
 
     def prefix_of(self, lane: Lane) -> list[int]:
         """The true prefix of ``lane``: the prompt, as the host holds it, and every token that it sees, in text order.

@@ -206,7 +206,7 @@ ALL: tuple[dict[str, Any], ...] = ({"strategy": "autoregressive"}, BLOCKS, PLANN
 def test_prompts_and_masks(strategy: dict[str, Any]) -> None:
     refused("prompt of at least one token", torch.zeros((1, 0), dtype=torch.long), **strategy)
     ids, mask = torch.tensor([[3, 7, 9], [0, 0, 0]]), torch.tensor([[1, 1, 1], [0, 0, 0]])
-    refused("row 1 of the batch is all padding", ids, attention_mask=mask, **strategy)
+    refused("sequence 1 of the batch is all padding", ids, attention_mask=mask, **strategy)
     refused("covers 4 tokens, and the prompt has 3", ids[:1], attention_mask=torch.ones((1, 4)).long(), **strategy)
 
 

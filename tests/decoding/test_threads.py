@@ -49,15 +49,15 @@ class Rows(Drafter):
         self.lengths.clear()
 
     def begin(self, text: Text) -> None:
-        assert text.row not in self.lengths
-        self.lengths[text.row] = len(text.tokens)
+        assert text.index not in self.lengths
+        self.lengths[text.index] = len(text.tokens)
 
     def propose(self, texts: Sequence[Text], length: int, sampler: Any) -> list[Draft]:
         self.asked += 1
-        return [Draft(text.tokens[: self.lengths[text.row]][:3]) for text in texts]
+        return [Draft(text.tokens[: self.lengths[text.index]][:3]) for text in texts]
 
     def end(self, text: Text) -> None:
-        del self.lengths[text.row]
+        del self.lengths[text.index]
 
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {

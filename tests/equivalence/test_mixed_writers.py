@@ -47,7 +47,7 @@ def test_each_answer_of_a_batch_in_its_own_way(monkeypatch: pytest.MonkeyPatch, 
     session, ways = engine.Session, [way_of(options) for options in WAYS]
 
     def mixed(loop: Any, way: Any, *rest: Any) -> Any:
-        return session(loop, lambda canvas: ways[canvas.row], *rest)
+        return session(loop, lambda canvas: ways[canvas.index], *rest)
 
     monkeypatch.setattr(engine, "Session", mixed)
     batch = left_padded()

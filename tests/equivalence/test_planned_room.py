@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from hf_hybrid import DecodingError, Plan, Span
+from hf_hybrid import DecodingError, Plan, Span, grammar_of
 from tests.equivalence.test_planned import writer
-from tests.models_for_tests import CONTROL, FAVOURS, hybrid
+from tests.models_for_tests import CONTROL, FAVOURS, VOCAB, hybrid
 from tests.oracles import Answer, SlowPlanned
 
 PROMPT = (3, 7, 9, 2, 11)
@@ -36,6 +36,8 @@ TEXTS = (
 """Nothing to write: texts that are longer and shorter than planned, and an empty one."""
 OUTGROWN = (Plan((Span((5,), 2, (), (9,) * 20), Span((6, 8), 2, (), (4, 3)))),)
 """Its first part ends behind the last."""
+
+GRAMMAR = grammar_of(CONTROL, VOCAB)
 
 
 @cache
@@ -68,7 +70,7 @@ def test_a_given_plan_fits_into_exactly_its_own_tokens(plans: tuple[Plan, ...], 
     ids: list[int] = []
     for plan in plans:
         tags = [CONTROL.tags.sync if ids else CONTROL.tags.par] if control else []
-        ids += [*tags, *plan.lead, *(plan.render(CONTROL) if control else ())]
+        ids += [*tags, *plan.lead, *(GRAMMAR.render(plan) if control else ())]
         for span in plan.spans:
             ids += [*[CONTROL.tags.async_] * control, *span.label, *(span.text or ())]
     settings = {"plan": list(plans), "return_control_tokens": control}
@@ -101,9 +103,7 @@ def test_a_dense_plan_needs_all_its_planned_positions(rounds: int) -> None:
     plans = [replace(plan, spans=tuple(replace(span, text=None) for span in plan.spans)) for plan in TEXTS[:rounds]]
     needed = len(PROMPT)
     for plan in plans:  # behind <par> or <sync/>
-        needed += (
-            1 + len(plan.lead) + len(plan.render(CONTROL)) + sum(span.opening + span.length for span in plan.spans)
-        )
+        needed += 1 + len(plan.lead) + len(GRAMMAR.render(plan)) + GRAMMAR.total(plan.spans)
     settings = {"plan": plans, "visibility": "dense", "max_denoising_steps": 3}
     short, report = write(table("full", needed), 80, **settings)
     assert len(report.spans) == 2 * rounds and report.ended == "length"
@@ -118,7 +118,11 @@ def test_a_dense_plan_needs_all_its_planned_positions(rounds: int) -> None:
 @pytest.mark.parametrize("label", [1, 3, 16])
 def test_a_plan_is_begun_where_a_part_with_the_longest_label_fits(label: int) -> None:
     shortest = CONTROL.tags.lengths[0][0]
-    needed = len((CONTROL.tags.par, CONTROL.tags.topic, CONTROL.tags.lengths[0][1], CONTROL.tags.async_)) + 2 * label + shortest
+    needed = (
+        len((CONTROL.tags.par, CONTROL.tags.topic, CONTROL.tags.lengths[0][1], CONTROL.tags.async_))
+        + 2 * label
+        + shortest
+    )
     for positions in (needed - 1, needed):
         _, report = write(table("full", len(PROMPT) + positions), 80, max_label_length=label)
         notes = [note for note in report.fallbacks if note.startswith("no plan")]
@@ -148,7 +152,7 @@ def cut(answer: Answer, positions: int, extension: float, given: int) -> list[in
             continue
         if row.position >= positions:
             return text
-        text += [row.token] if row.token not in CONTROL.banned else []
+        text += [row.token] if row.token not in CONTROL.noise.banned else []
         if stage == "part" and (span := answer.plans[rounds].spans[part]).text is None:
             written += 1  # nobody can tell whether it would have ended behind the last position
             if row.position == positions - 1 and written < span.opening + math.ceil(span.length * extension):

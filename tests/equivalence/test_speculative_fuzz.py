@@ -41,7 +41,7 @@ class Wild(Drafter):
 
     def draft(self, text: Text) -> Draft:
         draw, ends = self.draws, [CONTROL.noise.end, *model().generation_config.eos_token_id]
-        answer = self.answers[text.row][len(text.tokens) - text.prompt_length :]
+        answer = self.answers[text.index][len(text.tokens) - text.prompt_length :]
         chain = draw.random() >= self.trees
         tokens, parents, depths = list[int](), list[int](), [0]
         for i in range(draw.randint(0, self.size)):

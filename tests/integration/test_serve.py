@@ -177,11 +177,11 @@ def test_unknown_fields_are_refused_by_the_host(client: OpenAI) -> None:
 def test_an_error_on_the_way_is_no_end_of_a_stream(client: OpenAI) -> None:
     """Two seeds for one sequence are found out when the prompt has been put."""
     extra = mode(settings={"seed": [1, 2]})
-    with pytest.raises(openai.BadRequestError, match="one per row"):
+    with pytest.raises(openai.BadRequestError, match="one for each"):
         ask(client, extra=extra)
     with pytest.raises(openai.APIError) as caught:
         list(ask(client, extra=extra, stream=True))
-    assert "one per row" in str(caught.value.body)
+    assert "one for each" in str(caught.value.body)
 
 
 def test_lengths_are_clamped(client: OpenAI) -> None:

@@ -23,12 +23,12 @@ class Text:
     """One text that is being written, as a drafter sees it; it may be a key of a dict.
 
     Attributes:
-        row: place of the prompt in the call. tokens: prompt and settled tokens; it grows, and is not to be changed.
+        index: of the prompt in the call. tokens: prompt and settled tokens; it grows, and is not to be changed.
         prompt_length: how many of them are the prompt. room: drafted tokens that could still be used.
         seed: of the noise of sampling.
     """
 
-    row: int
+    index: int
     tokens: list[int]
     prompt_length: int
     room: int = 0

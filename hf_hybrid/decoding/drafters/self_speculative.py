@@ -37,10 +37,10 @@ class SelfDrafter(Drafter):
         self._copies = SuffixDrafter(recycle=False)
         self.written = window / 2  # optimistic at first
 
-    def offer(self, row: int, tokens: Sequence[int]) -> None:
-        """The window behind text ``row`` proposed ``tokens``."""
+    def offer(self, index: int, tokens: Sequence[int]) -> None:
+        """The window behind text ``index`` proposed ``tokens``."""
         stop = next((i for i, token in enumerate(tokens) if token in self._banned), len(tokens))
-        self._offered[row] = list(tokens[:stop])
+        self._offered[index] = list(tokens[:stop])
 
     def prepare(self, model: Any, vocab_size: int, batch_size: int) -> None:
         """Nothing was offered yet."""
@@ -55,7 +55,7 @@ class SelfDrafter(Drafter):
         """What was offered since the last pass, else a copy that is almost sure: one that is rejected takes the window
         behind it along."""
         copies = self._copies.propose(texts, min(length, self.window), sampler)
-        offers = [self._offered.pop(text.row, []) for text in texts]
+        offers = [self._offered.pop(text.index, []) for text in texts]
         sure = [copy if copy.chance >= _SURE else Draft(()) for copy in copies]
         return [
             Draft(offer[:length], bucket="window", chance=0.9) if offer else copy
@@ -69,5 +69,5 @@ class SelfDrafter(Drafter):
 
     def end(self, text: Text) -> None:
         """The text is finished."""
-        self._offered.pop(text.row, None)
+        self._offered.pop(text.index, None)
         self._copies.end(text)

@@ -52,7 +52,7 @@ class Speculation(Shared):
         """Ask the drafter, and draft as much as is expected to pay."""
         started = time.perf_counter()
         self.written = 0
-        waiting = self.recheck.waiting & {writer.canvas.row for writer in writers}
+        waiting = self.recheck.waiting & {writer.canvas.index for writer in writers}
         if waiting:
             self._decide_alone(writers, waiting)
             return
@@ -81,7 +81,7 @@ class Speculation(Shared):
         for writer in writers:
             writer.lane.window.length = 0
             writer.draft_in_check = NO_DRAFT
-            alone = writer.canvas.row in waiting
+            alone = writer.canvas.index in waiting
             writer.drafted.rechecked, writer.drafted.empty = (
                 writer.drafted.rechecked + alone,
                 writer.drafted.empty + (not alone),
@@ -131,7 +131,7 @@ class Speculative(Writer):
         """The drafter reads its text from now on."""
         canvas, shared = self.canvas, self.shared
         trunk.rule, trunk.window = shared.rule, Window(shared.drafting.window)
-        self.text = Text(canvas.row, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
+        self.text = Text(canvas.index, trunk.tokens, len(canvas.prompt), seed=canvas.seed)
         if min(canvas.prompt) < 0 and not isinstance(shared.drafter, SuffixDrafter | SelfDrafter):
             raise DecodingError(
                 f"{shared.drafting.name} reads the ids of the prompt, and some are given as vectors or lie in a cache "
@@ -149,14 +149,14 @@ class Speculative(Writer):
 
     def finished(self) -> None:
         """The drafter may keep the text; what was accepted of its drafts is forgotten."""
-        shared, drafting, row = self.shared, self.shared.drafting, self.canvas.row
+        shared, drafting, index = self.shared, self.shared.drafting, self.canvas.index
         shared.drafter.end(self.text)
         if note := shared.drafter.note or (CHAINS if shared.chained else ""):
             self.report.fallbacks.append(note)
         if drafting.broken:
             self.report.fallbacks.append(f"drafting was switched off: {drafting.broken}")
-        drafting.forget(row)
-        shared.recheck.waiting.discard(row)
+        drafting.forget(index)
+        shared.recheck.waiting.discard(index)
         if shared.rejection is not None:
             shared.rejection.drafts.pop(self.canvas, None)
 
@@ -165,7 +165,7 @@ class Speculative(Writer):
     def draft(self, lane: Lane, proposed: list[int]) -> list[int]:
         """None yet: drafts of all lanes are made together, before the next pass."""
         if isinstance(self.shared.drafter, SelfDrafter):
-            self.shared.drafter.offer(self.canvas.row, proposed)
+            self.shared.drafter.offer(self.canvas.index, proposed)
         return []
 
     def make_room(self, window: int | None) -> None:
@@ -235,14 +235,14 @@ class Speculative(Writer):
         shared.written += written
         self.drafted.passes.append((len(draft.tokens), count, written))
         # Of a draft that was cut in front of a token in doubt nothing is known behind what was accepted.
-        doubted = self.canvas.row in shared.recheck.waiting
+        doubted = self.canvas.index in shared.recheck.waiting
         if draft.parents is not None:
             draft = self._tree_accepted(draft, draft.parents, checked, doubted)
         elif draft.tokens:
             ended = draft.tokens[count : count + 1] == checked[count : count + 1]  # nor behind an end that was drafted
             length = count if doubted or ended else len(draft.tokens)
             self.drafted.note(length, count)
-            shared.drafting.note(self.canvas.row, draft.bucket, length, count)
+            shared.drafting.note(self.canvas.index, draft.bucket, length, count)
         if checked and not shared.drafting.broken:
             shared.drafter.learn(self.text, draft, count, checked)
 
@@ -253,6 +253,6 @@ class Speculative(Writer):
         for depth, node in enumerate(nodes[:-1] if doubted else nodes):
             for child in (i for i, parent in enumerate(parents) if parent == node):
                 bucket = rank_of(draft, draft.ranks[child]).bucket
-                self.shared.drafting.note_one(self.canvas.row, bucket, depth, child in path)
+                self.shared.drafting.note_one(self.canvas.index, bucket, depth, child in path)
         self.drafted.note(len(path) + (nodes[-1] in parents and not doubted), len(path))
         return Draft([draft.tokens[node] for node in path], None, draft.bucket, draft.chance)
