@@ -98,7 +98,7 @@ def call_by_chance(draw: random.Random) -> Call:
         call.said |= {"plan": plans, "max_parts": 4, "max_rounds": max(2, both["max_rounds"])}
         call.told |= {"plans": plans}
         own = [1 + len(p.lead) + len(p.render(CONTROL)) for p in plans]
-        own += [span.opening + len(span.text or ()) for plan in plans for span in plan.spans]
+        own += [1 + len(span.label) + len(span.text or ()) for plan in plans for span in plan.spans]
         call.new = max(call.new, sum(own) + draw.choice((0, 40)))
     if draw.random() < 0.4:
         sampled(draw, call)

@@ -155,7 +155,7 @@ def cut(answer: Answer, positions: int, extension: float, given: int) -> list[in
         text += [row.token] if row.token not in CONTROL.noise.banned else []
         if stage == "part" and (span := answer.plans[rounds].spans[part]).text is None:
             written += 1  # nobody can tell whether it would have ended behind the last position
-            if row.position == positions - 1 and written < span.opening + math.ceil(span.length * extension):
+            if row.position == positions - 1 and written < 1 + len(span.label) + math.ceil(span.length * extension):
                 return text
     raise AssertionError("the answer is to be longer than the table")
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from hf_hybrid import Plan
+from hf_hybrid import Plan, grammar_of
 from tests.equivalence.test_planned import GIVEN, PROMPT, new_ids, planned, slow, writer
-from tests.models_for_tests import CONTROL, left_padded
+from tests.models_for_tests import CONTROL, VOCAB, left_padded
 from tests.oracles import Pick
 
 Prefix = tuple[int, ...]
+GRAMMAR = grammar_of(CONTROL, VOCAB)
 HOW: dict[str, dict[str, Any]] = {
     "token by token": {"span_decoding": "autoregressive"},
     "verified": {"draft_threshold": 0.0, "plan_window": 4},
@@ -68,14 +69,14 @@ def expected_of_parts(prompt: Prefix, report: Any, visibility: str) -> tuple[Cou
         reads = plan.depends(visibility).tolist()  # type: ignore[arg-type]
         openings = [(CONTROL.tags.async_, *part.label) for part in parts]
         for k, part in enumerate(parts):
-            before = text + Plan(plan.spans[: k + 1]).render(CONTROL)
+            before = text + GRAMMAR.render(Plan(plan.spans[: k + 1]))
             for j in range(k):
                 before += (*openings[j], *parts[j].tokens) if reads[k][j] else ()
             before += openings[k]
             if part.ended != "given":
                 asked.update(before + tuple(part.tokens[:i]) for i in range(len(part.tokens)))
                 (asked if part.ended == "end" else full)[before + tuple(part.tokens)] += 1
-        text += plan.render(CONTROL)
+        text += GRAMMAR.render(plan)
         for opening, part in zip(openings, parts, strict=True):
             text += (*opening, *part.tokens)
         text += (CONTROL.tags.sync,)
