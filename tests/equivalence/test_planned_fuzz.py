@@ -168,5 +168,5 @@ def test_the_calls_are_of_every_kind() -> None:
     assert sum(span.extended for span in spans) > 20 and {span.round for span in spans} >= {1, 2, 3}
     assert sum(span.round > 1 and span.part > 0 and span.passes > 0 for span in spans) > 10
     assert {report.ended for _, _, reports, _ in every for report in reports} == {"eos", "length"}
-    accepted = [stand for _, _, reports, _ in every for report in reports for stand in report.accepted_per_round]
-    assert sum(stand > 1 for stand in accepted) > 10 and sum(stand == 0 for stand in accepted) > 30
+    accepted = [count for _, _, reports, _ in every for report in reports for count in report.accepted_per_round]
+    assert sum(count > 1 for count in accepted) > 10 and sum(count == 0 for count in accepted) > 30

@@ -297,7 +297,7 @@ def test_misuse_is_an_error_before_the_pass():
     with pytest.raises(ValueError, match="commit"):
         runner.leave(0)
     # Rotary positions have no table that ends.
-    assert CachedRunner(tiny("llama"), 1).run(*pack([clean(PROMPT, MAX_POSITIONS)]), 1).isfinite().all()
+    assert CachedRunner(tiny("llama"), 1).run(*pack([clean(PROMPT, MAX_POSITIONS)]), 1).logits.isfinite().all()
 
 
 def refused(model: Any, match: str) -> None:
