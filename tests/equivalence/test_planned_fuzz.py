@@ -21,14 +21,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from hf_hybrid import Plan, Span
+from hf_hybrid import Plan, Span, grammar_of
 from tests.equivalence.test_planned import never_ends, writer
 from tests.equivalence.test_planned_lengths import ending
 from tests.equivalence.test_prefixes import Hashed
-from tests.models_for_tests import CONTROL, TEXT, hybrid, left_padded
+from tests.models_for_tests import CONTROL, TEXT, VOCAB, hybrid, left_padded
 from tests.oracles import Answer, Denoising, Pick, SlowPlanned
 
 NUMBERS = range(60)
+GRAMMAR = grammar_of(CONTROL, VOCAB)
 
 
 @cache
@@ -97,7 +98,7 @@ def call_by_chance(draw: random.Random) -> Call:
         plans = [plan_by_chance(draw) for _ in range(draw.randint(1, 2))]
         call.said |= {"plan": plans, "max_parts": 4, "max_rounds": max(2, both["max_rounds"])}
         call.told |= {"plans": plans}
-        own = [1 + len(p.lead) + len(p.render(CONTROL)) for p in plans]
+        own = [1 + len(p.lead) + len(GRAMMAR.render(p)) for p in plans]
         own += [1 + len(span.label) + len(span.text or ()) for plan in plans for span in plan.spans]
         call.new = max(call.new, sum(own) + draw.choice((0, 40)))
     if draw.random() < 0.4:
