@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 PADDING = -1
-"""Span of a row that stands for nothing: it sees nothing and nobody sees it."""
+"""Span of a row of padding: it sees nothing and nobody sees it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Rows:
 
     Attributes:
         position: int64, RoPE index of the token, >= 0.
-        span: int64, index into ``depends``; ``PADDING`` for a row that stands for nothing.
+        span: int64, index into ``depends``; ``PADDING`` for a row of padding.
         noisy: bool, True for a row that is denoised, False for a clean one.
         anchor: int64, for noisy rows the first position of their own span that they may not see; unused for clean rows.
         block: int64, for noisy rows the group that is denoised together (unique in its sequence); unused for clean

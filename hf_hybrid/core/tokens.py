@@ -77,17 +77,17 @@ class Record:
         self.values, self.size = values, size
 
     def require(self, names: Iterable[str]) -> None:
-        """All of ``names`` must stand in the record."""
+        """All of ``names`` must be in the record."""
         missing = [name for name in names if name not in self.values]
         if missing:
             raise VocabularyError(f"config.hf_hybrid has no {', '.join(missing)}; {_REPAIR}")
 
     def token(self, name: str) -> int:
-        """The id that stands under ``name``."""
+        """The id under ``name``."""
         return self.checked(name, self.values[name])
 
     def tokens(self, name: str) -> tuple[int, ...]:
-        """The list of ids that stands under ``name``."""
+        """The list of ids under ``name``."""
         value = self.values[name]
         items = _items(value)
         if items is None:
@@ -95,7 +95,7 @@ class Record:
         return tuple(self.checked(f"{name}[{i}]", token) for i, token in enumerate(items))
 
     def lengths(self, name: str) -> tuple[tuple[int, int], ...]:
-        """The list of ``(length in tokens, id)``, rising, that stands under ``name``."""
+        """The list of ``(length in tokens, id)``, rising, under ``name``."""
         value = self.values[name]
         listed = _items(value)
         items = [_items(item) or [] for item in listed or ()]
@@ -116,7 +116,7 @@ class Record:
         return tuple(pairs)
 
     def checked(self, name: str, value: object, place: str = "config.hf_hybrid") -> int:
-        """``value``, which stands under ``name`` in ``place``, if it is an id of the vocabulary."""
+        """``value``, which is under ``name`` in ``place``, if it is an id of the vocabulary."""
         if not isinstance(value, int) or isinstance(value, bool):
             raise VocabularyError(f"{place}: {name} must be a token id, got {value!r}; {_REPAIR}")
         if not 0 <= value < self.size:
@@ -124,7 +124,7 @@ class Record:
         return value
 
     def known(self, names: Iterable[str]) -> tuple[int, ...]:
-        """Every id that stands under ``names``, as far as there are any; nothing is an error."""
+        """Every id under ``names``, as far as there are any; nothing is an error."""
         found: list[int] = []
         for name in names:
             value = self.values.get(name)

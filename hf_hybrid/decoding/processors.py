@@ -48,7 +48,7 @@ class PlanLogitsProcessor(LogitsProcessor):
 
     Args:
         grammar: tags, width of the logits and caps.
-        prompt_length: positions of the prompt, padding included; what stands there is never read as a tag.
+        prompt_length: positions of the prompt, padding included; what is there is never read as a tag.
         max_rounds: 0 forbids a plan; more than one means one, the answer ends with its first plan.
         max_new_tokens: the ``max_new_tokens`` of the call: a plan is opened only if it and its parts fit, and the last
             token is an ``eos``. None: no bound, and the host may cut a plan off.

@@ -23,7 +23,7 @@ from hf_hybrid.models.vocabulary import readable
 UNKNOWN = -1
 """Stands for a token that only the caller's cache knows."""
 FIRST_VECTOR = -2
-"""Stands for the first row of the table of vectors, -3 for the second, and so on."""
+"""Means the first row of the table of vectors, -3 the second, and so on."""
 
 _INERT = frozenset({"attention_mask", "position_ids", "inputs_embeds", "logits_to_keep", "use_cache", *CACHES})
 """What the host hands over that is acted on here, or changes nothing. Positions are compared in the router."""

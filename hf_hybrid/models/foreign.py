@@ -22,7 +22,7 @@ def foreign_hooks(host: nn.Module) -> Iterator[tuple[Hashable, Any]]:
             if registry:
                 yield from ((number, hook) for number, hook in registry.items() if not _is_known_hook(hook))
         forward = layer.__dict__.get("forward")
-        # accelerate's own stands in front of what was there before.
+        # accelerate's own is in front of what was there before.
         if forward is not None and hasattr(layer, "_hf_hook"):
             forward = layer.__dict__.get("_old_forward")
         if forward is not None and not _is_known_hook(forward):

@@ -170,12 +170,12 @@ def end_ids(model: Any) -> frozenset[int]:
 
 def first_end(model: Any) -> object:
     """The end token of the generation config, else of the config, the first of several; None: there is none. What
-    stands there may be no token id: anybody may have written it."""
+    is there may be no token id: anybody may have written it."""
     size = model.config.get_text_config().vocab_size
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
         eos = getattr(config, "eos_token_id", None)
         if isinstance(eos, (list, tuple)):
-            # One that is negative or beyond the vocabulary stands for none.
+            # One that is negative or beyond the vocabulary means none.
             eos = next((e for e in eos if not isinstance(e, int) or 0 <= e < size), eos[0] if eos else None)
         if eos is not None:
             return eos
@@ -183,7 +183,7 @@ def first_end(model: Any) -> object:
 
 
 def token_ids(value: Any) -> frozenset[int]:
-    """A token id, a list of them or a tensor, as a set; empty for None. Negative ones stand for none in old configs."""
+    """A token id, a list of them or a tensor, as a set; empty for None. Negative ones mean none in old configs."""
     return frozenset(ordered_ids(value))
 
 

@@ -70,7 +70,7 @@ class Runner(ABC):
         num_passes: int64 ``(batch_size,)``, passes that each sequence took part in.
         num_rows: int64 ``(batch_size,)``, rows but padding that each sequence has run.
         ranks: the processes that share the model.
-        vectors: table ``(n, hidden)`` of prompts that are given as vectors, which tokens -2, -3, ... stand for.
+        vectors: table ``(n, hidden)`` of prompts that are given as vectors, which tokens -2, -3, ... mean.
         forward_seconds: seconds spent in calls of the model (on an accelerator: in starting them).
 
     Raises:
@@ -282,7 +282,7 @@ class Runner(ABC):
         return torch.inference_mode() if self._closed else nullcontext()
 
     def _inputs(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Ids ``(active, rows)``, or vectors where some of them stand for vectors."""
+        """Ids ``(active, rows)``, or vectors where some of them mean vectors."""
         ids = tokens.to(self.device)
         if self.vectors is None or not bool((tokens < -1).any()):
             return {"input_ids": ids}

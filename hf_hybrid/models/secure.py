@@ -43,7 +43,7 @@ class SecuredTokenizer(PreTrainedTokenizerBase):
     def apply_chat_template(  # type: ignore[override]
         self, conversation: Any, *args: Any, sanitize_control_tokens: bool = True, **kwargs: Any
     ) -> Any:
-        """The host's ``apply_chat_template``: control tokens that stand in messages, tools, documents or template
+        """The host's ``apply_chat_template``: control tokens in messages, tools, documents or template
         variables are text, the template's own are control tokens.
 
         Args:
@@ -149,7 +149,7 @@ def control_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 class _Marks:
     """Noncharacters around the control tokens that a chat brings along, until the template has been rendered.
 
-    ``start token end`` is a typed control token; ``gap`` stands where two texts could join into one.
+    ``start token end`` is a typed control token; ``gap`` is where two texts could join into one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, typed: Any):
@@ -167,7 +167,7 @@ class _Marks:
         self.longest = max(map(len, self.texts), default=0)
 
     def put(self, value: Any, *, joined: bool = False, name: str = "") -> Any:
-        """``value`` with its strings marked; ``joined`` True: also where they could join with what stands beside."""
+        """``value`` with its strings marked; ``joined`` True: also where they could join with what is beside them."""
         if isinstance(value, str):
             return self._put(value, joined, name)
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Does a model honour the mask of a pass in which rows that stand side by side do not see one another?"""
+"""Does a model honour the mask of a pass in which rows side by side do not see one another?"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ The record is a plain dict in ``model.config.hf_hybrid``, so it travels with ``s
      "lengths": [[8, 13], ...], "depends": [29, ...]}
 
 ``spad`` is the filler of noisy windows; ``grammar`` names the grammar that reads the rest (absent: ``native``).
-What stands in ``generation_config.hf_hybrid`` (how to decode) is another dict, see ``hf_hybrid.config``.
+What is in ``generation_config.hf_hybrid`` (how to decode) is another dict, see ``hf_hybrid.config``.
 """
 
 from __future__ import annotations

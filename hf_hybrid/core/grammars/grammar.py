@@ -3,7 +3,7 @@
     answer := text end | switch (text? round)* text? end
     round  := entry+ plan_end (opening text part_end)+ resume
 
-An entry says label, length and dependencies of a part. ``plan_end`` and ``part_end`` end what they stand behind and are
+An entry says label, length and dependencies of a part. ``plan_end`` and ``part_end`` end what is before them and are
 not kept: the first opening may repeat ``plan_end``. What an entry looks like is left to the subclass.
 """
 
@@ -26,7 +26,7 @@ Stage = Literal["text", "label", "length", "written"]
 
 @dataclass(frozen=True)
 class PlanState:
-    """Where the trunk stands in the grammar.
+    """Where the trunk is in the grammar.
 
     ``text``: outside a plan. ``label``: inside an entry. ``length``: behind an entry that may be the last one.
     ``written``: the plan is complete (``plan_end`` was chosen). ``parts``: of the plan so far. ``label``: what was
@@ -63,17 +63,17 @@ class Grammar(ABC):
     Attributes:
         end: ends the answer.
         switch: behind the prompt, makes the model plan; never written by it, and may be empty.
-        plan_end: ends a plan on the trunk. part_end: ends a part, and stands at the rest of it in a dense round.
+        plan_end: ends a plan on the trunk. part_end: ends a part, and fills the rest of it in a dense round.
         resume: behind a round, opens the next trunk segment; at least one token.
         lengths: planned lengths that can be written, rising.
-        guesses: ids of which nothing behind them depends much, such as lengths.
+        guesses: ids, such as lengths, that may change without changing what is written behind them.
         max_depends: a part can name the first so many parts of its round.
         never_in_part: ids that a part must not hold; ``part_end`` is not among them. never_in_window: ids that a noisy
         window over the trunk must not propose.
     """
 
     entries_of_record: ClassVar[tuple[str, ...]]
-    """Names in ``config.hf_hybrid`` under which the ids of its tags stand."""
+    """Names in ``config.hf_hybrid`` under which the ids of its tags are."""
 
     marks: ClassVar[tuple[str, ...]]
     """Texts of tags that every tokenizer of the grammar has."""
@@ -114,7 +114,7 @@ class Grammar(ABC):
         """What may follow: ``(ordinary text allowed, ids of the control tokens allowed)``.
 
         Args:
-            state: where the trunk stands.
+            state: where the trunk is.
             rounds_left: False forbids a further round.
             room: tokens left in the answer, None for no bound. A part is allowed while the rest of the plan, every
                 opening and every planned length fit into it; ``resume`` is not counted, an answer that ends with its
@@ -210,7 +210,7 @@ class Grammar(ABC):
         return tuple(begin + entry + before for entry, before in zip(entries, moved, strict=False))
 
     def dense_starts(self, plan: Plan, end: int) -> tuple[int, ...]:
-        """First position of every part of a dense round, which stands as one piece behind the plan: ``end`` is the
+        """First position of every part of a dense round, which is one piece behind the plan: ``end`` is the
         position behind the last plan token."""
         return tuple(accumulate((self.size(span) for span in plan.spans), initial=end))[:-1]
 

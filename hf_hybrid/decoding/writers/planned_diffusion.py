@@ -2,7 +2,7 @@
 
 Source: Israel et al., "Planned Diffusion", 2025, section 3; lanes that finish at their own time as in Jin et al.,
 "Learning to Keep a Promise" (PASTA), 2025. Ours: lengths are tokens of their own, parts may depend on earlier parts,
-text may stand before, between and behind rounds, a part may outgrow its plan, and by default every drafted token is
+there may be text before, between and behind rounds, a part may outgrow its plan, and by default every drafted token is
 checked by the clean rows of the next pass, so that the text equals ``span_decoding="autoregressive"``.
 
 The trunk is a chain of lanes, one per segment: the prompt with the switch of the grammar, and what follows each round,
@@ -339,7 +339,7 @@ class PlannedDiffusion(Writer):
         before = canvas.lanes[: canvas.lanes.index(lane)]
         trunks = [other for other in before if other.kind == "trunk"]
         seen = list(canvas.prompt if canvas.given is None else canvas.given)
-        skip = len(canvas.prompt)  # it stands in the first lane
+        skip = len(canvas.prompt)  # it is in the first lane
         for other in before:
             if lane.part is None or other in lane.part.depends or other.span in trunks[-1].entries.sees:
                 seen += other.tokens[skip:]
