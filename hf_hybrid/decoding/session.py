@@ -89,7 +89,7 @@ class Session:
     def _check_rope(self, canvas: Canvas) -> None:
         """Refuse what would give a pass rotary factors that the host would not give it."""
         switch, one_text = self.context.switch, self.call.settings.one_text
-        longest = len(canvas.prompt) + canvas.budget * (1 if one_text else 2)  # parts stand apart from one another
+        longest = len(canvas.prompt) + canvas.budget * (1 if one_text else 2)
         if switch is None or longest <= switch.positions or (one_text and self.runner.batch_size == 1):
             return
         if one_text and not switch.grows and all(len(c.prompt) > switch.positions for c in self.canvases):
