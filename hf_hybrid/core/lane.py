@@ -231,11 +231,12 @@ class Lane:
         """
         for count, token in enumerate(tokens):
             if token in terminators:
-                if terminators[token] and len(self.tokens) < self.most:
-                    self.tokens.append(token)
-                    count += 1
+                if terminators[token] and len(self.tokens) >= self.most:  # no room for it: the answer is cut before it
+                    self.finish_full()
+                    return count
+                self.tokens += [token] * terminators[token]
                 self.finish("end")
-                return count
+                return count + terminators[token]
             if len(self.tokens) >= self.most:
                 self.finish_full()
                 return count

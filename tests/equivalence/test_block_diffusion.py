@@ -171,6 +171,18 @@ def test_an_end_inside_a_block_ends_the_answer(commit: str) -> None:
     assert ends, "an end inside a block really happens"
 
 
+@pytest.mark.parametrize("commit", ["prefix", "block"])
+def test_an_answer_that_its_end_has_no_room_in_was_cut(commit: str) -> None:
+    host, how = hybrid(seed=7, favours={CONTROL.noise.end: 5.0}), Denoising(8, commit, 0.3)
+    whole, report = written(host, 40, how)
+    assert whole[-1] == CONTROL.noise.end and report.ended == "eos" and len(whole) < 40
+    for new in range(1, len(whole) + 1):
+        text, report = written(host, new, how)
+        assert len(text) <= new and report.ended == ("eos" if text[-1] == CONTROL.noise.end else "length"), new
+    text, report = written(host, len(whole) - 1, how)
+    assert text == whole[:-1] and report.ended == "length"
+
+
 @pytest.mark.parametrize("new", [1, 7, 8, 9, 20])
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_a_schedule_bounds_the_passes_of_every_block(new: int, steps: int) -> None:

@@ -81,7 +81,7 @@ def plan_by_chance(draw: random.Random) -> Plan:
     for number in range(draw.randint(1, 4)):
         label, text = (tuple(draw.choices(TEXT, k=draw.randint(least, 4))) for least in (1, 0))
         depends = tuple(part for part in range(number) if draw.random() < 0.4)
-        spans.append(Span(label, draw.choice((1, 2, 5, 8)), depends, text if draw.random() < 0.25 else None))
+        spans.append(Span(label, draw.choice((1, 2, 2, 8)), depends, text if draw.random() < 0.25 else None))
     return Plan(tuple(spans), tuple(draw.choices(TEXT, k=draw.choice((0, 0, 3)))))
 
 
@@ -91,7 +91,7 @@ def call_by_chance(draw: random.Random) -> Call:
     call = Call(draw.choice(hosts), prompts, draw.choice((12, 30, 50, 70)))
     both = {"visibility": draw.choice(("dag", "dag", "sparse")), "max_parts": draw.choice((1, 2, 3, 4))}
     both["max_rounds"] = draw.choice((1, 2, 8))
-    extension = draw.choice((1.0, 1.5, 3.0))
+    extension = draw.choice((1.0, 1.5, 4.0, 4.0))
     call.said |= both | {"max_span_extension": extension}
     call.told |= both | {"extension": extension}
     if draw.random() < 0.5:
@@ -100,7 +100,7 @@ def call_by_chance(draw: random.Random) -> Call:
         call.told |= {"plans": plans}
         own = [1 + len(p.lead) + len(GRAMMAR.render(p)) for p in plans]
         own += [1 + len(span.label) + len(span.text or ()) for plan in plans for span in plan.spans]
-        call.new = max(call.new, sum(own) + draw.choice((0, 40)))
+        call.new = max(call.new, sum(own) + draw.choice((0, 30, 60)))
     if draw.random() < 0.4:
         sampled(draw, call)
     if draw.random() < 0.35:

@@ -153,6 +153,12 @@ def check_rows(led: Led, layout: Layout) -> None:
     assert led.canvas.num_spans == spans
 
 
+def span_before(layout: Layout, row: Row) -> int:
+    """Whose text stands in front of the window of ``row``: all of it is seen, and a plan has a span for every entry."""
+    lane = next(lane for lane in layout.lanes if row.span in (lane.span, *(span for _, span in lane.breaks)))
+    return lane.span_at(row.anchor - 1 - lane.start)
+
+
 def check_logits(made: Any, led: Led, layout: Layout) -> tuple[int, int]:
     """Every logit of the engine is that of the training forward; how many clean rows and windows were compared."""
     laid_out = [Row(*r) for r in zip(layout.tokens, layout.position, layout.span, strict=True)]
@@ -167,7 +173,7 @@ def check_logits(made: Any, led: Led, layout: Layout) -> tuple[int, int]:
                 continue
             if row.noisy:
                 block = window.setdefault(row.block, len(rows) + 1)
-                rows.append(row._replace(block=block))
+                rows.append(row._replace(block=block, span=span_before(layout, row)))
                 compare.append((len(rows) - 1, logits[i]))
             elif row.span != PADDING:
                 compare.append((index_of[row[:3]], logits[i]))
