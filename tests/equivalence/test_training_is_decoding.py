@@ -155,7 +155,7 @@ def check_rows(led: Led, layout: Layout) -> None:
 
 def span_before(layout: Layout, row: Row) -> int:
     """Whose text stands in front of the window of ``row``: all of it is seen, and a plan has a span for every entry."""
-    lane = next(lane for lane in layout.lanes if row.span in (lane.span, *(span for _, span in lane.breaks)))
+    lane = next(lane for lane in layout.stretches if row.span in (lane.span, *(span for _, span in lane.breaks)))
     return lane.span_at(row.anchor - 1 - lane.start)
 
 
