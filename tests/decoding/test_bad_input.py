@@ -73,7 +73,7 @@ def refused(message: str, ids: Tensor = PROMPT, host: Any = None, **settings: An
         ({**PLANNED, "max_span_extension": 0.5}, "max_span_extension=0.5 is out of range"),
         ({**PLANNED, "commit": "block"}, "verify_spans=False"),
         ({**PLANNED, "num_beams": 2}, "num_beams=2 chooses another way"),
-        ({**PLANNED, "seed": [1, 2]}, "seed has 2 entries for 1 rows"),
+        ({**PLANNED, "seed": [1, 2]}, "seed has 2 entries for 1 sequences"),
         ({**PLANNED, "verify_spans": False, "repetition_penalty": 1.3}, "RepetitionPenalty.*verify_spans=True"),
         ({**PLANNED, "visibility": "dense", "no_repeat_ngram_size": 2}, "NoRepeatNGram.*drop the processor"),
         ({**BLOCKS, "repetition_penalty": 1.3}, "RepetitionPenalty.*strategy='autoregressive'"),

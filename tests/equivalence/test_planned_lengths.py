@@ -230,7 +230,7 @@ def test_a_prefilled_turn_goes_on_plainly() -> None:
         length = min(mixed.sequences.shape[1], expected.sequences.shape[1])
         assert torch.equal(mixed.sequences[row, :length], expected.sequences[row, :length])
         assert any("continue_final_message" in note for note in report.fallbacks) == goes_on
-    with pytest.raises(ValueError, match="3 entries for 4 rows"):
+    with pytest.raises(ValueError, match="3 entries for 4 sequences"):
         host.generate(**batch, **PLANNED, max_new_tokens=20, continue_final_message=[True] * 3)
     with pytest.raises(ValueError, match="exclude each other"):
         write(host, plan=Plan((Span((5,), 3),)), continue_final_message=True)
