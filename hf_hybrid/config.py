@@ -48,6 +48,11 @@ class Settings:
         """What it needs of a vocabulary."""
         return "nothing"
 
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """What it needs of a Runner, by the names in ``hf_hybrid.models.runner.Abilities``."""
+        return ("noisy_rows",) if self.needs == "noise" else ()
+
     seed: int | list[int] | None = setting(
         None,
         "noise of sampling: sequence i of a batch uses seed + i, or one seed for each; unset: drawn from torch",
@@ -213,6 +218,12 @@ class PlannedDiffusionSettings(DiffusionSettings, DraftSettings):
     def needs(self) -> Needs:
         """``"grammar"``: the tags of a plan."""
         return "grammar"
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """Parts that do not read one another, and windows unless every part is written token by token."""
+        windows = self.span_decoding == "diffusion" or self.plan_window > 0 or self.visibility == "dense"
+        return ("spans", "noisy_rows") if windows else ("spans",)
 
     @property
     def limits(self) -> PlanLimits:

@@ -91,7 +91,7 @@ def _decode(
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
-    runner_of(model, call.runner)
+    _check_abilities(runner_of(model, call.runner), call)
     check_inputs(model, input_ids, model_kwargs)
     if call.cache is not None:
         adoptable(call.cache)
@@ -149,6 +149,16 @@ def _decode(
         columns = transcript.columns(canvases, call.settings.return_control_tokens, pad, width)
         fields["logits"], fields["scores"] = columns
     return HybridGenerateOutput(sequences=sequences, report=session.reports(), **fields)  # type: ignore[arg-type]
+
+
+def _check_abilities(runner: type[Runner], call: Call) -> None:
+    """Refuse a strategy that needs more than the Runner of the model can do."""
+    lacking = [name.replace("_", " ") for name in call.settings.abilities if not getattr(runner.abilities, name)]
+    if lacking:
+        raise DecodingError(
+            f"strategy={call.strategy!r} needs {' and '.join(lacking)}, and {runner.__name__}, which runs this model, has"
+            " none; use strategy='autoregressive'"
+        )
 
 
 def _transcript(call: Call, config: GenerationConfig) -> Transcript | None:

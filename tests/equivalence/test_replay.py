@@ -7,6 +7,7 @@ from anything but the rows.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,26 @@ def test_sequences_that_come_and_go() -> None:
 def test_a_processor_that_reads_the_text() -> None:
     for mode in ("suffix", "verified"):
         both(hybrid(seed=26), batch([list(p) for p in PROMPTS]), do_sample=False, repetition_penalty=1.3, **MODES[mode])
+
+
+@pytest.mark.parametrize(
+    ("lacks", "served", "refused"),
+    [
+        ("noisy_rows", ("autoregressive", "suffix", "parts"), ("self", "blocks", "verified", "dense", "plan window")),
+        ("spans", ("autoregressive", "suffix", "self", "blocks"), ("parts", "verified", "given", "dense")),
+    ],
+)
+def test_a_strategy_that_needs_more_than_the_runner_can_do_is_refused(
+    monkeypatch: pytest.MonkeyPatch, lacks: str, served: tuple[str, ...], refused: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(ReplayRunner, "abilities", replace(ReplayRunner.abilities, **{lacks: False}))
+    model, ids = hybrid(seed=26), torch.tensor([[3, 7, 9]])
+    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "runner": ReplayRunner}
+    for mode in served:
+        assert model.generate(ids, **options, **MODES[mode]).shape[1] > 3
+    for mode in refused:
+        with pytest.raises(ValueError, match=f"needs .*{lacks.replace('_', ' ')}.* use strategy='autoregressive'"):
+            model.generate(ids, **{**options, "max_new_tokens": 40}, **MODES[mode])
 
 
 def test_what_it_has_no_keys_for_is_refused_or_read_again() -> None:
