@@ -156,8 +156,8 @@ def _check_abilities(runner: type[Runner], call: Call) -> None:
     lacking = [name.replace("_", " ") for name in call.settings.abilities if not getattr(runner.abilities, name)]
     if lacking:
         raise DecodingError(
-            f"strategy={call.strategy!r} needs {' and '.join(lacking)}, and {runner.__name__}, which runs this model, has"
-            " none; use strategy='autoregressive'"
+            f"strategy={call.strategy!r} needs {' and '.join(lacking)}, and {runner.__name__}, which runs this model, "
+            "has none; use strategy='autoregressive'"
         )
 
 
