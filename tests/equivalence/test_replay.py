@@ -22,7 +22,7 @@ PLANNED: dict[str, Any] = {"strategy": "planned_diffusion", "return_control_toke
 MODES: dict[str, dict[str, Any]] = {
     "autoregressive": {"strategy": "autoregressive"},
     "suffix": {"strategy": "speculative", "adaptive": False, "draft_length": 4},
-    "self": {"strategy": "speculative", "drafter": "self", "window_length": 4},
+    "self": {"strategy": "speculative", "drafter": "self", "window_length": 4, "adaptive": False},
     "blocks": {"strategy": "block_diffusion", "window_length": 4, "confidence_threshold": 0.3},
     "kept blocks": {"strategy": "block_diffusion", "window_length": 4, "commit": "block", "confidence_threshold": 0.3},
     "verified": {**PLANNED, "window_length": 4},
