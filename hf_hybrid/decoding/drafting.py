@@ -58,7 +58,7 @@ class Drafting:
         self.sampler = DraftSampler(
             context.processors, context.vocab_size, runner.device, sampling=context.sampling, rejection=rejecting
         )
-        kind = runner.products.kind
+        kind = runner.kind
         # Processes that share the model must choose alike, and no two measure the same.
         self.timed = not runner.ranks.shared
         self.prices = prices_of(runner.model, runner.device, runner.dtype, kind) if self.timed else GuessedPrices(kind)

@@ -22,19 +22,20 @@ from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.speculative import Speculative
 from hf_hybrid.decoding.strategy import Strategy
 from hf_hybrid.decoding.transcript import Transcript
+from hf_hybrid.models.cached import causal_cache
 from hf_hybrid.models.host import (
     CACHE,
     adoptable,
-    check_model,
     fill,
     ordered_ids,
     position_table,
     rope_switch,
     taken_cache,
 )
+from hf_hybrid.models.opening import open_runner, runner_of
 from hf_hybrid.models.probe import check_rows
 from hf_hybrid.models.release import release_note
-from hf_hybrid.models.runner import Runner, causal_cache
+from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.vocabulary import readable, width_of
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -100,14 +101,14 @@ def _decode(
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
-    check_model(model)
+    runner_of(model)
     check_inputs(model, input_ids, model_kwargs)
     if call.cache is not None:
         adoptable(call.cache)
     prompts = read_prompts(input_ids, model_kwargs, getattr(config, "_mask_length", None))
     criteria, bound, ends = own_criteria(stopping_criteria)
     size, capacity = len(prompts.every), _capacity(prompts.width, config)
-    runner = Runner(model, size, capacity=capacity, synced_gpus=call.synced_gpus)
+    runner = open_runner(model, size, capacity=capacity, synced_gpus=call.synced_gpus)
     runner.vectors = prompts.vectors
     easel = _Easel(call, config, runner, bound - input_ids.shape[1], size)
     rows = range(size) if call.queue is None else call.queue.first

@@ -146,8 +146,8 @@ class Strategy(ABC):
         self.prepare(canvases, first)
         started = time.perf_counter()
         stages = [self.stage(canvas) if canvas.num_forwards else "prefill" for canvas in canvases]
-        batch = build_pass(canvases, self.mask_token, self.runner.products.filled, first)
-        logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain, first=first)
+        batch = build_pass(canvases, self.mask_token, self.runner.filled, first)
+        logits = self.runner.run(batch.tokens, batch.rows, batch.keep, plain=batch.plain, first=first).logits
         flat = logits.reshape(-1, logits.shape[-1])  # (active * keep, vocab)
         if self.context.sampling or not self.context.processors.trivial:
             # As for the host's processors: in half precisions their results would tie.

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from hf_hybrid.core.rows import Rows
 from hf_hybrid.models.host import cache_argument
+from hf_hybrid.models.opening import open_runner
 from hf_hybrid.models.runner import Runner
 
 
@@ -37,7 +38,7 @@ def pass_costs(model: Any, written: tuple[int, ...] = (256, 2048), rows: tuple[i
     costs: list[PassCost] = []
     for length in written:
         prompt = torch.randint(model.config.vocab_size, (1, length), device=model.device)  # (1, written)
-        runner = Runner(model, 1, capacity=length + 64)
+        runner = open_runner(model, 1, capacity=length + 64)
         positions = torch.arange(length, device=model.device).unsqueeze(0)  # (1, written)
         runner.run(prompt, Rows.clean(positions, torch.zeros_like(positions)), 1, plain=True)
         runner.commit()

@@ -17,8 +17,6 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from hf_hybrid.models.release import release_note
-
 CACHE = "cache" if "cache" in {f.name for f in fields(GenerateDecoderOnlyOutput)} else "past_key_values"
 """What this release calls a cache in outputs and in what it hands to a decoding loop: renamed in 5.24."""
 
@@ -196,54 +194,6 @@ def ordered_ids(value: Any) -> list[int]:
     if isinstance(value, Tensor):
         value = value.flatten().tolist()
     return [int(v) for v in ([value] if isinstance(value, int) else value) if int(v) >= 0]
-
-
-def check_model(model: Any) -> None:
-    """Refuse, before the first pass, a model whose passes would be wrong or would abort.
-
-    Args:
-        model: a loaded transformers model.
-
-    Raises:
-        Unsupported: encoder-decoder, recurrent or state-space layers, sliding or chunked attention, ALiBi, no
-            ``position_ids``, an attention implementation that ignores a 4-D mask, or gradient checkpointing in
-            training mode.
-    """
-    host = unwrapped(model)
-    name, config = type(host).__name__, text_config(model)
-    if getattr(host.config, "is_encoder_decoder", False):
-        raise Unsupported(f"{name} is an encoder-decoder model; load a decoder-only model (AutoModelForCausalLM)")
-    kinds = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "attention_layers", None) or ())
-    kinds -= {"full_attention", "attention", "global", "moe", "mlp"}
-    stateful = sorted(k for k in kinds if not any(word in k for word in ("sliding", "chunked", "local")))
-    if getattr(host, "_is_stateful", False) or stateful:
-        found = f"layers of kind {', '.join(stateful)}" if stateful else "recurrent layers"
-        raise Unsupported(f"{name} has {found} without a key per token; use a model with full attention in every layer")
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if kinds or window is not None or getattr(config, "attention_chunk_size", None) is not None:
-        found = f"sliding_window={window}" if window is not None else "sliding, chunked or local attention layers"
-        # Classes that mix kinds of layers do not run without their window, or write another text.
-        advice = "" if kinds else "; if prompt and answer stay shorter than it, load the model with sliding_window=None"
-        raise Unsupported(
-            f"{name} has {found}, and rows behind the window would still be seen; use a model with full attention in "
-            f"every layer{advice}"
-        )
-    if getattr(config, "alibi", False):
-        raise Unsupported(f"{name} counts keys as positions (ALiBi); use a model with rotary or learned positions")
-    missing = sorted({"position_ids", "attention_mask", cache_argument(model)} - forward_parameters(model).keys())
-    if missing:
-        raise Unsupported(
-            f"{name}.forward does not take {', '.join(missing)}; use a model whose forward does{release_note()}"
-        )
-    attention = getattr(config, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
-        raise Unsupported(f'attention {attention!r} takes no mask per row; call model.set_attn_implementation("sdpa")')
-    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in host.modules()):
-        disable = "activation_checkpointing_disable" if hasattr(host, "activation_checkpointing_disable") else ""
-        raise Unsupported(
-            f"{name} is in training mode with gradient checkpointing, and its layers then drop the cache; call "
-            f"model.eval() before generate() (or model.{disable or 'gradient_checkpointing_disable'}())"
-        )
 
 
 # Caches.

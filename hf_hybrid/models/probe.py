@@ -21,12 +21,13 @@ from hf_hybrid.models.foreign import foreign_class, foreign_hooks, names_of
 from hf_hybrid.models.host import (
     Unsupported,
     cache_argument,
-    release_note,
     start_device,
     text_config,
     unwrapped,
     without_extras,
 )
+from hf_hybrid.models.opening import open_runner
+from hf_hybrid.models.release import release_note
 from hf_hybrid.models.runner import Runner
 
 _TOLERANCE: dict[torch.dtype, float] = {torch.float64: 1e-4, torch.float32: 1e-2}
@@ -38,12 +39,15 @@ _faults: WeakKeyDictionary[Any, dict[Hashable, str]] = WeakKeyDictionary()
 """model -> what was looked at -> what was found; empty: nothing."""
 
 
-def check_rows(model: Any, prompt: Sequence[int], sequences: int, *, one_by_one: bool) -> None:
+def check_rows(
+    model: Any, prompt: Sequence[int], sequences: int, *, one_by_one: bool, kind: type[Runner] | None = None
+) -> None:
     """Refuse a model whose rows are not what a strategy takes them for. Costs passes only where there is a reason to
     doubt it, and once for the same hooks.
 
     Args:
-        model: that passes ``check_model``. prompt: token ids, at least one. sequences: of the batch.
+        model: that a Runner serves. prompt: token ids, at least one. sequences: of the batch.
+        kind: of the Runner; None: the one that serves the model.
         one_by_one: True: after the prompt each pass has one row, as in the host, so that only the model's class can be
             in doubt.
 
@@ -67,10 +71,10 @@ def check_rows(model: Any, prompt: Sequence[int], sequences: int, *, one_by_one:
         reasons.append("a release of transformers that is not known")
     if not reasons:
         return
-    key = (one_by_one, host.training, text_config(host)._attn_implementation, *(number for number, _ in hooks))
+    key = (kind, one_by_one, host.training, text_config(host)._attn_implementation, *(number for number, _ in hooks))
     known = _faults.setdefault(host, {})
     if key not in known:
-        known[key] = _fault(model, (list(prompt) * _ROWS)[:_ROWS], one_by_one)
+        known[key] = _fault(model, (list(prompt) * _ROWS)[:_ROWS], one_by_one, kind)
     if known[key]:
         training = " (it is in training mode: call model.eval())" if host.training else ""
         raise Unsupported(
@@ -117,16 +121,16 @@ def _reads_both_ways(host: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _fault(model: Any, ids: list[int], one_by_one: bool) -> str:
+def _fault(model: Any, ids: list[int], one_by_one: bool, kind: type[Runner] | None) -> str:
     """What is wrong with the passes of ``model``, in words; empty: nothing."""
     try:
-        if _apart(_of_host(model, ids), _of_runner(model, ids)):
+        if _apart(_of_host(model, ids), _of_runner(_runner(model, kind), ids)):
             return "passes with our cache give other logits than the model's own"
         if one_by_one:
             return ""
-        runner = _runner(model)
+        runner = _runner(model, kind)
         single = torch.cat([_run(runner, [token], place, True) for place, token in enumerate(ids)])
-        if any(_apart(single, _run(_runner(model), ids, 0, plain)) for plain in (True, False)):
+        if any(_apart(single, _run(_runner(model, kind), ids, 0, plain)) for plain in (True, False)):
             return f"{len(ids)} tokens in one pass give other logits than one by one"
     except Unsupported:
         raise
@@ -153,21 +157,21 @@ def _of_host(model: Any, ids: list[int]) -> Tensor:
     return torch.cat(found)
 
 
-def _of_runner(model: Any, ids: list[int]) -> Tensor:
+def _of_runner(runner: Runner, ids: list[int]) -> Tensor:
     """The same by the Runner."""
-    runner, last = _runner(model), len(ids) - 1
+    last = len(ids) - 1
     return torch.cat([_run(runner, ids[:last], 0, True)[-1:], _run(runner, ids[last:], last, True)])
 
 
-def _runner(model: Any) -> Runner:
-    return Runner(model, 1, capacity=8)
+def _runner(model: Any, kind: type[Runner] | None) -> Runner:
+    return open_runner(model, 1, capacity=8, kind=kind)
 
 
 def _run(runner: Runner, ids: list[int], begin: int, plain: bool) -> Tensor:
     """Logits ``(tokens, vocab)`` of one pass."""
     position = torch.arange(begin, begin + len(ids))[None]
     rows = Rows.clean(position, torch.zeros_like(position))
-    logits = runner.run(torch.tensor([ids]), rows, len(ids), plain=plain)[0].clone()
+    logits = runner.run(torch.tensor([ids]), rows, len(ids), plain=plain).logits[0].clone()
     runner.commit()
     return logits
 

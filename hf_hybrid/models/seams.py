@@ -19,9 +19,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from hf_hybrid.core.rows import Rows
 from hf_hybrid.models.cache import RowCacheLayer
+from hf_hybrid.models.cached import CachedRunner
 from hf_hybrid.models.host import CACHES, Unsupported
 from hf_hybrid.models.release import is_newer, release_note
-from hf_hybrid.models.runner import Runner
 
 LOOP = ("input_ids", "logits_processor", "stopping_criteria", "generation_config")
 """What ``generate()`` hands to every decoding loop, beside what the model's forward takes."""
@@ -98,7 +98,7 @@ def _drift() -> float:
         model = model.to(torch.float64).eval()
         ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
         wanted = model(input_ids=ids, use_cache=False).logits[0]  # (8, vocab)
-        runner = Runner(model, 1, capacity=4)
+        runner = CachedRunner(model, 1, capacity=4)
         for span in (1, 2):
             runner.relate(0, span, [0])
         found: list[torch.Tensor] = []
@@ -113,7 +113,7 @@ def _drift() -> float:
     return float((torch.cat(found) - wanted).abs().max())
 
 
-def _read(runner: Runner, ids: torch.Tensor, positions: list[int], spans: list[int]) -> torch.Tensor:
+def _read(runner: CachedRunner, ids: torch.Tensor, positions: list[int], spans: list[int]) -> torch.Tensor:
     """Logits ``(rows, vocab)`` of a pass over clean rows."""
     rows = Rows.clean(torch.tensor([positions]), torch.tensor([spans]))
-    return runner.run(ids, rows, len(positions), plain=not any(spans))[0]
+    return runner.run(ids, rows, len(positions), plain=not any(spans)).logits[0]

@@ -27,7 +27,7 @@ from hf_hybrid.core.precision import double_device, has_double
 from hf_hybrid.core.schedules import SCHEDULES, unmask_counts
 from hf_hybrid.decoding import denoise, sampling, scoring, speculative
 from hf_hybrid.decoding.scoring import to_host
-from hf_hybrid.models.branches import honours_branches
+from hf_hybrid.models.side_by_side import honours_branches
 
 KIND = "lazy"
 """Of a device that torch knows and that no machine has, for its part of an Apple's."""

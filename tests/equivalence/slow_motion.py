@@ -21,7 +21,7 @@ from hf_hybrid.core.acceptance import keyed_noise, keyed_uniform, reject, sample
 from hf_hybrid.core.rows import Rows
 from hf_hybrid.decoding.sampling import DRAW
 from hf_hybrid.decoding.speculative import _ACCEPT, _REDRAW
-from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.cached import CachedRunner
 from tests.equivalence.test_speculative_law import HORIZON, PROMPT, VOCAB, model, warped
 from tests.models_for_tests import tiny
 
@@ -81,7 +81,7 @@ def windows(name: str, length: int, opens: int, cut: int) -> Tensor:
     zero = torch.zeros(shape, dtype=torch.long)
     rows = Rows(position, zero, noisy, torch.where(noisy, size, zero), noisy.long())
     tokens = torch.cat([ids, torch.full((count, opens), MASK)], dim=1)
-    logits = Runner(MODELS[name](), count).run(tokens, rows, 1 + opens)[..., :cut]
+    logits = CachedRunner(MODELS[name](), count).run(tokens, rows, 1 + opens).logits[..., :cut]
     logits = logits.clone()
     logits[:, 1:, VOCAB:] = float("-inf")  # tags are no text
     scores = warped(MODELS[name](), 1.0)(None, logits.reshape(-1, cut))

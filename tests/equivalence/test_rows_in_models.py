@@ -13,7 +13,7 @@ import torch
 from models_for_tests import ATTENTION, MODELS, tiny
 from oracles import Row, clean, pack, window
 
-from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.cached import CachedRunner
 
 TEXT = [5, 9, 2, 31, 17, 8, 44, 3]
 BOTH = [(name, attention) for name in MODELS for attention in ATTENTION]
@@ -21,16 +21,16 @@ PARTS = {1: {0}, 2: {0}, 3: {0, 1}}
 """Behind the trunk 0: part 1, part 2 that is independent of it, part 3 that reads it."""
 
 
-def runner_for(model: object, reads: dict[int, set[int]]) -> Runner:
-    runner = Runner(model, 1)
+def runner_for(model: object, reads: dict[int, set[int]]) -> CachedRunner:
+    runner = CachedRunner(model, 1)
     for span, others in reads.items():
         runner.relate(0, span, sorted(others))
     return runner
 
 
-def passed(runner: Runner, rows: list[Row]) -> torch.Tensor:
+def passed(runner: CachedRunner, rows: list[Row]) -> torch.Tensor:
     """Logits ``(rows, vocab)`` of one pass."""
-    return runner.run(*pack([rows]), len(rows))[0]
+    return runner.run(*pack([rows]), len(rows)).logits[0]
 
 
 @pytest.mark.parametrize(("name", "attention"), BOTH)

@@ -27,7 +27,8 @@ import hf_hybrid
 from hf_hybrid import Plan, Span
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.core.rows import PADDING, Rows
-from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.cached import CachedRunner
+from hf_hybrid.models.runner import Scores
 from hf_hybrid.training.collators import CollatorSettings, HybridCollator
 from hf_hybrid.training.examples import Example
 from hf_hybrid.training.layout import IGNORE, Form, Layout, lay_out
@@ -66,11 +67,11 @@ def training_logits(made: Any, batch: dict[str, Tensor]) -> Tensor:
 
 @dataclass
 class Led:
-    """What the engine did: every pass with its real logits, the lanes it ended with, and its Runner."""
+    """What the engine did: every pass with its real logits, the lanes it ended with, and its CachedRunner."""
 
     passes: list[tuple[list[Row], Tensor]] = field(default_factory=list)
     canvas: Canvas | None = None
-    runner: Runner | None = None
+    runner: CachedRunner | None = None
     answer: list[int] = field(default_factory=list)
 
     # A streamer: the engine shows it the canvas.
@@ -88,11 +89,11 @@ def lead(monkeypatch: pytest.MonkeyPatch) -> Lead:
     """Decode along a layout's answer: ``lead(model, example, layout, **settings)``."""
 
     def go(made: Any, example: Example, layout: Layout, **settings: Any) -> Led:
-        led, real = Led(), Runner.run
+        led, real = Led(), CachedRunner.run
         nexts, here = answer_of(layout)
 
-        def run(self: Runner, tokens: Tensor, rows: Rows, keep: int, *, plain: bool = False, first: int = 0) -> Tensor:
-            logits = real(self, tokens, rows, keep, plain=plain, first=first)
+        def run(self: CachedRunner, tokens: Tensor, rows: Rows, keep: int, **options: Any) -> Scores:
+            logits = real(self, tokens, rows, keep, **options).logits
             columns = (tokens, rows.position, rows.span, rows.noisy, rows.anchor, rows.block)
             seen = [Row(*r) for r in zip(*(c[0].tolist() for c in columns), strict=True)]
             led.runner = self
@@ -103,10 +104,10 @@ def lead(monkeypatch: pytest.MonkeyPatch) -> Lead:
                 if token is not None:
                     # Every third position is unsure, so that windows fill piece by piece.
                     forced[0, column, token] = 3.0 if row.noisy and row.position % 3 == 0 else 30.0
-            return forced
+            return Scores(forced)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Runner, "run", run)
+            patch.setattr(CachedRunner, "run", run)
             ids = torch.tensor([example.prompt])
             out = made.generate(ids, max_new_tokens=100, do_sample=False, streamer=led, **settings)
         led.answer = out[0, len(example.prompt) :].tolist()
@@ -258,7 +259,7 @@ def test_plain_decoding_sees_what_training_showed(lead: Lead, settings: dict[str
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> None:
-    """The Runner, with what stands when decoding opens that window in its cache, gives the training logits."""
+    """The CachedRunner, with what stands when decoding opens that window in its cache, gives the training logits."""
     made = model()
     settings = CollatorSettings(num_rows=150, max_spans=12, forms={form: 1.0}, block_lengths={1: 1, 3: 1, 5: 1})
     batch = HybridCollator(CONTROL, PAD, settings, seed=1)([(0, EXAMPLES[name])])
@@ -270,7 +271,7 @@ def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> 
     for block in blocks:
         index = [i for i, row in enumerate(rows) if row.noisy and row.block == block]
         first = rows[index[0]]
-        runner = Runner(made, 1)
+        runner = CachedRunner(made, 1)
         for span in range(1, first.span + 1):
             runner.relate(0, span, depends[span].nonzero().flatten().tolist())
         # Spans before it and its siblings stand, its own one as far as the anchor, nothing later.
@@ -279,7 +280,7 @@ def test_every_collated_block_is_a_window_of_decoding(form: Form, name: str) -> 
             runner.run(*pack([settled]), 0)
             runner.commit()
         window = [rows[i] for i in index]
-        got = runner.run(*pack([window]), len(window))[0]
+        got = runner.run(*pack([window]), len(window)).logits[0]
         torch.testing.assert_close(got, expected[index], rtol=0, atol=TOLERANCE)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hf_hybrid.core.rows import Rows
 from hf_hybrid.models import products
+from hf_hybrid.models.cached import CachedRunner
 from hf_hybrid.models.products import FewRows, flipped, most_rows
-from hf_hybrid.models.runner import Runner
 from tests.models_for_tests import tiny
 
 CPU = torch.device("cpu")
@@ -199,7 +199,7 @@ def test_a_pass_of_the_runner(faster: None, monkeypatch: pytest.MonkeyPatch) -> 
     tokens = torch.randint(3, 20, (1, 6))
 
     def logits(most: int) -> list[Tensor]:
-        runner = Runner(model, 1)
+        runner = CachedRunner(model, 1)
         assert runner.products.most == 64
         runner.products.most = most
         if not most:
@@ -208,7 +208,7 @@ def test_a_pass_of_the_runner(faster: None, monkeypatch: pytest.MonkeyPatch) -> 
         for chosen in (slice(0, 5), slice(5, 6)):
             columns = torch.arange(6)[None, chosen]
             rows = Rows.clean(columns, torch.zeros_like(columns))
-            found.append(runner.run(tokens[:, chosen], rows, columns.shape[1]).clone())
+            found.append(runner.run(tokens[:, chosen], rows, columns.shape[1]).logits.clone())
             runner.commit()
         return found
 

@@ -26,8 +26,10 @@ from transformers import (
 )
 
 from hf_hybrid.core.rows import PADDING
+from hf_hybrid.models.cached import CachedRunner
 from hf_hybrid.models.host import CACHE
-from hf_hybrid.models.runner import Runner, Unsupported, check_model
+from hf_hybrid.models.opening import runner_of
+from hf_hybrid.models.runner import Runner, Unsupported
 
 PROMPT = [5, 9, 2, 31, 17]
 MORE = [8, 44, 3, 21, 6]
@@ -56,10 +58,10 @@ def host_logits(model: Any, steps: list[list[int]]) -> torch.Tensor:
 def test_row_cache_equals_dynamic_cache_token_by_token(name: str, attention: str, plain: bool):
     model = tiny(name, attention)
     steps = [PROMPT, *([token] for token in MORE[:3]), MORE[3:]]
-    runner, got, position = Runner(model, 1, capacity=4), [], 0
+    runner, got, position = CachedRunner(model, 1, capacity=4), [], 0
     for step in steps:
         tokens, rows = pack([clean(step, position)])
-        got.append(runner.run(tokens, rows, len(step), plain=plain)[0])
+        got.append(runner.run(tokens, rows, len(step), plain=plain).logits[0])
         runner.commit()
         position += len(step)
     torch.testing.assert_close(torch.cat(got), host_logits(model, steps), rtol=0, atol=ATTENTION[attention][1])
@@ -70,7 +72,7 @@ def test_a_rewound_row_equals_a_fresh_one():
     """Two batch rows of different lengths, each rewound to another place; only what stands is seen afterwards."""
     model = tiny("llama")
     texts = [PROMPT + MORE, MORE[:3] + PROMPT]
-    runner = Runner(model, 2, capacity=4)
+    runner = CachedRunner(model, 2, capacity=4)
     for begin, end in ((0, 4), (4, 8)):
         tokens, rows = pack([clean(text[begin:end], begin) for text in texts])
         runner.run(tokens, rows, 1)
@@ -80,16 +82,16 @@ def test_a_rewound_row_equals_a_fresh_one():
         assert sorted(runner.committed(row).position[0].tolist()) == list(range(stays))
     more = [[7, 7], [30, 1]]
     tokens, rows = pack([clean(more[0], 6), clean(more[1], 3)])
-    got = runner.run(tokens, rows, 2)
+    got = runner.run(tokens, rows, 2).logits
     runner.commit()
     for row, stays in ((0, 6), (1, 3)):
         want = host_logits(model, [texts[row][:stays], more[row]])[-2:]
         torch.testing.assert_close(got[row], want, rtol=0, atol=ATTENTION["sdpa"][1])
     runner.rewind(0, 100)  # nothing stands there
-    with pytest.raises(ValueError, match="batch row 2, position 0: rows are 0 to 1"):
+    with pytest.raises(ValueError, match="sequence 2, position 0: sequences are 0 to 1"):
         runner.rewind(2, 0)
     runner.run(tokens, rows, 2)
-    with pytest.raises(ValueError, match=r"commit\(\) the last pass before a batch row is rewound"):
+    with pytest.raises(ValueError, match=r"commit\(\) the last pass before a sequence is rewound"):
         runner.rewind(0, 0)
 
 
@@ -120,11 +122,11 @@ def random_lane_passes(generator: torch.Generator) -> list[tuple[list[Row], list
 @pytest.mark.parametrize(("name", "attention"), BOTH)
 def test_cache_after_rejections_equals_a_fresh_prefill_of_what_stayed(name: str, attention: str):
     model, tolerance = tiny(name, attention), ATTENTION[attention][1]
-    runner = related(Runner(model, 1, capacity=4, num_spans=2))
+    runner = related(CachedRunner(model, 1, capacity=4, num_spans=2))
     stayed: list[Row] = []
     highest = 0
     for rows, kept in random_lane_passes(torch.Generator().manual_seed(3)):
-        got = runner.run(*pack([rows]), len(rows))[0]
+        got = runner.run(*pack([rows]), len(rows)).logits[0]
         expected = oracles.forward(model, stayed + rows, READS)[len(stayed) :]
         torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
         runner.commit([kept])
@@ -146,36 +148,36 @@ def test_cache_after_rejections_equals_a_fresh_prefill_of_what_stayed(name: str,
 
 def test_a_pass_without_commit_leaves_nothing_behind():
     model = tiny("llama")
-    runner = Runner(model, 1)
+    runner = CachedRunner(model, 1)
     runner.run(*pack([clean(PROMPT)]), 1)
     runner.commit()
     follow = pack([clean(MORE[:2], 5) + window(7, 2)])
-    first = runner.run(*follow, 4)
+    first = runner.run(*follow, 4).logits
     assert runner.committed(0).span.shape == (1, 5)
     # The same slots, the same numbers: exactly equal.
-    assert torch.equal(runner.run(*follow, 4), first)
+    assert torch.equal(runner.run(*follow, 4).logits, first)
     runner.commit([[False] * 4])
-    assert torch.equal(runner.run(*follow, 4), first)
+    assert torch.equal(runner.run(*follow, 4).logits, first)
 
 
 def test_a_longer_pass_without_commit_is_not_seen_behind_a_longer_neighbour():
     """Batch row 0 is shorter, so the slots behind its own are looked at: an abandoned draft must not be found there."""
     model = tiny("llama")
-    runner = Runner(model, 2)
+    runner = CachedRunner(model, 2)
     runner.run(*pack([clean(PROMPT[:1]), clean(PROMPT + MORE)]), 1)
     runner.commit()
     runner.run(*pack([clean(MORE, 1), clean(MORE, 10)]), 1)
-    got = runner.run(*pack([clean([7], 6), clean([7], 15)]), 1)
+    got = runner.run(*pack([clean([7], 6), clean([7], 15)]), 1).logits
     expected = oracles.forward(model, [*clean(PROMPT[:1]), *clean([7], 6)], {})[1:]
     torch.testing.assert_close(got[0], expected, rtol=0, atol=ATTENTION["sdpa"][1])
 
 
 def test_plain_promise_is_ignored_while_slots_are_dead():
     model = tiny("llama")
-    runner = Runner(model, 1)
+    runner = CachedRunner(model, 1)
     runner.run(*pack([clean(PROMPT[:2]) + window(2, 3) + clean(PROMPT[2:], 2)]), 1)
     runner.commit()
-    got = runner.run(*pack([clean(MORE[:2], 5)]), 2, plain=True)[0]
+    got = runner.run(*pack([clean(MORE[:2], 5)]), 2, plain=True).logits[0]
     torch.testing.assert_close(got, host_logits(model, [PROMPT, MORE[:2]])[5:], rtol=0, atol=ATTENTION["sdpa"][1])
 
 
@@ -187,19 +189,19 @@ def test_ragged_batch_equals_batches_of_one_while_rows_leave(attention: str):
     programs = [
         random_lane_passes(torch.Generator().manual_seed(seed))[:end] for seed, end in zip(seeds, length, strict=True)
     ]
-    runner = related(Runner(model, 4, capacity=4))
-    alone = [related(Runner(model, 1, capacity=4)) for _ in programs]
+    runner = related(CachedRunner(model, 4, capacity=4))
+    alone = [related(CachedRunner(model, 1, capacity=4)) for _ in programs]
     lanes, step = [0, 1, 2, 3], 0
     expected_rows, expected_passes = [0] * 4, [0] * 4
     while runner.active:
         batch = [programs[lane][step] for lane in lanes]
         tokens, rows = pack([own for own, _ in batch])
-        got = runner.run(tokens, rows, tokens.shape[1])
+        got = runner.run(tokens, rows, tokens.shape[1]).logits
         assert not got.isnan().any()
         kept = [[True] * (tokens.shape[1] - len(own)) + stays for own, stays in batch]
         runner.commit(torch.tensor(kept))
         for place, (lane, (own, stays)) in enumerate(zip(lanes, batch, strict=True)):
-            single = alone[lane].run(*pack([own]), len(own))[0]
+            single = alone[lane].run(*pack([own]), len(own)).logits[0]
             alone[lane].commit([stays])
             torch.testing.assert_close(got[place, -len(own) :], single, rtol=0, atol=tolerance)
             expected_rows[lane] += len(own)
@@ -221,12 +223,12 @@ def test_ragged_batch_equals_batches_of_one_while_rows_leave(attention: str):
 
 def test_leave_takes_the_spans_of_the_row_that_moves():
     model = tiny("llama")
-    runner = Runner(model, 2)
+    runner = CachedRunner(model, 2)
     runner.relate(1, 1, [0])  # in batch row 0 span 1 reads nothing
     runner.run(*pack([clean(PROMPT), clean(PROMPT)]), 1)
     runner.commit()
     assert runner.leave(0) == 1
-    got = runner.run(*pack([clean(MORE, 5, span=1)]), 5)[0]
+    got = runner.run(*pack([clean(MORE, 5, span=1)]), 5).logits[0]
     expected = oracles.forward(model, clean(PROMPT) + clean(MORE, 5, span=1), {1: {0}})[5:]
     torch.testing.assert_close(got, expected, rtol=0, atol=ATTENTION["sdpa"][1])
     assert runner.active == 1 and runner.committed(0).position.tolist() == [[0, 1, 2, 3, 4]]
@@ -234,28 +236,29 @@ def test_leave_takes_the_spans_of_the_row_that_moves():
 
 def test_padding_rows_are_finite_and_counted_nowhere():
     for attention, dtype in (("sdpa", torch.float64), ("eager", torch.float64), ("eager", torch.float32)):
-        runner = Runner(tiny("llama", attention).to(dtype), 2)
-        logits = runner.run(*pack([clean(PROMPT), [FILLER] * 5]), 5)
+        runner = CachedRunner(tiny("llama", attention).to(dtype), 2)
+        logits = runner.run(*pack([clean(PROMPT), [FILLER] * 5]), 5).logits
         runner.commit()
         assert logits.isfinite().all()
         assert runner.num_rows.tolist() == [5, 0] and runner.committed(1).span.shape == (1, 0)
         # Now the batch rows use different slots.
-        assert runner.run(*pack([clean(MORE, 5), [FILLER] * 5]), 5).isfinite().all()
+        assert runner.run(*pack([clean(MORE, 5), [FILLER] * 5]), 5).logits.isfinite().all()
 
 
 def test_logits_to_keep_and_its_absence():
     model = tiny("gpt2")
-    whole = Runner(model, 1).run(*pack([clean(PROMPT)]), 5)
-    runner = Runner(model, 1)
-    assert runner.run(*pack([clean(PROMPT)]), 0).shape == (1, 0, 61)
+    whole = CachedRunner(model, 1).run(*pack([clean(PROMPT)]), 5).logits
+    runner = CachedRunner(model, 1)
+    assert runner.run(*pack([clean(PROMPT)]), 0).logits.shape == (1, 0, 61)
     # One product of another shape: the last bits may differ.
-    torch.testing.assert_close(runner.run(*pack([clean(PROMPT)]), 2), whole[:, 3:], rtol=0, atol=ATTENTION["sdpa"][1])
+    last = runner.run(*pack([clean(PROMPT)]), 2).logits
+    torch.testing.assert_close(last, whole[:, 3:], rtol=0, atol=ATTENTION["sdpa"][1])
     runner._keeps_logits = False  # a forward that gives all logits
-    assert torch.equal(runner.run(*pack([clean(PROMPT)]), 2), whole[:, 3:])
+    assert torch.equal(runner.run(*pack([clean(PROMPT)]), 2).logits, whole[:, 3:])
 
 
 def test_relate_grows_and_demands_the_closure():
-    runner = Runner(tiny("llama"), 1, num_spans=1)
+    runner = CachedRunner(tiny("llama"), 1, num_spans=1)
     runner.relate(0, 1, [0])
     runner.relate(0, 9, [0, 1])
     depends = runner._slots.depends[0]
@@ -266,17 +269,17 @@ def test_relate_grows_and_demands_the_closure():
 
 def test_a_span_may_be_related_between_passes():
     model = tiny("llama")
-    runner = Runner(model, 1)
+    runner = CachedRunner(model, 1)
     runner.run(*pack([clean(PROMPT)]), 1)
     runner.commit()
     runner.relate(0, 1, [0])
-    got = runner.run(*pack([clean(MORE, 5, span=1)]), 5)[0]
+    got = runner.run(*pack([clean(MORE, 5, span=1)]), 5).logits[0]
     expected = oracles.forward(model, clean(PROMPT) + clean(MORE, 5, span=1), {1: {0}})[5:]
     torch.testing.assert_close(got, expected, rtol=0, atol=ATTENTION["sdpa"][1])
 
 
 def test_misuse_is_an_error_before_the_pass():
-    runner = Runner(tiny("gpt2"), 2)
+    runner = CachedRunner(tiny("gpt2"), 2)
     with pytest.raises(ValueError, match=f"{MAX_POSITIONS} learned positions"):
         runner.run(*pack([clean(PROMPT, MAX_POSITIONS - 4)] * 2), 1)
     with pytest.raises(ValueError, match="relate"):
@@ -294,12 +297,12 @@ def test_misuse_is_an_error_before_the_pass():
     with pytest.raises(ValueError, match="commit"):
         runner.leave(0)
     # Rotary positions have no table that ends.
-    assert Runner(tiny("llama"), 1).run(*pack([clean(PROMPT, MAX_POSITIONS)]), 1).isfinite().all()
+    assert CachedRunner(tiny("llama"), 1).run(*pack([clean(PROMPT, MAX_POSITIONS)]), 1).isfinite().all()
 
 
 def refused(model: Any, match: str) -> None:
     with pytest.raises(Unsupported, match=match):
-        check_model(model)
+        runner_of(model)
 
 
 def test_models_that_would_be_wrong_are_refused():
@@ -314,7 +317,7 @@ def test_models_that_would_be_wrong_are_refused():
         model.config._attn_implementation = attention
         refused(model, r'set_attn_implementation\("sdpa"\)')
     for name in MODELS:
-        check_model(tiny(name))
+        runner_of(tiny(name))
 
 
 def test_a_forward_without_positions_is_refused():
@@ -336,13 +339,13 @@ def test_adopt_continues_a_host_cache(attention: str):
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=ids, attention_mask=real, position_ids=positions, use_cache=True, **{CACHE: cache})
-    runner = Runner(model, 2, capacity=2)
+    runner = CachedRunner(model, 2, capacity=2)
     runner.adopt(cache, real)
     assert runner.committed(0).position.tolist() == [[0, 1, 2]] and runner.slots_of(0).tolist() == [2, 3, 4]
     # One row first: it fills one of the two padded slots, the other must stay unseen.
-    parts = [runner.run(*pack([clean(MORE[:1], 3), clean(MORE[:1], 5)]), 1)]
+    parts = [runner.run(*pack([clean(MORE[:1], 3), clean(MORE[:1], 5)]), 1).logits]
     runner.commit()
-    parts.append(runner.run(*pack([clean(MORE[1:], 4), clean(MORE[1:], 6)]), 4))
+    parts.append(runner.run(*pack([clean(MORE[1:], 4), clean(MORE[1:], 6)]), 4).logits)
     got = torch.cat(parts, dim=1)
     for row, prompt in enumerate((PROMPT[:3], PROMPT)):
         expected = host_logits(model, [prompt, MORE])[len(prompt) :]
@@ -352,7 +355,7 @@ def test_adopt_continues_a_host_cache(attention: str):
 
 def test_adopt_refuses_what_it_cannot_read():
     model = tiny("llama")
-    runner = Runner(model, 1)
+    runner = CachedRunner(model, 1)
     static = StaticCache(config=model.config, max_cache_len=16)
     with pytest.raises(Unsupported, match="DynamicCache"):
         runner.adopt(static)
@@ -362,7 +365,7 @@ def test_adopt_refuses_what_it_cannot_read():
     wide = DynamicCache()
     with torch.no_grad():
         model(input_ids=torch.tensor([PROMPT, PROMPT]), use_cache=True, **{CACHE: wide})
-    with pytest.raises(Unsupported, match="batch rows"):
+    with pytest.raises(Unsupported, match="sequences"):
         runner.adopt(wide)
     runner.adopt(DynamicCache())  # empty: nothing to take over
     assert runner.committed(0).span.shape == (1, 0)

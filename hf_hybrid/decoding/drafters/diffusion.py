@@ -128,7 +128,7 @@ class DiffusionDrafter(Drafter):
             block[line, clean:stop] = 1
             self._read[text] = end
         rows = Rows(position, span, noisy.bool(), anchor, block)
-        logits = runner.run(ids, rows, window + 1, first=first)
+        logits = runner.run(ids, rows, window + 1, first=first).logits
         runner.commit()
         scored = {text: logits[lines[text] - first] for text in texts}
         tags = [tag for tag in self._tags if tag < logits.shape[-1]]

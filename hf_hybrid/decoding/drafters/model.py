@@ -201,7 +201,7 @@ class ModelDrafter(Drafter):
             self._fed[text] += tokens
         ids, position, span = torch.tensor(filled).unbind(1)  # each (active, width)
         plain = len(rows) == active and all(len(tokens) == width for tokens in rows.values())
-        logits = runner.run(ids, Rows.clean(position, span), 1 + len(guess), plain=plain, first=first)
+        logits = runner.run(ids, Rows.clean(position, span), 1 + len(guess), plain=plain, first=first).logits
         runner.commit()
         asked = [lines[text] - first for text in rows]
         return logits if asked == list(range(active)) else logits[asked]

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_hybrid.decoding.drafters.drafter import DrafterError, Text
 from hf_hybrid.models.host import end_ids, trained_positions
+from hf_hybrid.models.opening import open_runner
 from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.vocabulary import width_of
 
@@ -58,7 +59,7 @@ class BatchRows:
         self._texts: list[Text] = []
 
     def _empty_runner(self) -> Runner:
-        runner = Runner(self._model, self._batch_size)
+        runner = open_runner(self._model, self._batch_size)
         if runner.ranks.synced:
             raise DrafterError(
                 "the drafting model is spread over processes (FSDP or ZeRO-3), each of which drafts when it needs to; "

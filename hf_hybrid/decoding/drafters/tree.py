@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_hybrid.decoding.drafters.drafter import Draft, Drafter, DrafterError, Sampler, Text
 from hf_hybrid.decoding.drafters.model import ModelDrafter
-from hf_hybrid.models.branches import honours_branches
+from hf_hybrid.models.side_by_side import honours_branches
 
 MOST_NODES = 256
 Guesses = list[list[tuple[int, float]]]

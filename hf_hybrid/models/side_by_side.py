@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from hf_hybrid.core.rows import Rows
-from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.opening import open_runner
 from hf_hybrid.models.vocabulary import width_of
 
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -23,14 +23,14 @@ def honours_branches(model: Any) -> bool:
         vocab = width_of(model)
         first, left, right = (token % vocab for token in (1, 2, 3))
         # "right" sees "first", and not "left" beside it; a chance likeness is none in two places out of two.
-        together = Runner(model, 1, capacity=8)
+        together = open_runner(model, 1, capacity=8)
         for span in (1, 2):
             together.relate(0, span, [0])
         beside = Rows.clean(torch.tensor([[0, 1, 2, 1, 2]]), torch.tensor([[0, 1, 1, 2, 2]]))
         ids = torch.tensor([[first, left, left, right, first]])
-        wide = together.run(ids, beside, 2)[0].float()  # (2, vocab)
+        wide = together.run(ids, beside, 2).logits[0].float()  # (2, vocab)
         alone = Rows.clean(torch.arange(3)[None], torch.zeros((1, 3), dtype=torch.int64))
         ids = torch.tensor([[first, right, first]])
-        narrow = Runner(model, 1, capacity=8).run(ids, alone, 2, plain=True)[0].float()  # (2, vocab)
+        narrow = open_runner(model, 1, capacity=8).run(ids, alone, 2, plain=True).logits[0].float()  # (2, vocab)
         _KNOWN[model] = bool((wide - narrow).abs().amax() <= _TOLERANCE * narrow.std())
     return _KNOWN[model]

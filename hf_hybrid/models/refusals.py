@@ -1,0 +1,93 @@
+"""Refusals: what makes the passes of a model wrong, or abort, unless its Runner knows better.
+
+Each function looks for one thing, before the first pass, and a Runner names those that hold for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_hybrid.models.host import (
+    Unsupported,
+    cache_argument,
+    forward_parameters,
+    text_config,
+    unwrapped,
+)
+from hf_hybrid.models.release import release_note
+
+
+def refuse_encoder_decoders(model: Any) -> None:
+    """Rows would need the states of an encoder."""
+    host = unwrapped(model)
+    if getattr(host.config, "is_encoder_decoder", False):
+        name = type(host).__name__
+        raise Unsupported(f"{name} is an encoder-decoder model; load a decoder-only model (AutoModelForCausalLM)")
+
+
+def refuse_states(model: Any) -> None:
+    """Recurrent and state-space layers have no key per token: a rejected draft could not be forgotten."""
+    host = unwrapped(model)
+    stateful = sorted(k for k in _kinds(model) if not any(word in k for word in ("sliding", "chunked", "local")))
+    if getattr(host, "_is_stateful", False) or stateful:
+        found = f"layers of kind {', '.join(stateful)}" if stateful else "recurrent layers"
+        raise Unsupported(
+            f"{type(host).__name__} has {found} without a key per token; use a model with full attention in every layer"
+        )
+
+
+def refuse_windows(model: Any) -> None:
+    """The mask of a pass replaces the host's, so rows behind a window would still be seen."""
+    config, kinds = text_config(model), _kinds(model)
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if kinds or window is not None or getattr(config, "attention_chunk_size", None) is not None:
+        found = f"sliding_window={window}" if window is not None else "sliding, chunked or local attention layers"
+        # Classes that mix kinds of layers do not run without their window, or write another text.
+        advice = "" if kinds else "; if prompt and answer stay shorter than it, load the model with sliding_window=None"
+        raise Unsupported(
+            f"{type(unwrapped(model)).__name__} has {found}, and rows behind the window would still be seen; use a "
+            f"model with full attention in every layer{advice}"
+        )
+
+
+def refuse_counted_positions(model: Any) -> None:
+    """Rows stand at positions of their own, not at the number of keys."""
+    if getattr(text_config(model), "alibi", False):
+        name = type(unwrapped(model)).__name__
+        raise Unsupported(f"{name} counts keys as positions (ALiBi); use a model with rotary or learned positions")
+
+
+def refuse_missing_arguments(model: Any, cached: bool) -> None:
+    """A pass hands over positions, a mask and, where it is ``cached``, a cache."""
+    wanted = {"position_ids", "attention_mask"} | ({cache_argument(model)} if cached else set())
+    missing = sorted(wanted - forward_parameters(model).keys())
+    if missing:
+        raise Unsupported(
+            f"{type(unwrapped(model)).__name__}.forward does not take {', '.join(missing)}; use a model whose forward "
+            f"does{release_note()}"
+        )
+
+
+def refuse_attention_without_masks(model: Any) -> None:
+    """Attention must take a mask of its own for every row."""
+    attention = getattr(text_config(model), "_attn_implementation", None)
+    if attention not in ("sdpa", "eager"):
+        raise Unsupported(f'attention {attention!r} takes no mask per row; call model.set_attn_implementation("sdpa")')
+
+
+def refuse_checkpointing(model: Any) -> None:
+    """With gradient checkpointing in training mode the layers drop the cache."""
+    host = unwrapped(model)
+    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in host.modules()):
+        disable = "activation_checkpointing_disable" if hasattr(host, "activation_checkpointing_disable") else ""
+        raise Unsupported(
+            f"{type(host).__name__} is in training mode with gradient checkpointing, and its layers then drop the "
+            f"cache; call model.eval() before generate() (or model.{disable or 'gradient_checkpointing_disable'}())"
+        )
+
+
+def _kinds(model: Any) -> set[str]:
+    """Kinds of layers that do not see every key."""
+    config, names = text_config(model), ("layer_types", "attention_layers")
+    kinds = {str(kind) for name in names for kind in getattr(config, name, None) or ()}
+    return kinds - {"full_attention", "attention", "global", "moe", "mlp"}
