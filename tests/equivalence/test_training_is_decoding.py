@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from torch import Tensor
 from training_examples import BARE, CONTROL, FORMS, OVERRUN, PAD, TWO_ROUNDS, batch_of, rows_of
 
 import hf_hybrid
+from hf_hybrid import Plan, Span
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.core.grammars import grammar_of
 from hf_hybrid.core.rows import PADDING, Rows
@@ -214,6 +215,29 @@ def test_planned_decoding_sees_what_training_showed(
     num_clean, num_blocks = check_logits(made, led, layout)
     assert num_clean >= len(layout.stretches)  # a check behind every stretch at least
     assert (num_blocks == 0) == (how == "tokens")
+
+
+@pytest.mark.parametrize("how", SPANS)
+@pytest.mark.parametrize("form", ["sparse", "dag"])
+def test_given_texts_are_seen_as_training_showed_them(lead: Lead, form: Form, how: str) -> None:
+    """A given part that reads a written one, and is read by another and by ``<sync/>``, which may run ahead."""
+    made, first, second = model(), TWO_ROUNDS.pieces[1], TWO_ROUNDS.pieces[3]
+    layout = lay_out(TWO_ROUNDS, form, grammar_of(CONTROL), random.Random(0), 0.0)
+    planned = [
+        tuple(Span(p.label, length, p.depends) for p, length in zip(parts, lengths, strict=True))  # type: ignore[union-attr]
+        for parts, lengths in ((first, (2, 4, 2)), (second, (8, 2)))
+    ]
+    last = replace(planned[1][1], text=(28, 29))
+    given = Plan((planned[0][0], replace(planned[0][1], text=(15, 16, 17)), planned[0][2]), lead=(4, 5))
+    for plans in (
+        [given, Plan((planned[1][0], last), (6,))],
+        [Plan(planned[0], (4, 5)), Plan((planned[1][0], last), (6,))],
+    ):
+        settings = {"strategy": "planned_diffusion", "visibility": form, "window_length": WINDOW, **SPANS[how]}
+        led = lead(made, TWO_ROUNDS, layout, plan=plans, **settings)
+        assert led.answer == [*TWO_ROUNDS.answer, CONTROL.noise.end]
+        check_rows(led, layout)
+        check_logits(made, led, layout)
 
 
 @pytest.mark.parametrize("settings", [{"commit": "prefix"}, {"commit": "block"}, None])

@@ -2,8 +2,8 @@
 
 Catches: a batch that depends on what was collated before, rows left empty, a block without a term in the loss, window
 lengths that decoding uses and training never shows, blocks that never reach behind an end, targets behind a plan,
-openings that are hidden, a block over a plan that misses its earlier entries, a shown token that is scored, and the
-leak of a block's own answer through its clean copy.
+openings that are hidden, a block over a plan that misses its earlier entries, a shown token that is scored, weights
+of other targets, and the leak of a block's own answer through its clean copy.
 """
 
 from __future__ import annotations
@@ -185,14 +185,15 @@ def test_trunk_share_and_whole_share() -> None:
 
     assert share_of_plans(0.0) == 0.0 and share_of_plans(1.0) == 1.0
     assert abs(share_of_plans(0.3) - 0.3) < 0.08  # four standard deviations of about 500 blocks
-    whole = many("plain", whole_share=1.0, num_rows=400)
-    for b in range(60):
-        rows = rows_of(whole, b)
-        start = len(EXAMPLES[b % 3].prompt)
+    whole, beyond = many("plain", whole_share=1.0, num_rows=400), set[int]()
+    for number in range(60):
+        rows = rows_of(whole, number)
+        start = len(EXAMPLES[number % 3].prompt)
         blocks = list(blocks_of(rows).values())
         assert all(rows[index[0]].anchor == start for index in blocks)
-        size = len(EXAMPLES[b % 3].answer) + 1
-        assert all(size <= len(index) < size + 4 for index in blocks[:-1])
+        size = len(EXAMPLES[number % 3].answer) + 1
+        beyond |= {len(index) - size for index in blocks[:-1]}
+    assert beyond == {0, 1, 2, 3}  # a few positions behind the end
 
 
 def test_a_dense_round_is_one_block_with_given_openings() -> None:
@@ -235,6 +236,28 @@ def test_window_decay_weighs_the_first_positions_of_a_window_most() -> None:
                 if row.span != PADDING:
                     in_order = row.noisy and row.block not in whole
                     assert weight[i] == pytest.approx(0.5 ** offset[i] if in_order else 1.0)
+
+
+def test_structure_and_lengths_weigh_what_they_are_told_to() -> None:
+    """Tags, the end and the first token of a label; lengths apart from them; ``<spad>`` and the rest count alike."""
+    batch = collator("dag", structure_weight=3.0, length_weight=0.5)([(0, TWO_ROUNDS)])
+    parts = [part for piece in TWO_ROUNDS.pieces for part in piece if isinstance(part, Part)]
+    lengths = [i for _, i in CONTROL.tags.lengths]
+    structure = {
+        CONTROL.tags.topic,
+        CONTROL.tags.async_,
+        CONTROL.noise.end,
+        *CONTROL.tags.depends,
+        *(part.label[0] for part in parts),
+    }
+    seen = Counter[float]()
+    for row, target, weight in zip(
+        rows_of(batch), batch["target"][0].tolist(), batch["weight"][0].tolist(), strict=True
+    ):
+        if not row.noisy and target != IGNORE:
+            assert weight == (3.0 if target in structure else 0.5 if target in lengths else 1.0), target
+            seen[weight] += 1
+    assert seen[0.5] == len(parts) and seen[3.0] > 2 * len(parts) and seen[1.0] > len(parts)
 
 
 def test_too_long_names_the_rows_it_needs() -> None:

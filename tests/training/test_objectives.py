@@ -41,6 +41,20 @@ def test_each_term_is_a_mean_over_its_own_tokens() -> None:
     assert float(terms.clean_accuracy) == 1.0 and float(terms.noisy_accuracy) == 0.0
 
 
+def test_weights_are_shares_of_the_means() -> None:
+    """Of both kinds of rows; a weight of an ignored row is none."""
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.3, 0.6, 0.1], [0.4, 0.5, 0.1]])
+    target, noisy = torch.tensor([[0, IGNORE, 2, 0, 1]]), torch.tensor([[False, False, False, True, True]])
+    weight = torch.tensor([[3.0, 50.0, 1.0, 0.5, 2.0]])
+    for scale in (1.0, 7.0):
+        terms = joint_loss(p.log()[None], target, noisy, weight=scale * weight)
+        clean = -(3 * math.log(0.5) + math.log(0.6)) / 4
+        hidden = -(0.5 * math.log(0.3) + 2 * math.log(0.5)) / 2.5
+        assert float(terms.clean_loss) == pytest.approx(clean, abs=1e-6)  # float32
+        assert float(terms.noisy_loss) == pytest.approx(hidden, abs=1e-6)
+        assert float(terms.noisy_accuracy) == 0.5  # of rows, not of weights
+
+
 def test_ignored_rows_count_nowhere() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2, 6, 9, generator=generator).requires_grad_()
