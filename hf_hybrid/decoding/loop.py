@@ -14,15 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.passes import Pass, build_pass
 from hf_hybrid.decoding.scoring import Bans, Scored, choose, noise_of
 from hf_hybrid.decoding.settling import settle
 from hf_hybrid.decoding.writer import Writer
 from hf_hybrid.models.runner import Scores
-
-Writers = dict[Canvas, Writer]
 
 
 @dataclass(frozen=True)
@@ -70,17 +67,17 @@ class Loop:
             # As for the host's processors: in half precisions their results would tie.
             flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         unbiased = flat.clone() if transcript is not None and transcript.logits else None
-        self._constrain(flat, batch, {writer.canvas: writer for writer in writers})
+        self._constrain(flat, batch, writers)
         raw = flat.clone() if processors.needs_prefix else flat
         flat = processors.batched(flat)
         noise = noise_of(flat, batch) if self.context.sampling else None
         return Scored(raw, flat, noise, *choose(flat, batch, noise), unbiased)
 
-    def _constrain(self, flat: torch.Tensor, batch: Pass, writers: Writers) -> None:
+    def _constrain(self, flat: torch.Tensor, batch: Pass, writers: Sequence[Writer]) -> None:
         """Ban, in place, what a lane may not write."""
         bans = [-1] * len(flat)  # per row, line of the table; -1: nobody reads the row
         for rows in batch.lanes:
-            lane, writer = rows.lane, writers[rows.canvas]
+            lane, writer = rows.lane, writers[rows.line]
             if lane.done:
                 continue
             ids = writer.forbidden(lane)
@@ -99,9 +96,8 @@ class Loop:
 
     def _settle(self, scored: Scored, batch: Pass, writers: Sequence[Writer]) -> None:
         """What the pass settles; lanes that read drafts which were rejected are taken back."""
-        of = {writer.canvas: writer for writer in writers}
         for rows in batch.lanes:
-            lane, writer = rows.lane, of[rows.canvas]
+            lane, writer = rows.lane, writers[rows.line]
             if lane.assumed and not lane.assumed_rightly():
                 batch.rejected += [(rows.line, column) for column in (*rows.silent, *rows.checks)]
                 writer.dismiss(lane)
