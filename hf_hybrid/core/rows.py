@@ -33,6 +33,10 @@ one began, so all of it is visible, however long it grew. Rows of different docu
 each other. The rule joins the two-copy training mask of block diffusion (Arriola et al., "Block Diffusion", 2025,
 section 3 and appendix B) with the visibility of planned spans (Israel et al., "Planned Diffusion", 2025, section 3);
 clean rows are token-causal here and never block-causal, so that the same weights also write autoregressively.
+
+A layer may look less far than the rule allows: with a sliding window a row sees keys less than ``window`` positions
+before its own, with chunks those of its own chunk (``Reach``). Both compare positions, never slots or columns, and
+noisy rows have positions too.
 """
 
 from __future__ import annotations
@@ -74,6 +78,39 @@ class Rows:
     def select(self, index: Tensor) -> Rows:
         """The rows at ``index`` ``(rows,)``, the same for every sequence."""
         return Rows(*(getattr(self, f.name)[:, index] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the layers of one kind look, inside of what the row rule allows.
+
+    Attributes:
+        window: positions that a row sees, its own and those before it. chunk: length of the chunks whose rows see one
+        another. One of the two is given, > 0.
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [size for size in (self.window, self.chunk) if size is not None]
+        if len(given) != 1 or given[0] < 1:
+            raise ValueError(f"window={self.window}, chunk={self.chunk}: give one of the two, greater than 0")
+
+    def within(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """bool ``(..., queries, keys)``, True: the key is near enough. Nothing ahead is too far for a window.
+
+        Args:
+            queries, keys: their positions, int64 ``(..., queries)`` and ``(..., keys)``.
+        """
+        queries, keys = queries[..., :, None], keys[..., None, :]
+        if self.chunk is not None:
+            return queries // self.chunk == keys // self.chunk
+        return queries - keys < self.window
+
+    def covers(self, last: int) -> bool:
+        """True: no position up to ``last`` is too far from another one."""
+        return last < (self.window or self.chunk or 0)
 
 
 def visible(queries: Rows, keys: Rows, depends: Tensor) -> Tensor:

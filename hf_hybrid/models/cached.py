@@ -27,6 +27,7 @@ from hf_hybrid.models.host import (
     text_config,
     without_extras,
 )
+from hf_hybrid.models.layers import layers_of
 from hf_hybrid.models.products import FewRows
 from hf_hybrid.models.refusals import (
     refuse_attention_without_masks,
@@ -35,7 +36,6 @@ from hf_hybrid.models.refusals import (
     refuse_encoder_decoders,
     refuse_missing_arguments,
     refuse_states,
-    refuse_windows,
 )
 from hf_hybrid.models.runner import Abilities, Runner, Scores, kept_rows
 from hf_hybrid.models.slots import Slots
@@ -77,7 +77,8 @@ class CachedRunner(Runner):
         self.cache = RowCache(text_config(model).num_hidden_layers, batch_size, capacity)
         self.products = FewRows(model, self.device, self.dtype)
         self._cache_argument = cache_argument(model)
-        self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, mask_dtype(model, self.device))
+        dtype, layers = mask_dtype(model, self.device), layers_of(model)
+        self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, dtype, layers)
         self._pending: _Pass | None = None
 
     @classmethod
@@ -85,7 +86,7 @@ class CachedRunner(Runner):
         """See ``Runner.check_model``."""
         refuse_encoder_decoders(model)
         refuse_states(model)
-        refuse_windows(model)
+        layers_of(model)
         refuse_counted_positions(model)
         refuse_missing_arguments(model, cached=True)
         refuse_attention_without_masks(model)
@@ -107,7 +108,7 @@ class CachedRunner(Runner):
     @torch.no_grad()
     def run(self, tokens: Tensor, rows: Rows, keep: int, *, plain: bool = False, first: int = 0) -> Scores:
         """See ``Runner.run``. Of a plain pass without holes and with equal slots the host makes the mask."""
-        lines = slice(first, self.active)
+        lines, windows = slice(first, self.active), self._slots.layers.near
         rows = self._checked(tokens, rows, keep, first)
         self._pending = None
         slots, where = self._slots.choose(lines, tokens.shape[1])
@@ -116,8 +117,10 @@ class CachedRunner(Runner):
         self.cache.place(where, used, past, lines)
         self._slots.grow(self.cache.capacity)
         self._pending = _Pass(rows, slots, first)
-        # One interval for all means that every slot before it is taken: the host's own causal mask is the row rule.
-        mask = None if plain and isinstance(where, tuple) else self._slots.mask(rows, slots, where, used, first)
+        # One interval for all means that every slot before it is taken: the host's own causal mask is the row rule. Its
+        # windows count slots.
+        own = plain and isinstance(where, tuple) and (not windows or self._slots.in_order(rows, where, lines))
+        mask = None if own else self._slots.mask(rows, slots, where, used, first)
         with self.products.of(tokens.numel()):
             arguments: dict[str, Any] = {self._cache_argument: self.cache, "use_cache": True}
             return self._forward(tokens, rows, mask, keep, lines, **arguments)

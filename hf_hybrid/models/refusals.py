@@ -17,6 +17,10 @@ from hf_hybrid.models.host import (
 from hf_hybrid.models.release import release_note
 
 
+_STATES = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
+"""Kinds of layers that keep a state, instead of keys or beside them."""
+
+
 def refuse_encoder_decoders(model: Any) -> None:
     """Rows would need the states of an encoder."""
     host = unwrapped(model)
@@ -28,7 +32,8 @@ def refuse_encoder_decoders(model: Any) -> None:
 def refuse_states(model: Any) -> None:
     """Recurrent and state-space layers have no key per token: a rejected draft could not be forgotten."""
     host = unwrapped(model)
-    stateful = sorted(k for k in _kinds(model) if not any(word in k for word in ("sliding", "chunked", "local")))
+    kinds = getattr(text_config(model), "layer_types", None) or ()
+    stateful = sorted({str(kind) for kind in kinds} & _STATES)
     if getattr(host, "_is_stateful", False) or stateful:
         found = f"layers of kind {', '.join(stateful)}" if stateful else "recurrent layers"
         raise Unsupported(
@@ -36,22 +41,12 @@ def refuse_states(model: Any) -> None:
         )
 
 
-def refuse_windows(model: Any) -> None:
-    """The mask of a pass replaces the host's, so rows behind a window would still be seen."""
-    config, kinds = text_config(model), _kinds(model)
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if kinds or window is not None or getattr(config, "attention_chunk_size", None) is not None:
-        found = f"sliding_window={window}" if window is not None else "sliding, chunked or local attention layers"
-        # Classes that mix kinds of layers do not run without their window, or write another text.
-        advice = "" if kinds else "; if prompt and answer stay shorter than it, load the model with sliding_window=None"
-        raise Unsupported(
-            f"{type(unwrapped(model)).__name__} has {found}, and rows behind the window would still be seen; use a "
-            f"model with full attention in every layer{advice}"
-        )
-
-
 def refuse_counted_positions(model: Any) -> None:
     """Rows have positions of their own, not at the number of keys."""
+    if getattr(text_config(model), "attention_layers", None) or text_config(model).model_type == "moshi":
+        # GPT-Neo and Moshi cut their windows by the number of keys.
+        name = type(unwrapped(model)).__name__
+        raise Unsupported(f"{name} counts keys in its window; use a model with rotary or learned positions")
     if getattr(text_config(model), "alibi", False):
         name = type(unwrapped(model)).__name__
         raise Unsupported(f"{name} counts keys as positions (ALiBi); use a model with rotary or learned positions")
@@ -85,9 +80,3 @@ def refuse_checkpointing(model: Any) -> None:
             f"cache; call model.eval() before generate() (or model.{disable or 'gradient_checkpointing_disable'}())"
         )
 
-
-def _kinds(model: Any) -> set[str]:
-    """Kinds of layers that do not see every key."""
-    config, names = text_config(model), ("layer_types", "attention_layers")
-    kinds = {str(kind) for name in names for kind in getattr(config, name, None) or ()}
-    return kinds - {"full_attention", "attention", "global", "moe", "mlp"}

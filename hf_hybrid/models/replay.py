@@ -16,13 +16,13 @@ from torch import Tensor
 
 from hf_hybrid.core.rows import PADDING, Rows, visible
 from hf_hybrid.models.host import mask_dtype
+from hf_hybrid.models.layers import layers_of
 from hf_hybrid.models.refusals import (
     refuse_attention_without_masks,
     refuse_counted_positions,
     refuse_encoder_decoders,
     refuse_missing_arguments,
     refuse_states,
-    refuse_windows,
 )
 from hf_hybrid.models.runner import Abilities, Runner, Scores, kept_rows
 
@@ -36,6 +36,7 @@ class ReplayRunner(Runner):
 
     def __init__(self, model: Any, batch_size: int, *, capacity: int = 256, synced_gpus: bool | None = None) -> None:
         super().__init__(model, batch_size, capacity=capacity, synced_gpus=synced_gpus)
+        self._layers = layers_of(model)
         self._held: list[_Held] = [[] for _ in range(batch_size)]
         self._reads: list[dict[int, set[int]]] = [{0: {0}} for _ in range(batch_size)]  # span -> what it reads
         self._pending: tuple[Tensor, Rows, int] | None = None
@@ -45,7 +46,7 @@ class ReplayRunner(Runner):
         """See ``Runner.check_model``."""
         refuse_encoder_decoders(model)
         refuse_states(model)
-        refuse_windows(model)
+        layers_of(model)
         refuse_counted_positions(model)
         refuse_missing_arguments(model, cached=False)
         refuse_attention_without_masks(model)
@@ -70,15 +71,19 @@ class ReplayRunner(Runner):
                 depends[line, span, list(sees)] = True
         # Every row sees itself; a padding row nothing else, but a softmax over no key at all would be NaN.
         sees = visible(every, every, depends) | torch.eye(past + tokens.shape[1], dtype=torch.bool)
-        dtype = mask_dtype(self.model, self.device)
-        mask = sees
-        if dtype != torch.bool:
-            mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
+        mask = self._layers.masks(self._mask(sees), lambda r: self._mask(sees & r.within(every.position, every.position)))
         ids = torch.cat([old[..., 0], tokens.cpu()], dim=1)
         self._pending = (tokens.cpu(), rows, first)
         positions = every.position.to(self.device)
-        lines, mask = slice(first, self.active), mask.to(self.device).unsqueeze(1)
+        lines = slice(first, self.active)
         return self._forward(ids, rows, mask, keep, lines, position_ids=positions, use_cache=False)
+
+    def _mask(self, sees: Tensor) -> Tensor:
+        """What rows see, bool ``(active, rows, rows)``, as attention takes it."""
+        dtype, mask = mask_dtype(self.model, self.device), sees
+        if dtype != torch.bool:
+            mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
+        return mask.to(self.device).unsqueeze(1)
 
     def commit(
         self,

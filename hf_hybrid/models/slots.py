@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_hybrid.core.rows import PADDING, Rows, visible
+from hf_hybrid.core.rows import PADDING, Reach, Rows, visible
+from hf_hybrid.models.layers import WHOLE, Layers
 
 FEW = 128
 """Up to so many rows of a pass the row rule is faster in numpy."""
@@ -28,6 +29,7 @@ class Slots:
 
     Args:
         capacity: slots per sequence. num_spans: spans per sequence to begin with; ``relate`` makes more.
+        layers: how far the layers of the model look.
         device, dtype: of the masks. dtype bool: True where a row sees a slot; a float type: additive, zero there and
             the type's lowest number elsewhere.
 
@@ -37,8 +39,17 @@ class Slots:
         depends: bool ``(batch, spans + 1, spans + 1)``. The last line and column are ``PADDING``'s: all False.
     """
 
-    def __init__(self, batch_size: int, capacity: int, num_spans: int, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        batch_size: int,
+        capacity: int,
+        num_spans: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        layers: Layers = WHOLE,
+    ):
         self.device, self.dtype = device, dtype
+        self.layers = layers
         kind = np.float64 if dtype == torch.float64 else np.float32  # which holds the numbers of smaller types
         self._zero, self._lowest = kind(0), kind(0 if dtype == torch.bool else torch.finfo(dtype).min)
         self.position = np.zeros((batch_size, capacity), dtype=np.int64)
@@ -110,7 +121,18 @@ class Slots:
         self.count[first : first + len(stays)] += stays.sum(axis=1)
         self._drawn = min(self._drawn, int(place.min(initial=self._drawn)))
 
-    def mask(self, rows: Rows, slots: np.ndarray, where: Where, used: int, first: int = 0) -> Tensor:
+    def in_order(self, rows: Rows, where: Where, lines: slice) -> bool:
+        """True: of the sequences ``lines`` every slot, those of the pass too, holds the row at its own position, so
+        that a mask which counts slots counts positions."""
+        if not isinstance(where, tuple):
+            return False
+        start, stop = where
+        held = (self.position[lines, :start] == np.arange(start)).all()
+        return bool(held) and bool((rows.position.numpy() == np.arange(start, stop)).all())
+
+    def mask(
+        self, rows: Rows, slots: np.ndarray, where: Where, used: int, first: int = 0
+    ) -> Tensor | dict[str, Tensor]:
         """The row rule for the rows of a pass, over the used slots.
 
         Args:
@@ -118,8 +140,27 @@ class Slots:
                 sees the slots before this one. first: the sequence of the first line.
 
         Returns:
-            ``(active, 1, rows, used)``, additive or bool.
+            ``(active, 1, rows, used)``, additive or bool; of each kind of layers, where the model asks for that.
         """
+        sees = self._seen(rows, slots, where, used, first)
+        full = self._tensor(sees)
+        if not self.layers.near:
+            return full
+        held = self.position[first : first + len(sees), :used].copy()  # (active, used)
+        np.put_along_axis(held, slots, rows.position.numpy(), axis=1)
+        # Positions of free slots are old ones, which no row sees.
+        last, keys = int(held.max()), torch.from_numpy(held)
+
+        def cut(reach: Reach) -> Tensor:
+            if reach.covers(last):
+                return full
+            near = reach.within(rows.position, keys).numpy()
+            return self._tensor(sees & near if self.dtype == torch.bool else np.where(near, sees, self._lowest))
+
+        return self.layers.masks(full, cut)
+
+    def _seen(self, rows: Rows, slots: np.ndarray, where: Where, used: int, first: int) -> np.ndarray:
+        """``mask`` of layers that look at everything: ``(active, rows, used)``, as ``_rendered`` renders it."""
         active, width = rows.span.shape
         position, span, noisy, anchor, block = (getattr(rows, f.name).numpy() for f in fields(rows))
         lines = slice(first, first + active)
@@ -147,7 +188,7 @@ class Slots:
             sees[:, :, where[0] : where[1]] = self._rendered(among)
         else:
             np.put_along_axis(sees, slots[:, None, :], self._rendered(among), axis=2)
-        return torch.from_numpy(sees).to(self.device, self.dtype).unsqueeze(1)
+        return sees
 
     def swap(self, i: int, j: int) -> None:
         """Exchange what sequences i and j hold, their spans too."""
@@ -196,6 +237,10 @@ class Slots:
             self._lines[:, :, self._drawn : top] = self._rendered(changed)
             self._drawn = top
         return self._lines
+
+    def _tensor(self, sees: np.ndarray) -> Tensor:
+        """``(active, rows, used)`` as a mask ``(active, 1, rows, used)``."""
+        return torch.from_numpy(sees).to(self.device, self.dtype).unsqueeze(1)
 
     def _rendered(self, sees: np.ndarray) -> np.ndarray:
         """A bool mask as attention takes it."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_hybrid.core.rows import Rows, visible
+from hf_hybrid.models.layers import WHOLE, Layers, layers_of
 from hf_hybrid.training.layout import IGNORE
 
 
@@ -99,6 +100,12 @@ def attention_mask(batch: dict[str, Tensor]) -> Tensor:
     return (mask | own).unsqueeze(1)
 
 
+def attention_masks(batch: dict[str, Tensor], layers: Layers) -> Tensor | dict[str, Tensor]:
+    """``attention_mask`` for a model with these ``layers``: of each kind, where its forward asks for that."""
+    full, at = attention_mask(batch), batch["position"]  # (batch, 1, rows, rows), (batch, rows)
+    return layers.masks(full, lambda reach: full & reach.within(at, at).unsqueeze(1))
+
+
 class JointObjective(nn.Module):
     """A causal model and the joint loss as one module, so that mask, model and loss compile together.
 
@@ -120,6 +127,7 @@ class JointObjective(nn.Module):
             if attention != "sdpa":
                 raise ValueError(f"the joint loss needs attn_implementation='sdpa', and the model uses {attention!r}")
         self.model, self.noisy_weight = model, noisy_weight
+        self._layers, self._taught = _layers(model), _layers(teacher)
         self.teacher, self.teacher_share = teacher.eval() if teacher is not None else None, teacher_share
 
     def train(self, mode: bool = True) -> JointObjective:
@@ -134,15 +142,16 @@ class JointObjective(nn.Module):
         inputs = {
             "input_ids": batch["input_ids"],
             "position_ids": batch["position"],
-            "attention_mask": attention_mask(batch),
             "use_cache": False,
         }
+        mask = attention_masks(batch, self._layers)
         taught = None
         if self.teacher is not None:
             with torch.no_grad():
-                taught = self.teacher(**inputs).logits  # (batch, rows, vocab)
+                seen = mask if self._taught == self._layers else attention_masks(batch, self._taught)
+                taught = self.teacher(**inputs, attention_mask=seen).logits  # (batch, rows, vocab)
         return joint_loss(
-            self.model(**inputs).logits,
+            self.model(**inputs, attention_mask=mask).logits,
             batch["target"],
             batch["noisy"],
             self.noisy_weight,
@@ -150,3 +159,8 @@ class JointObjective(nn.Module):
             teacher_logits=taught,
             teacher_share=self.teacher_share,
         )
+
+
+def _layers(model: nn.Module | None) -> Layers:
+    """How far the layers of ``model`` look."""
+    return layers_of(model) if hasattr(model, "config") else WHOLE
