@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
@@ -31,6 +33,11 @@ from hf_hybrid.core.grammars.native import PlanTags
 
 VOCAB = 61
 MAX_POSITIONS = 128
+
+
+def _of_config(config: Any) -> Any:
+    return AutoModelForCausalLM.from_config(config)
+
 
 SHARED: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -67,6 +74,34 @@ MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
 }
 """Name -> configuration class, model class, sizes."""
 
+WINDOW = 6
+_MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "num_hidden_layers": 3}
+_SLIDING = {**SHARED, **_MIXED, "sliding_window": WINDOW}
+_EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+_TWICE = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
+_PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "global_head_dim": 16}
+_CHUNKED = {
+    "layer_types": ["chunked_attention", "full_attention", "chunked_attention"],
+    "num_hidden_layers": 3,
+    "no_rope_layers": [1, 0, 1],
+    "attention_chunk_size": WINDOW,
+    "intermediate_size_mlp": 48,
+}
+
+WINDOWED: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    name: (CONFIG_MAPPING[kind], _of_config, sizes)
+    for name, kind, sizes in (
+        ("mistral window", "mistral", {**SHARED, "sliding_window": WINDOW}),
+        ("gemma3", "gemma3_text", {**_SLIDING, "head_dim": 8, "query_pre_attn_scalar": 8}),
+        ("gemma4", "gemma4_text", {**_SLIDING, **_TWICE, **_PER_LAYER, "head_dim": 8}),
+        ("gpt-oss", "gpt_oss", {**_SLIDING, **_EXPERTS, "head_dim": 8}),
+        ("llama4", "llama4_text", {**SHARED, **_EXPERTS, **_CHUNKED, "head_dim": 8}),
+        ("olmo3", "olmo3", _SLIDING),
+        ("cohere2", "cohere2", _SLIDING),
+    )
+}
+"""The same of models whose layers do not all look at everything. Their windows are short enough to matter."""
+
 ATTENTION: dict[str, tuple[torch.dtype, float]] = {
     # Reordered sums of a few dozen products of order one to ten: 1e-15 relative each, two layers.
     "sdpa": (torch.float64, 1e-11),
@@ -78,7 +113,7 @@ ATTENTION: dict[str, tuple[torch.dtype, float]] = {
 
 def tiny(name: str, attention: str = "sdpa", *, seed: int = 1, **changes: Any) -> Any:
     """A random model of class ``name`` in eval mode, always the same weights for a seed."""
-    config_class, model_class, sizes = MODELS[name]
+    config_class, model_class, sizes = (MODELS | WINDOWED)[name]
     torch.manual_seed(seed)
     config = config_class(**{**sizes, **changes}, attn_implementation=attention)
     return model_class(config).to(ATTENTION.get(attention, (torch.float64, 0.0))[0]).eval()
@@ -116,7 +151,7 @@ def hybrid(name: str = "llama", seed: int = 1, favours: dict[int, float] | None 
     """An enabled random model with mask and control tokens, float64 and sdpa.
 
     Args:
-        name: a key of ``MODELS``.
+        name: a key of ``MODELS`` or ``WINDOWED``.
         seed: of its weights.
         favours: token id -> logit added to it by a bias of the head, so that control tokens are written at all. Text
             tokens get random ones on top: a low entropy, so that some drafts are right and some are wrong.

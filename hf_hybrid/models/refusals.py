@@ -16,7 +16,6 @@ from hf_hybrid.models.host import (
 )
 from hf_hybrid.models.release import release_note
 
-
 _STATES = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
 """Kinds of layers that keep a state, instead of keys or beside them."""
 
@@ -79,4 +78,3 @@ def refuse_checkpointing(model: Any) -> None:
             f"{type(host).__name__} is in training mode with gradient checkpointing, and its layers then drop the "
             f"cache; call model.eval() before generate() (or model.{disable or 'gradient_checkpointing_disable'}())"
         )
-

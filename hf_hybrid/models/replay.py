@@ -71,7 +71,9 @@ class ReplayRunner(Runner):
                 depends[line, span, list(sees)] = True
         # Every row sees itself; a padding row nothing else, but a softmax over no key at all would be NaN.
         sees = visible(every, every, depends) | torch.eye(past + tokens.shape[1], dtype=torch.bool)
-        mask = self._layers.masks(self._mask(sees), lambda r: self._mask(sees & r.within(every.position, every.position)))
+        mask = self._layers.masks(
+            self._mask(sees), lambda r: self._mask(sees & r.within(every.position, every.position))
+        )
         ids = torch.cat([old[..., 0], tokens.cpu()], dim=1)
         self._pending = (tokens.cpu(), rows, first)
         positions = every.position.to(self.device)

@@ -64,7 +64,7 @@ def other_vocabulary() -> SuffixMemory:
         ({"drafter": SuffixDrafter(other_vocabulary())}, "a vocabulary of 62 tokens, the model has 61"),
         ({"drafter": tiny("llama", vocab_size=2000)}, r"\(2000 tokens.*another tokenizer.*vouch for it"),
         ({"drafter": tiny("llama", eos_token_id=7)}, r"ends \[7\].*another tokenizer.*take one of the same family"),
-        ({"drafter": tiny("mistral", sliding_window=8)}, "sliding_window=8"),
+        ({"drafter": tiny("llama", attention="flex_attention")}, "attention 'flex_attention' takes no mask per row"),
         ({"drafter": Given(lambda text: Draft([VOCAB]))}, r"Given drafted \[61\]; a draft holds token ids .* 0 to 60"),
         ({"drafter": Given(lambda text: Draft([1.0]))}, r"drafted \[1.0\]"),  # type: ignore[list-item]
         ({"draft_length": 0}, "draft_length=0 is out of range: 1 to 1024"),
