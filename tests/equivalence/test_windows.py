@@ -20,7 +20,7 @@ import hf_hybrid
 from hf_hybrid import Draft, Drafter, ModelDrafter, Span, Text, TreeDrafter, generate_many
 from hf_hybrid.core.plan import Plan
 from hf_hybrid.core.rows import PADDING, Reach, Rows, visible
-from hf_hybrid.models.host import Unsupported
+from hf_hybrid.models.host import CACHE, Unsupported
 from hf_hybrid.models.layers import layers_of
 from hf_hybrid.models.opening import open_runner
 from hf_hybrid.models.replay import ReplayRunner
@@ -210,3 +210,13 @@ def test_configs_that_say_nothing_clear_are_refused_before_the_first_pass() -> N
     refused({"attention_chunk_size": None}, "attention_chunk_size=None", "llama4")
     beyond = tiny("mistral window", sliding_window=10_000)  # longer than all positions: it never matters
     assert open_runner(beyond, 1).abilities.noisy_rows
+
+
+@pytest.mark.parametrize("name", ["mistral window", "gemma3", "llama4"])
+def test_the_host_goes_on_from_the_cache_that_is_handed_out(name: str) -> None:
+    ids = torch.tensor([PROMPTS[0]])
+    options = {"do_sample": False, "return_dict_in_generate": True}
+    half = model(name).generate(ids, max_new_tokens=NEW // 2, strategy="speculative", **options)
+    held = {CACHE: half[CACHE]}
+    rest = model(name).generate(half.sequences, max_new_tokens=NEW - NEW // 2, **options, **held).sequences
+    assert tuple(rest[0, len(PROMPTS[0]) :].tolist()) == alone(name)[0]
