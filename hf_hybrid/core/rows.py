@@ -104,9 +104,10 @@ class Reach:
             queries, keys: their positions, int64 ``(..., queries)`` and ``(..., keys)``.
         """
         queries, keys = queries[..., :, None], keys[..., None, :]
-        if self.chunk is not None:
-            return queries // self.chunk == keys // self.chunk
-        return queries - keys < self.window
+        if self.window is not None:
+            return torch.lt(queries - keys, self.window)
+        size = self.chunk or 1
+        return torch.eq(queries // size, keys // size)
 
     def covers(self, last: int) -> bool:
         """True: no position up to ``last`` is too far from another one."""
