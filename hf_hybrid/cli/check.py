@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -87,8 +88,6 @@ def _without_weights(name: str) -> Any:
     config = AutoConfig.from_pretrained(source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    try:
+    with suppress(OSError):  # there is none
         model.generation_config = GenerationConfig.from_pretrained(source)
-    except OSError:  # there is none
-        pass
     return model.eval()

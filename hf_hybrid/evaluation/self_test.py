@@ -146,14 +146,15 @@ class _Trial:
     """Prompts, the host's texts of them, and what the passes showed."""
 
     def __init__(self, model: Any, seed: int):
-        self.model, self.known = model, {}
+        self.model = model
+        self.known: dict[str, str] = {}  # check of passes -> what it found
         draw = torch.Generator().manual_seed(seed)
         ids = torch.tensor(_plain_ids(model))
         sizes = _lengths(model)
         every = [ids[torch.randint(len(ids), (size,), generator=draw)].tolist() for size in (*sizes, ROWS, ROWS)]
         self.prompts = every[:2]
         other, wrong = every[2], [b if a != b else int(ids[0]) for a, b in zip(every[2], every[3], strict=True)]
-        self.passes = Passes(model, *self.prompts, other, wrong)
+        self.passes = Passes(model, every[0], every[1], other, wrong)
         self.texts = [self._write([prompt])[0] for prompt in self.prompts]
 
     def verdict(self, way: Way) -> Verdict:
