@@ -22,6 +22,7 @@ from hf_hybrid.config import SETTINGS
 from hf_hybrid.evaluation.self_test import NEW, WAYS, _Trial
 from hf_hybrid.models.cached import CachedRunner
 from hf_hybrid.models.host import Unsupported, cache_argument
+from hf_hybrid.models.layers import WHOLE
 from tests.cli_for_tests import call
 from tests.models_for_tests import WINDOW, hybrid, tiny
 
@@ -92,12 +93,22 @@ def test_training_mode_and_no_model() -> None:
 @pytest.mark.parametrize("made", [lambda: tiny("llama"), hybrid])
 def test_the_model_is_left_as_it_was(made: Any) -> None:
     model = made()
-    model.generation_config.hf_hybrid = {"strategy": "speculative"}
+    model.generation_config.hf_hybrid = {"strategy": "planned_diffusion"}  # the host writes all the same
     before = state(model)
     assert hf_hybrid.check(model).ok
     after = state(model)
     assert before[1:] == after[1:]
     assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+
+
+def test_a_process_where_it_is_installed() -> None:
+    model = tiny("llama")
+    model.generation_config.hf_hybrid = {"strategy": "planned_diffusion"}
+    hf_hybrid.install()
+    try:
+        assert results(model)["speculative, trees"] == ("exact", "")
+    finally:
+        hf_hybrid.uninstall()
 
 
 # Models that are broken on purpose.
@@ -152,6 +163,25 @@ def test_spans_that_read_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["speculative, chains"] == ("exact", "")
     assert "branches side by side" in found["speculative, trees"][1]
     assert "separate spans" in found["planned_diffusion"][1]
+
+
+def test_windows_that_are_overlooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_hybrid.models.cached.layers_of", lambda model: WHOLE)
+    found = results(tiny("mistral window"))
+    for way in PLAIN[1:]:
+        assert found[way][0] == "not exact here" and "other logits" in found[way][1]
+
+
+class Silent(LlamaForCausalLM):
+    """Cannot write at all."""
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        raise KeyError("a name")
+
+
+def test_a_model_with_which_the_host_cannot_write() -> None:
+    with pytest.raises(Unsupported, match=r"the host's own generate\(\) fails with Silent \(KeyError"):
+        hf_hybrid.check(Silent(tiny("llama").config).eval())
 
 
 # The command.

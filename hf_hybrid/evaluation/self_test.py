@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from hf_hybrid.config import SETTINGS, settings_for
 from hf_hybrid.decoding import Draft, Drafter, Sampler, Text
 from hf_hybrid.evaluation.self_passes import ROWS, Passes
+from hf_hybrid.mixin import HybridGenerationMixin
 from hf_hybrid.models.host import Unsupported, position_table, start_device, text_config, unwrapped
 from hf_hybrid.models.layers import layers_of
 from hf_hybrid.models.opening import runner_of
@@ -122,7 +124,8 @@ def check(model: Any, *, seed: int = 0) -> CheckReport:
         seed: of the prompts.
 
     Raises:
-        Unsupported: the model is in training mode, or no model; the message says what to do.
+        Unsupported: the model is in training mode, or no model, or the host itself cannot write with it; the message
+            says what to do.
     """
     host = unwrapped(model)
     if not isinstance(host, torch.nn.Module) or not hasattr(host, "config"):
@@ -134,7 +137,13 @@ def check(model: Any, *, seed: int = 0) -> CheckReport:
     asked = expected(model)
     if all(verdict.result == "refused" for verdict in asked.verdicts):
         return asked
-    trial = _Trial(model, seed)
+    try:
+        trial = _Trial(host, seed)
+    except Exception as error:  # whatever the code of the model does
+        raise Unsupported(
+            f"the host's own generate() fails with {type(host).__name__} ({type(error).__name__}: {error}); mend that "
+            "first, strategies begin where it does"
+        ) from error
     verdicts = [
         trial.verdict(way) if verdict.result == "served" else verdict
         for way, verdict in zip(WAYS, asked.verdicts, strict=True)
@@ -217,8 +226,13 @@ class _Trial:
             call["min_new_tokens"] = NEW
         if strategy is not None:
             call = host_arguments(self.model, {**call, **settings}, strategy, None)
+        # Beyond the mixin, which would read a strategy from the generation config; what install() put there sees that
+        # the call is routed.
+        enabled = isinstance(self.model, HybridGenerationMixin)
+        host: Any = super(HybridGenerationMixin, self.model) if enabled else self.model
+        generate = host.generate if enabled else functools.partial(type(host).generate, host)
         with routed(self.model), torch.no_grad():
-            found = type(self.model).generate(self.model, **call)
+            found = generate(**call)
         return found[:, width:].tolist()
 
 
