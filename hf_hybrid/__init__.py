@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hf_hybrid.decoding import SuffixMemory as SuffixMemory
     from hf_hybrid.decoding import Text as Text
     from hf_hybrid.decoding import TreeDrafter as TreeDrafter
+    from hf_hybrid.evaluation.self_test import CheckReport as CheckReport
+    from hf_hybrid.evaluation.self_test import check as check
     from hf_hybrid.hub.push import push_to_hub as push_to_hub
     from hf_hybrid.hub.saving import HybridCallback as HybridCallback
     from hf_hybrid.hub.saving import save_pretrained as save_pretrained
@@ -53,6 +55,7 @@ __all__ = [
     "Answer",
     "AutoHybridModelForCausalLM",
     "AutoHybridTokenizer",
+    "CheckReport",
     "ControlTokens",
     "DecodingError",
     "DiffusionDrafter",
@@ -81,6 +84,7 @@ __all__ = [
     "UnsupportedCallError",
     "VocabularyError",
     "__version__",
+    "check",
     "control_tokens",
     "disable",
     "enable",
@@ -119,6 +123,8 @@ _HOME = {
     "SuffixMemory": "hf_hybrid.decoding",
     "Text": "hf_hybrid.decoding",
     "TreeDrafter": "hf_hybrid.decoding",
+    "CheckReport": "hf_hybrid.evaluation.self_test",
+    "check": "hf_hybrid.evaluation.self_test",
     "push_to_hub": "hf_hybrid.hub.push",
     "HybridCallback": "hf_hybrid.hub.saving",
     "save_pretrained": "hf_hybrid.hub.saving",

@@ -23,7 +23,7 @@ from hf_hybrid.cli.options import given_settings
 from hf_hybrid.config import SETTING_NAMES, SETTINGS, SettingsError
 from tests.cli_for_tests import call
 
-COMMANDS = ("demo", "generate", "plan", "bench", "tune", "train", "export", "card")
+COMMANDS = ("demo", "generate", "plan", "check", "bench", "tune", "train", "export", "card")
 
 
 # Help and errors.

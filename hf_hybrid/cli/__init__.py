@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_hybrid.cli import bench, card, demo, export, generate, lm_eval, plan, serve, train, tune
+from hf_hybrid.cli import bench, card, check, demo, export, generate, lm_eval, plan, serve, train, tune
 from hf_hybrid.cli.command import ERROR, guarded
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ _COMMANDS = (
     demo.demo,
     generate.generate,
     plan.plan,
+    check.check,
     bench.bench,
     tune.tune,
     train.train,

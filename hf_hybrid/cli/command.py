@@ -137,9 +137,9 @@ def _load(name: str, dtype: str, device: str, threads: int | None) -> tuple[Any,
     if threads is not None:
         torch.set_num_threads(threads)
     model, source = load_network(name, dtype)
-    with _loading(name, "the tokenizer"):
+    with loading(name, "the tokenizer"):
         tokenizer = AutoHybridTokenizer.from_pretrained(source, padding_side="left")
-    with _loading(name, f"--device {device}"):
+    with loading(name, f"--device {device}"):
         return model.to(device).eval(), tokenizer, folder_of(name)
 
 
@@ -152,7 +152,7 @@ def load_network(name: str, dtype: str) -> tuple[Any, str]:
     folder = folder_of(name)
     source = str(folder) if folder.is_dir() else name
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-    with _loading(name, "the model"):
+    with loading(name, "the model"):
         if folder.is_dir():
             check_folder(folder)
         model, told = AutoHybridModelForCausalLM.from_pretrained(
@@ -165,7 +165,7 @@ def load_network(name: str, dtype: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _loading(name: str, part: str) -> Iterator[None]:
+def loading(name: str, part: str) -> Iterator[None]:
     """Turn whatever loading ``part`` raises into one line; a broken file may raise anything."""
     try:
         yield

@@ -124,13 +124,13 @@ def _reads_both_ways(host: nn.Module) -> bool:
 def _fault(model: Any, ids: list[int], one_by_one: bool, kind: type[Runner] | None) -> str:
     """What is wrong with the passes of ``model``, in words; empty: nothing."""
     try:
-        if _apart(_of_host(model, ids), _of_runner(_runner(model, kind), ids)):
+        if apart(_of_host(model, ids), _of_runner(_runner(model, kind), ids)):
             return "passes with our cache give other logits than the model's own"
         if one_by_one:
             return ""
         runner = _runner(model, kind)
         single = torch.cat([_run(runner, [token], place, True) for place, token in enumerate(ids)])
-        if any(_apart(single, _run(_runner(model, kind), ids, 0, plain)) for plain in (True, False)):
+        if any(apart(single, _run(_runner(model, kind), ids, 0, plain)) for plain in (True, False)):
             return f"{len(ids)} tokens in one pass give other logits than one by one"
     except Unsupported:
         raise
@@ -176,9 +176,14 @@ def _run(runner: Runner, ids: list[int], begin: int, plain: bool) -> Tensor:
     return logits
 
 
-def _apart(first: Tensor, second: Tensor) -> bool:
+def tolerance(dtype: torch.dtype) -> float:
+    """How far logits of this type may lie apart by rounding, relative to their spread."""
+    return _TOLERANCE.get(dtype, _COARSE)
+
+
+def apart(first: Tensor, second: Tensor) -> bool:
     """True: a row differs by more than rounding. What is not a number is left to the call that meets it."""
-    most = _TOLERANCE.get(first.dtype, _COARSE)
+    most = tolerance(first.dtype)
     first, second = first.double().cpu(), second.double().cpu()
     spread = (first - first.mean(dim=-1, keepdim=True)).norm(dim=-1)  # (rows,)
     return bool(((first - second).norm(dim=-1) > most * spread.clamp(min=1e-30)).any())
