@@ -20,6 +20,7 @@ import hf_hybrid
 from hf_hybrid import Draft, Drafter, Text, generate_many
 from tests.models_for_tests import SHARED, TEXT
 
+_CONFIGS: Any = CONFIG_MAPPING
 NEW = 20
 IMAGE, START, END = 50, 51, 52
 _TEXT = {**SHARED, "num_hidden_layers": 3, "tie_word_embeddings": False}
@@ -35,9 +36,9 @@ _VISION = {
 
 
 def _llava() -> Any:
-    vision = CONFIG_MAPPING["clip_vision_model"](**_VISION, projection_dim=16)
-    text = CONFIG_MAPPING["llama"](**_TEXT)
-    return CONFIG_MAPPING["llava"](
+    vision = _CONFIGS["clip_vision_model"](**_VISION, projection_dim=16)
+    text = _CONFIGS["llama"](**_TEXT)
+    return _CONFIGS["llava"](
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE,
@@ -49,9 +50,9 @@ def _llava() -> Any:
 def _gemma3() -> Any:
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     text = {**_TEXT, "head_dim": 8, "query_pre_attn_scalar": 8, "layer_types": kinds, "sliding_window": 6}
-    vision = CONFIG_MAPPING["siglip_vision_model"](**_VISION, vision_use_head=False)
-    return CONFIG_MAPPING["gemma3"](
-        text_config=CONFIG_MAPPING["gemma3_text"](**text),
+    vision = _CONFIGS["siglip_vision_model"](**_VISION, vision_use_head=False)
+    return _CONFIGS["gemma3"](
+        text_config=_CONFIGS["gemma3_text"](**text),
         vision_config=vision,
         mm_tokens_per_image=4,
         image_token_id=IMAGE,
@@ -64,7 +65,7 @@ def _qwen() -> Any:
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
     vision |= {"patch_size": 4, "fullatt_block_indexes": [0], "window_size": 16, "initializer_range": 0.2}
     ids = {"image_token_id": IMAGE, "vision_start_token_id": START, "vision_end_token_id": END, "video_token_id": 53}
-    return CONFIG_MAPPING["qwen2_5_vl"](text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+    return _CONFIGS["qwen2_5_vl"](text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
 
 
 CONFIGS = {"llava": _llava, "gemma3": _gemma3, "qwen2.5-vl": _qwen}
