@@ -60,6 +60,13 @@ def _gemma3() -> Any:
     )
 
 
+def _smolvlm() -> Any:
+    vision, text = _CONFIGS["smolvlm_vision"](**_VISION), _CONFIGS["llama"](**_TEXT)
+    return _CONFIGS["smolvlm"](
+        vision_config=vision, text_config=text, image_token_id=IMAGE, scale_factor=1, tie_word_embeddings=False
+    )
+
+
 def _qwen() -> Any:
     text = {**_TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
@@ -68,7 +75,7 @@ def _qwen() -> Any:
     return _CONFIGS["qwen2_5_vl"](text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
 
 
-CONFIGS = {"llava": _llava, "gemma3": _gemma3, "qwen2.5-vl": _qwen}
+CONFIGS = {"llava": _llava, "gemma3": _gemma3, "smolvlm": _smolvlm, "qwen2.5-vl": _qwen}
 
 
 @cache
@@ -99,6 +106,8 @@ def inputs(name: str, texts: Sequence[tuple[list[int], list[int]]], seed: int = 
         made["mm_token_type_ids"] = types
     else:
         made["pixel_values"] = torch.randn(len(rows), 3, 8, 8, generator=draws, dtype=torch.float64)
+    if name == "smolvlm":
+        made["pixel_values"] = made["pixel_values"][:, None]  # (batch, images, channels, height, width)
     if name == "gemma3":
         made["token_type_ids"] = types
     return made
