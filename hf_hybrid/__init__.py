@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hf_hybrid.hub.saving import save_pretrained as save_pretrained
     from hf_hybrid.many import generate_many as generate_many
     from hf_hybrid.mixin import AutoHybridModelForCausalLM as AutoHybridModelForCausalLM
+    from hf_hybrid.mixin import AutoHybridModelForImageTextToText as AutoHybridModelForImageTextToText
     from hf_hybrid.mixin import HybridGenerationMixin as HybridGenerationMixin
     from hf_hybrid.mixin import disable as disable
     from hf_hybrid.mixin import enable as enable
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "AutoHybridModelForCausalLM",
+    "AutoHybridModelForImageTextToText",
     "AutoHybridTokenizer",
     "CheckReport",
     "ControlTokens",
@@ -130,6 +132,7 @@ _HOME = {
     "save_pretrained": "hf_hybrid.hub.saving",
     "generate_many": "hf_hybrid.many",
     "AutoHybridModelForCausalLM": "hf_hybrid.mixin",
+    "AutoHybridModelForImageTextToText": "hf_hybrid.mixin",
     "HybridGenerationMixin": "hf_hybrid.mixin",
     "disable": "hf_hybrid.mixin",
     "enable": "hf_hybrid.mixin",

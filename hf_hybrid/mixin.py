@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
@@ -157,8 +158,11 @@ _LOCATION = frozenset({"cache_dir", "proxies", "local_files_only", "token", "rev
 class AutoHybridModelForCausalLM:
     """``AutoModelForCausalLM`` whose models are enabled. Use the class methods; there are no instances."""
 
+    _host: Any = AutoModelForCausalLM
+
     def __init__(self) -> None:
-        raise TypeError("use AutoHybridModelForCausalLM.from_pretrained(name) or .from_config(config)")
+        name = type(self).__name__
+        raise TypeError(f"use {name}.from_pretrained(name) or .from_config(config)")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -170,14 +174,21 @@ class AutoHybridModelForCausalLM:
         """
         if kwargs.get("generation_config") is None:
             check_file(pretrained_model_name_or_path, **{key: kwargs[key] for key in _LOCATION & kwargs.keys()})
-        loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = cls._host.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         enable(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple: output_loading_info=True
         return loaded
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
         """``AutoModelForCausalLM.from_config`` with the same arguments; the model is enabled, its weights random."""
-        return enable(AutoModelForCausalLM.from_config(config, **kwargs))
+        return enable(cls._host.from_config(config, **kwargs))
+
+
+class AutoHybridModelForImageTextToText(AutoHybridModelForCausalLM):
+    """``AutoModelForImageTextToText`` whose models are enabled: prompts may hold images where a strategy writes one
+    text."""
+
+    _host: Any = AutoModelForImageTextToText
 
 
 _Tokenizer: Any = PreTrainedTokenizerBase

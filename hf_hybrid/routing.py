@@ -28,7 +28,8 @@ from hf_hybrid.config import SETTING_NAMES, SETTINGS, Settings, merged, settings
 from hf_hybrid.core.plan import Plan
 from hf_hybrid.core.tokens import ControlTokens
 from hf_hybrid.decoding import Call, ModelDrafter, Queue, decode
-from hf_hybrid.decoding.prompts import check_keywords
+from hf_hybrid.decoding.images import reads_images
+from hf_hybrid.decoding.prompts import check_keywords, foreign_keywords
 from hf_hybrid.models.host import CACHE, CACHES, forward_parameters
 from hf_hybrid.models.seams import check_seams
 from hf_hybrid.models.vocabulary import control_tokens, noise_tokens
@@ -289,7 +290,12 @@ def _refuse(model: Any, arguments: Mapping[str, Any], settings: Settings, strate
         )
     # Here under the names of the caller: the host reads images before it calls the loop.
     own = forward_parameters(model).keys() - _known_to_generate() - {"input_ids"}
-    check_keywords(model, {name: value for name, value in arguments.items() if name in own})
+    given = {name: value for name, value in arguments.items() if name in own}
+    if reads_images(model) and foreign_keywords(given):
+        if not settings.one_text:
+            raise UnsupportedCallError(f"strategy={strategy!r} reads token ids, no images; use {_those('one_text')}")
+        return
+    check_keywords(model, given)
 
 
 def _known_to_generate() -> set[str]:

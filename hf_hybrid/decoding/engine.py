@@ -12,10 +12,11 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from hf_hybrid.core.canvas import Canvas
 from hf_hybrid.decoding.call import Call, Context
 from hf_hybrid.decoding.criteria import own_criteria
+from hf_hybrid.decoding.images import read_images, reads_images
 from hf_hybrid.decoding.loop import Loop
 from hf_hybrid.decoding.output import Answer, DecodingError, HybridGenerateOutput
 from hf_hybrid.decoding.processors import Processors
-from hf_hybrid.decoding.prompts import Prompts, check_inputs, outside_vocabulary, read_prompts
+from hf_hybrid.decoding.prompts import Prompts, check_inputs, foreign_keywords, outside_vocabulary, read_prompts
 from hf_hybrid.decoding.session import Session
 from hf_hybrid.decoding.transcript import Transcript
 from hf_hybrid.decoding.writer import Way
@@ -92,7 +93,10 @@ def _decode(
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
     _check_abilities(runner_of(model, call.runner), call)
-    check_inputs(model, input_ids, model_kwargs)
+    images = call.settings.one_text and reads_images(model) and bool(foreign_keywords(model_kwargs))
+    if images and call.queue is not None:
+        raise DecodingError("generate_many() takes token ids, and no images; call generate() batch by batch")
+    check_inputs(model, input_ids, model_kwargs, images=images)
     if call.cache is not None:
         adoptable(call.cache)
     prompts = read_prompts(input_ids, model_kwargs, getattr(config, "_mask_length", None))
@@ -126,7 +130,10 @@ def _decode(
     )
     way = Way(call.strategy, WRITERS[call.strategy], call.settings)
     session = Session(Loop(context), lambda _: way, canvases, prompts.input_ids, criteria, call)
-    session.adopt(taken_cache(model_kwargs), model_kwargs.get("attention_mask"), [p.cached for p in prompts.every])
+    cached = [prompt.cached for prompt in prompts.every]
+    if images:
+        cached = read_images(model, runner, input_ids, model_kwargs, prompts.every)
+    session.adopt(None if images else taken_cache(model_kwargs), model_kwargs.get("attention_mask"), cached)
     known = [token for token in prompts.every[0].tokens if token >= 0] or [0]
     check_rows(model, known, len(canvases), one_by_one=call.settings.one_by_one, kind=call.runner)
     if call.queue is not None:

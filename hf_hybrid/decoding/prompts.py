@@ -145,13 +145,18 @@ def _moved(
     return rows, real, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
 
 
+def foreign_keywords(arguments: Mapping[str, Any]) -> list[str]:
+    """Names of what was given for the model's forward beside ids, mask, positions and a cache."""
+    return sorted(name for name, value in arguments.items() if _holds(value) and name not in _INERT)
+
+
 def check_keywords(model: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse keywords that the host would hand to the model's forward, such as images.
 
     Raises:
         DecodingError: with their names.
     """
-    foreign = sorted(name for name, value in arguments.items() if _holds(value) and name not in _INERT)
+    foreign = foreign_keywords(arguments)
     if foreign:
         raise DecodingError(
             f"{', '.join(foreign)}: the host hands this to {type(model).__name__}.forward, and a strategy hands over "
@@ -159,17 +164,18 @@ def check_keywords(model: Any, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def check_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any]) -> None:
+def check_inputs(model: Any, input_ids: Tensor, arguments: Mapping[str, Any], *, images: bool = False) -> None:
     """Refuse what the host would hand to the model's forward and the loop does not.
 
     Args:
-        arguments: of the decoding callable.
+        arguments: of the decoding callable. images: True: the host reads the prompt (``decoding.images``).
 
     Raises:
         DecodingError: a keyword of ``forward``, a ``prepare_inputs_for_generation`` that changes what is read, ids that
             the model does not know, or a cache that is not to be used.
     """
-    check_keywords(model, arguments)
+    if not images:
+        check_keywords(model, arguments)
     cache = taken_cache(arguments)
     if cache is not None and arguments.get("use_cache") is False:
         raise DecodingError("use_cache=False and a cache exclude one another; leave one of them out")

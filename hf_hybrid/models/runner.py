@@ -70,6 +70,8 @@ class Runner(ABC):
         num_passes: int64 ``(batch_size,)``, passes that each sequence took part in.
         num_rows: int64 ``(batch_size,)``, rows but padding that each sequence has run.
         ranks: the processes that share the model.
+        shifts: int64 ``(batch_size,)``, what the model counts as position less the index of a row in its text: not
+            zero behind images, where those take fewer positions than tokens (M-RoPE).
         vectors: table ``(n, hidden)`` of prompts that are given as vectors, which tokens -2, -3, ... mean.
         forward_seconds: seconds spent in calls of the model (on an accelerator: in starting them).
 
@@ -89,6 +91,7 @@ class Runner(ABC):
         self.dtype: torch.dtype = host.dtype
         self.num_passes = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.num_rows = np.zeros(batch_size, dtype=np.int64)  # (batch,)
+        self.shifts = np.zeros(batch_size, dtype=np.int64)  # (batch,)
         self.ranks = Ranks(host, self.device, synced_gpus)
         self.vectors: Tensor | None = None
         self.forward_seconds = 0.0
@@ -181,7 +184,7 @@ class Runner(ABC):
         last = self.active - 1
         if row != last:
             self._swap(row, last)
-            for array in (self.num_passes, self.num_rows):
+            for array in (self.num_passes, self.num_rows, self.shifts):
                 array[[row, last]] = array[[last, row]]
         self.active = last
         return last
@@ -193,7 +196,7 @@ class Runner(ABC):
         self._expect_committed("a sequence enters")
         row = self.active
         self._clear(row)
-        self.num_passes[row] = self.num_rows[row] = 0
+        self.num_passes[row] = self.num_rows[row] = self.shifts[row] = 0
         self.active += 1
         return row
 
@@ -260,7 +263,8 @@ class Runner(ABC):
         """
         if self._keeps_logits:
             arguments["logits_to_keep"] = max(keep, 1)
-        arguments.setdefault("position_ids", rows.position.to(self.device))
+        shift = torch.from_numpy(self.shifts[lines, None])  # (active, 1)
+        arguments.setdefault("position_ids", (rows.position + shift).to(self.device))
         self.ranks.others_go_on(True)
         start = time.perf_counter()
         with self._mode():
