@@ -55,6 +55,14 @@ def has_states(cache: Cache) -> bool:
     return any(_is_linear(layer) for layer in cache.layers)
 
 
+def tokens_in(cache: Any) -> int:
+    """Tokens that a host cache counts; 0 where it has states alone, which count nothing, or is None."""
+    layers = getattr(cache, "layers", None)
+    if cache is None or (layers and not any(hasattr(layer, "get_seq_length") for layer in layers)):
+        return 0
+    return int(cache.get_seq_length())
+
+
 def unknown_layers(cache: Cache) -> list[str]:
     """Names of the classes of layers that cannot be put back."""
     return sorted({type(layer).__name__ for layer in cache.layers if not _is_known(layer)})
