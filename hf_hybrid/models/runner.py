@@ -122,11 +122,6 @@ class Runner(ABC):
         """What rows cost, a key of the first guesses of a cost model."""
         return "other"
 
-    @property
-    def rereads(self) -> bool:
-        """True: when a row is rejected, those that were accepted in front of it are read again."""
-        return False
-
     def filled(self, rows: int) -> int:
         """``rows``, or a few more that take less time."""
         return rows

@@ -81,11 +81,6 @@ class StateRunner(Runner):
         """See ``Runner.kind``."""
         return "states"
 
-    @property
-    def rereads(self) -> bool:
-        """See ``Runner.rereads``."""
-        return self._stateful
-
     def relate(self, row: int, span: int, sees: Sequence[int]) -> None:
         """See ``Runner.relate``: there is one span."""
         if span:

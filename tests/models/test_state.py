@@ -174,7 +174,7 @@ def test_who_is_served_by_it() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM, RwkvConfig, RwkvForCausalLM
-    small = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    small: Any = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
     with pytest.raises(Unsupported, match=r"states inside its layers.*leave out strategy="):
         runner_of(RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**small, intermediate_size=32)))
     with pytest.raises(Unsupported, match="takes no cache"):
