@@ -37,7 +37,7 @@ def empty_cache_of(model: Any) -> DynamicCache:
     """A cache of the host that keeps every key: a layer with a window would forget some, and could not be cropped. The
     window is in the host's mask."""
     cache = DynamicCache(config=text_config(model))
-    for number, layer in enumerate(cache.layers):
+    for number, layer in enumerate(_layers(cache)):
         if not (getattr(layer, "is_sliding", False) and _is_known(layer)):
             continue
         if _is_linear(layer):
@@ -52,7 +52,7 @@ def empty_cache_of(model: Any) -> DynamicCache:
 
 def has_states(cache: Cache) -> bool:
     """True: a layer has a state in place of a key per token."""
-    return any(_is_linear(layer) for layer in cache.layers)
+    return any(_is_linear(layer) for layer in _layers(cache))
 
 
 def tokens_in(cache: Any) -> int:
@@ -65,12 +65,12 @@ def tokens_in(cache: Any) -> int:
 
 def unknown_layers(cache: Cache) -> list[str]:
     """Names of the classes of layers that cannot be put back."""
-    return sorted({type(layer).__name__ for layer in cache.layers if not _is_known(layer)})
+    return sorted({type(layer).__name__ for layer in _layers(cache) if not _is_known(layer)})
 
 
 def crop(cache: Cache, count: int) -> None:
     """Forget the last ``count`` keys of every attention layer."""
-    for layer in cache.layers:
+    for layer in _layers(cache):
         if _is_linear(layer):
             if isinstance(layer, DynamicLayer):
                 DynamicLayer.crop(layer, -count)
@@ -94,14 +94,14 @@ class States:
             length,
             [
                 (_copied(layer.conv_states), _copied(layer.recurrent_states), dict(layer.has_previous_state))
-                for layer in cache.layers
+                for layer in _layers(cache)
                 if _is_linear(layer)
             ],
         )
 
     def restore(self, cache: Cache) -> None:
         """Put the states back; they stay here too."""
-        linear = [layer for layer in cache.layers if _is_linear(layer)]
+        linear = [layer for layer in _layers(cache) if _is_linear(layer)]
         for layer, (convolved, recurrent, begun) in zip(linear, self.layers, strict=True):
             layer.conv_states, layer.recurrent_states = _copied(convolved), _copied(recurrent)
             layer.has_previous_state = dict(begun)
@@ -110,6 +110,10 @@ class States:
 def length_of_states(states: States | None) -> int:
     """Tokens behind which they are; of the empty one 0."""
     return states.length if states is not None else 0
+
+
+def _layers(cache: Cache) -> list[Any]:
+    return list(cache.layers)
 
 
 def _copied(tensors: dict[int, Tensor | None]) -> dict[int, Tensor | None]:

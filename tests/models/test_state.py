@@ -35,7 +35,9 @@ def run(runner: StateRunner, lines: list[Line], keep: int, left: bool = True) ->
         place = list(range(begin, begin + len(tokens)))
         parts = [(pad, pad, [PADDING] * len(pad)), (tokens, place, [0] * len(tokens))]
         (a, b, c), (d, e, f) = parts if left else parts[::-1]
-        ids.append(a + d), places.append(b + e), spans.append(c + f)
+        ids.append(a + d)
+        places.append(b + e)
+        spans.append(c + f)
     return runner.run(torch.tensor(ids), Rows.clean(torch.tensor(places), torch.tensor(spans)), keep).logits
 
 
