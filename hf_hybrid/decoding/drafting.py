@@ -28,6 +28,7 @@ from hf_hybrid.models.cost_model import GuessedCosts, cost_model_of
 from hf_hybrid.models.vocabulary import readable
 
 NO_DRAFT = Draft(())
+_ONE_BY_ONE = "this model reads one token a pass behind its prompt, so that a draft would take as long as its tokens"
 _GUESS = 0.25
 """Of a drafter whose passes may not be measured: what a drafted token takes, in units of a pass of one row."""
 
@@ -70,7 +71,7 @@ class Drafting:
         self._read: set[int] = set()  # canvases whose prompt the drafter has read, for a first draft
         self.draft_seconds = 0.0  # of the drafts for the coming pass
         self.probing = False
-        self.broken = ""
+        self.broken = "" if runner.abilities.drafts else _ONE_BY_ONE
 
     @property
     def name(self) -> str:

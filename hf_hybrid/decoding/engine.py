@@ -30,6 +30,7 @@ from hf_hybrid.models.host import (
     position_table,
     rope_switch,
     taken_cache,
+    unwrapped,
 )
 from hf_hybrid.models.opening import open_runner, runner_of
 from hf_hybrid.models.probe import check_rows
@@ -92,12 +93,14 @@ def _decode(
     asked = [name for name in _UNSERVED if getattr(config, name, None)]
     if asked and config.return_dict_in_generate:
         raise DecodingError(f"{asked[0]}=True is not available with strategy={call.strategy!r}; leave it out")
-    _check_abilities(runner_of(model, call.runner), call)
+    kind = runner_of(model, call.runner)
+    _check_abilities(kind, call)
     images = call.settings.one_text and reads_images(model) and bool(foreign_keywords(model_kwargs))
     if images and call.queue is not None:
         raise DecodingError("generate_many() takes token ids, and no images; call generate() batch by batch")
     check_inputs(model, input_ids, model_kwargs, images=images)
     if call.cache is not None:
+        _check_cache(kind, model)
         adoptable(call.cache)
     prompts = read_prompts(input_ids, model_kwargs, getattr(config, "_mask_length", None))
     criteria, bound, ends = own_criteria(stopping_criteria)
@@ -164,7 +167,16 @@ def _check_abilities(runner: type[Runner], call: Call) -> None:
     if lacking:
         raise DecodingError(
             f"strategy={call.strategy!r} needs {' and '.join(lacking)}, and {runner.__name__}, which runs this model, "
-            "has none; use strategy='autoregressive'"
+            "has none; use strategy='autoregressive', or strategy='speculative' with drafter='suffix'"
+        )
+
+
+def _check_cache(runner: type[Runner], model: Any) -> None:
+    """Refuse a cache of the caller where the text of this model does not fit into one."""
+    if not runner.abilities.host_cache:
+        raise DecodingError(
+            f"strategy= takes no cache for {type(unwrapped(model)).__name__}, whose text is more than keys that can be "
+            "taken over; pass the whole text as input_ids, without a cache"
         )
 
 
@@ -192,7 +204,7 @@ def _cache(model: Any, session: Session, prompts: Prompts, sequences: Tensor, ca
         cache = past if past is not None else DynamicCache()
         fill(cache, session.layers(prompts))
         return cache
-    if past is None and not call.settings.return_past_key_values:
+    if past is None and not (call.settings.return_past_key_values and session.runner.abilities.host_cache):
         return None
     mask = session.attention_mask(sequences, prompts)
     held = int(past.get_seq_length()) if past is not None else 0

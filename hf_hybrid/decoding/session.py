@@ -17,6 +17,7 @@ from hf_hybrid.decoding.loop import Loop
 from hf_hybrid.decoding.output import Answer, DecodingError, GenerationReport
 from hf_hybrid.decoding.prompts import UNKNOWN, Prompts
 from hf_hybrid.decoding.writer import Shared, Way, Writer
+from hf_hybrid.models.states import tokens_in
 
 
 class Session:
@@ -67,7 +68,7 @@ class Session:
 
     def adopt(self, cache: Any, attention_mask: Tensor | None, cached: Sequence[int]) -> None:
         """Begin, with what the caller's cache holds of the prompts: ``cached`` tokens of each."""
-        if cache is not None and cache.get_seq_length() > 0:
+        if tokens_in(cache):
             self.runner.adopt(cache, attention_mask)
         for writer, held in zip(self.active, cached, strict=True):
             self._begin(writer)

@@ -19,6 +19,7 @@ _GUESSES = {
     "flipped": ((8, 1.35), (32, 2.2)),
     "packed": ((8, 1.7), (32, 2.8)),
     "other": ((8, 1.05), (32, 1.15)),
+    "states": ((8, 2.0), (32, 5.0)),
 }
 """By kind of products (``FewRows.kind``): (rows, seconds in units of a pass of one row) before anything was measured;
 each counts as one measured pass."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hf_hybrid.models.cached import CachedRunner
+from hf_hybrid.models.host import Unsupported
 from hf_hybrid.models.runner import Runner
+from hf_hybrid.models.state import StateRunner
 
 
 def runner_of(model: Any, kind: type[Runner] | None = None) -> type[Runner]:
@@ -14,9 +16,18 @@ def runner_of(model: Any, kind: type[Runner] | None = None) -> type[Runner]:
     Raises:
         Unsupported: none does, or ``kind`` does not; the message says what to do.
     """
-    chosen = kind or CachedRunner
-    chosen.check_model(model)
-    return chosen
+    if kind is not None:
+        kind.check_model(model)
+        return kind
+    try:
+        CachedRunner.check_model(model)
+    except Unsupported as refused:
+        try:
+            StateRunner.check_model(model)
+        except Unsupported as error:
+            raise error from refused
+        return StateRunner
+    return CachedRunner
 
 
 def open_runner(

@@ -15,6 +15,7 @@ from hf_hybrid.models.host import (
     unwrapped,
 )
 from hf_hybrid.models.release import release_note
+from hf_hybrid.models.states import empty_cache_of, unknown_layers
 
 _STATES = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
 """Kinds of layers that keep a state, instead of keys or beside them."""
@@ -77,4 +78,40 @@ def refuse_checkpointing(model: Any) -> None:
         raise Unsupported(
             f"{type(host).__name__} is in training mode with gradient checkpointing, and its layers then drop the "
             f"cache; call model.eval() before generate() (or model.{disable or 'gradient_checkpointing_disable'}())"
+        )
+
+
+_ELSEWHERE = {
+    "recurrent_gemma": "states inside its layers",
+    "rwkv": "states in an argument of its own",
+    "xlstm": "a cache of its own class",
+    "minimax": "a cache of its own class",
+    "qwen4_exp": "states beside its cache",
+    "qwen4_exp_text": "states beside its cache",
+    "prophetnet": "a cache that takes one token a pass",
+    "cpmant": "a prompt of its own in front of every text",
+}
+"""Kinds of models that keep between passes what a host cache does not show: kind -> what."""
+
+
+def refuse_missing_cache(model: Any) -> None:
+    """Without a cache every pass would read the whole text."""
+    if cache_argument(model) not in forward_parameters(model):
+        raise Unsupported(
+            f"{type(unwrapped(model)).__name__}.forward takes no cache; leave out strategy=, or use another model"
+            f"{release_note()}"
+        )
+
+
+def refuse_caches_of_their_own(model: Any) -> None:
+    """What is kept where nobody can put it back would still hold a rejected draft."""
+    host, kind = unwrapped(model), getattr(text_config(model), "model_type", None)
+    found = _ELSEWHERE.get(str(kind), "")
+    if not found:
+        layers = unknown_layers(empty_cache_of(model))
+        found = f"cache layers of kind {', '.join(layers)}" if layers else ""
+    if found:
+        raise Unsupported(
+            f"{type(host).__name__} has {found}, which cannot be put back when a draft is rejected; leave out "
+            "strategy=, or use another model"
         )

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Abilities:
         noisy_rows: masked positions, which see one another. spans: stretches of text that do not read one another.
         branches: several rows at one position. rewind: forget rows from a position on.
         keys: take over the keys of a host cache, and hand out its own.
+        host_cache: a plain host cache of keys can hold the text, so that a host call goes on from it.
+        drafts: read several tokens behind a text in about the time of one.
     """
 
     noisy_rows: bool = True
@@ -47,6 +49,8 @@ class Abilities:
     branches: bool = True
     rewind: bool = True
     keys: bool = True
+    host_cache: bool = True
+    drafts: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Runner(ABC):
         Unsupported: the Runner does not serve the model; the message says what to do.
     """
 
-    abilities: ClassVar[Abilities]
+    abilities: Abilities
 
     def __init__(self, model: Any, batch_size: int, *, capacity: int = 256, synced_gpus: bool | None = None) -> None:
         self.check_model(model)
@@ -97,7 +101,8 @@ class Runner(ABC):
         self.forward_seconds = 0.0
         self._max_positions = position_table(model)
         self._extras = without_extras(model)
-        self._keeps_logits = "logits_to_keep" in forward_parameters(model)
+        known = forward_parameters(model)
+        self._keeps_logits, self._positions = "logits_to_keep" in known, "position_ids" in known
         own = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in host.parameters())
         self._closed = own and foreign_class(host) is None and not any(True for _ in foreign_hooks(host))
 
@@ -205,7 +210,8 @@ class Runner(ABC):
         while self.ranks.others_go_on(False):
             token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
             with torch.no_grad():
-                self.model(input_ids=token, position_ids=token, use_cache=False)
+                positions = {"position_ids": token} if self._positions else {}
+                self.model(input_ids=token, use_cache=False, **positions)
 
     # Keys from and for the host (``abilities.keys``).
 
@@ -263,8 +269,9 @@ class Runner(ABC):
         """
         if self._keeps_logits:
             arguments["logits_to_keep"] = max(keep, 1)
-        shift = torch.from_numpy(self.shifts[lines, None])  # (active, 1)
-        arguments.setdefault("position_ids", (rows.position + shift).to(self.device))
+        if self._positions:  # else the class counts what its cache holds
+            shift = torch.from_numpy(self.shifts[lines, None])  # (active, 1)
+            arguments.setdefault("position_ids", (rows.position + shift).to(self.device))
         self.ranks.others_go_on(True)
         start = time.perf_counter()
         with self._mode():

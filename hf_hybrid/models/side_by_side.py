@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from hf_hybrid.core.rows import Rows
-from hf_hybrid.models.opening import open_runner
+from hf_hybrid.models.opening import open_runner, runner_of
 from hf_hybrid.models.vocabulary import width_of
 
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -19,6 +19,8 @@ _TOLERANCE = 0.05
 def honours_branches(model: Any) -> bool:
     """True: a row beside another one, at the same position, gives the logits that it gives alone. Two passes of a few
     rows, once per model."""
+    if not runner_of(model).abilities.branches:
+        return False
     if model not in _KNOWN:
         vocab = width_of(model)
         first, left, right = (token % vocab for token in (1, 2, 3))

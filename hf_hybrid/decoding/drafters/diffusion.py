@@ -57,6 +57,8 @@ class DiffusionDrafter(Drafter):
         check_family(self.model, model, vocab_size)
         self._known, self._held = readable(self.model), positions_of(self.model)
         self._rows, self._read = TextsInRunner(self.model, batch_size), {}
+        if not self._rows.runner.abilities.noisy_rows:
+            raise DrafterError("passes of this drafter read from left to right alone; use ModelDrafter")
 
     def begin(self, text: Text) -> None:
         """A sequence of the Runner for ``text``."""

@@ -25,6 +25,7 @@ Guesses = list[list[tuple[int, float]]]
 
 
 CHAINS = "drafts are chains: acceptance='rejection' knows the probabilities of a chain alone"
+ONE_BRANCH = "drafts are chains: passes of this model read one branch alone"
 """What the report says of trees that rejection cannot check."""
 
 

@@ -19,7 +19,7 @@ from hf_hybrid.decoding.call import Context
 from hf_hybrid.decoding.drafters.drafter import Draft, Text
 from hf_hybrid.decoding.drafters.self_speculative import SelfDrafter
 from hf_hybrid.decoding.drafters.suffix import SuffixDrafter
-from hf_hybrid.decoding.drafters.tree import CHAINS
+from hf_hybrid.decoding.drafters.tree import CHAINS, ONE_BRANCH
 from hf_hybrid.decoding.drafting import NO_DRAFT, Drafting
 from hf_hybrid.decoding.output import DecodingError, DraftingReport, GenerationReport
 from hf_hybrid.decoding.passes import LaneRows, Pass
@@ -46,7 +46,7 @@ class Speculation(Shared):
         self.recheck = Recheck(0.0 if certain else settings.recheck_margin, context.runner.dtype)
         self._alone = False  # True: the last pass had no drafts and windows, for a token in doubt
         self.written = 0  # tokens that the present pass settles, over all lanes
-        self.chained = False  # True: trees were drafted, and rejection checked their first branches
+        self.chained = False  # True: trees were drafted, and their first branches checked alone
 
     def prepare(self, writers: Sequence[Speculative]) -> None:
         """Ask the drafter, and draft as much as is expected to pay."""
@@ -151,7 +151,7 @@ class Speculative(Writer):
         """The drafter may keep the text; what was accepted of its drafts is forgotten."""
         shared, drafting, index = self.shared, self.shared.drafting, self.canvas.index
         shared.drafter.end(self.text)
-        if note := shared.drafter.note or (CHAINS if shared.chained else ""):
+        if note := shared.drafter.note or ((CHAINS if shared.rejection else ONE_BRANCH) if shared.chained else ""):
             self.report.fallbacks.append(note)
         if drafting.broken:
             self.report.fallbacks.append(f"drafting was switched off: {drafting.broken}")
@@ -202,8 +202,9 @@ class Speculative(Writer):
         """``draft`` as far as it can be of use, checked."""
         shared = self.shared
         if draft.parents is not None:
-            shared.chained = shared.rejection is not None
-            if shared.rejection is not None:
+            alone = not self.context.runner.abilities.branches
+            shared.chained = alone or shared.rejection is not None
+            if shared.chained:
                 draft = first_branch(draft, self.context.vocab_size)
             else:
                 draft = shared.drafting.pruned(draft, length, self.text.room)
