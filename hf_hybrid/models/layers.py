@@ -17,6 +17,16 @@ _WHOLE = frozenset({FULL, "attention", "global"}) | _WITHOUT_ATTENTION
 _WINDOW, _CHUNK = "sliding_attention", "chunked_attention"
 
 
+_SPARSE = frozenset(
+    {"indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention", "minimax_m3_sparse"}
+)
+"""Kinds that choose their keys by themselves, inside of a mask of the class's own."""
+
+
+class ConfigFault(Unsupported):
+    """A config that contradicts itself, or names what is not known: no Runner can serve the model."""
+
+
 @dataclass(frozen=True)
 class Layers:
     """What the layers of a model see.
@@ -53,12 +63,13 @@ def layers_of(model: Any) -> Layers:
     """The kinds of layers of ``model``.
 
     Raises:
-        Unsupported: a kind that is not known, a window or chunk without a length, or more or fewer kinds than layers.
+        Unsupported: a kind that takes no mask from outside; ``ConfigFault``: one that is not known, a window or chunk
+            without a length, or more or fewer kinds than layers.
     """
     config, name = text_config(model), type(unwrapped(model)).__name__
     kinds = list(getattr(config, "layer_types", None) or ())
     if kinds and len(kinds) != config.num_hidden_layers:
-        raise Unsupported(
+        raise ConfigFault(
             f"the config of {name} names {len(kinds)} layer_types for {config.num_hidden_layers} layers; make them "
             "equal"
         )
@@ -70,7 +81,8 @@ def layers_of(model: Any) -> Layers:
         return Layers({kind: _reach(name, kind, window, chunk)}, by_kind=False)
     unknown = sorted({str(kind) for kind in kinds} - _WHOLE - {_WINDOW, _CHUNK})
     if unknown:
-        raise Unsupported(
+        fault = Unsupported if _SPARSE.issuperset(unknown) else ConfigFault
+        raise fault(
             f"{name} has layers of kind {', '.join(unknown)}, whose attention is not known here; use the host's "
             "generate() (leave out strategy=)"
         )
@@ -93,5 +105,5 @@ def _reach(name: str, kind: str, window: int | None, chunk: int | None) -> Reach
     size = window if kind == _WINDOW else chunk
     field = "sliding_window" if kind == _WINDOW else "attention_chunk_size"
     if not isinstance(size, int) or size < 1:
-        raise Unsupported(f"{name} has layers of kind {kind}, and its config says {field}={size}; give it a length")
+        raise ConfigFault(f"{name} has layers of kind {kind}, and its config says {field}={size}; give it a length")
     return Reach(window=size) if kind == _WINDOW else Reach(chunk=size)

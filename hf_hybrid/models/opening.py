@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_hybrid.models.cached import CachedRunner
 from hf_hybrid.models.host import Unsupported
+from hf_hybrid.models.layers import ConfigFault
 from hf_hybrid.models.runner import Runner
 from hf_hybrid.models.state import StateRunner
 
@@ -21,6 +22,8 @@ def runner_of(model: Any, kind: type[Runner] | None = None) -> type[Runner]:
         return kind
     try:
         CachedRunner.check_model(model)
+    except ConfigFault:
+        raise
     except Unsupported as refused:
         try:
             StateRunner.check_model(model)
