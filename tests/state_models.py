@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 import transformers
 
 import hf_hybrid
+from hf_hybrid.models.host import CACHES
 from tests.models_for_tests import SHARED, VOCAB
 
 _MODEL = {**SHARED, "num_hidden_layers": 4}
@@ -48,7 +50,7 @@ _INDEXED = {
 }
 _NEO = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "window_size": 8}
 
-STATEFUL: dict[str, tuple[str, dict[str, Any]]] = {
+_STATES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3.5": ("Qwen3_5Text Qwen3_5ForCausalLM", {**_MODEL, **_LINEAR}),
     "qwen3-next": ("Qwen3Next", {**_MODEL, **_LINEAR, **_EXPERTS}),
     "granite-4": ("GraniteMoeHybrid", {**_MODEL, **_GRANITE}),
@@ -56,7 +58,18 @@ STATEFUL: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba-2": ("Mamba2", {**_MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8}),
     "falcon-mamba": ("FalconMamba", {**_MAMBA, "time_step_rank": 4}),
 }
+
+
+def _takes_cache(classes: str) -> bool:
+    config_name, _, model_name = classes.partition(" ")
+    forward = getattr(transformers, model_name or f"{config_name}ForCausalLM").forward
+    return not set(CACHES).isdisjoint(inspect.signature(forward).parameters)
+
+
+STATEFUL = {name: entry for name, entry in _STATES.items() if _takes_cache(entry[0])}
 """Name -> classes, sizes: layers with a state."""
+OWN_CACHE = {name: entry for name, entry in _STATES.items() if name not in STATEFUL}
+"""Those that have a cache of their own in this release: none in newer ones."""
 COUNTED: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("Bloom", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}),
     "bart": ("Bart", _BART),
@@ -65,14 +78,14 @@ COUNTED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The same for classes that count what their cache holds."""
 EVERY = {**STATEFUL, **COUNTED, "deepseek-v3.2": ("DeepseekV32", {**_MODEL, **_INDEXED})}
-STEPS = ("falcon-mamba", "deepseek-v3.2")
+STEPS = tuple({"falcon-mamba", "deepseek-v3.2"} & set(EVERY))
 """Those that read one token a pass behind their prompt."""
 _SINGLE = ("bloom", "deepseek-v3.2", "qwen3-next")  # parts of them run in float32 alone
 
 
 def stateful(name: str, seed: int = 3) -> Any:
     """A random model, in float64 where every part of its class can be; no token ends a text."""
-    classes, sizes = EVERY[name]
+    classes, sizes = (EVERY | OWN_CACHE)[name]
     config_name, _, model_name = classes.partition(" ")
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     config = getattr(transformers, f"{config_name}Config")(**{**sizes, **ends})

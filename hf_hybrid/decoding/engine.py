@@ -99,8 +99,9 @@ def _decode(
     if images and call.queue is not None:
         raise DecodingError("generate_many() takes token ids, and no images; call generate() batch by batch")
     check_inputs(model, input_ids, model_kwargs, images=images)
-    if call.cache is not None:
+    if call.cache is not None or call.settings.return_past_key_values:
         _check_cache(kind, model)
+    if call.cache is not None:
         adoptable(call.cache)
     prompts = read_prompts(input_ids, model_kwargs, getattr(config, "_mask_length", None))
     criteria, bound, ends = own_criteria(stopping_criteria)
@@ -175,8 +176,8 @@ def _check_cache(runner: type[Runner], model: Any) -> None:
     """Refuse a cache of the caller where the text of this model does not fit into one."""
     if not runner.abilities.host_cache:
         raise DecodingError(
-            f"strategy= takes no cache for {type(unwrapped(model)).__name__}, whose text is more than keys that can be "
-            "taken over; pass the whole text as input_ids, without a cache"
+            f"strategy= takes and returns no cache for {type(unwrapped(model)).__name__}, whose text is more than keys "
+            "that can be taken over; pass the whole text as input_ids, without a cache"
         )
 
 
@@ -204,7 +205,7 @@ def _cache(model: Any, session: Session, prompts: Prompts, sequences: Tensor, ca
         cache = past if past is not None else DynamicCache()
         fill(cache, session.layers(prompts))
         return cache
-    if past is None and not (call.settings.return_past_key_values and session.runner.abilities.host_cache):
+    if past is None and not call.settings.return_past_key_values:
         return None
     mask = session.attention_mask(sequences, prompts)
     held = int(past.get_seq_length()) if past is not None else 0

@@ -17,8 +17,14 @@ _WHOLE = frozenset({FULL, "attention", "global"}) | _WITHOUT_ATTENTION
 _WINDOW, _CHUNK = "sliding_attention", "chunked_attention"
 
 
-_SPARSE = frozenset(
-    {"indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention", "minimax_m3_sparse"}
+SPARSE = frozenset(
+    {
+        "indexed_attention",
+        "deepseek_sparse_attention",  # its name in older releases
+        "compressed_sparse_attention",
+        "heavily_compressed_attention",
+        "minimax_m3_sparse",
+    }
 )
 """Kinds that choose their keys by themselves, inside of a mask of the class's own."""
 
@@ -81,7 +87,7 @@ def layers_of(model: Any) -> Layers:
         return Layers({kind: _reach(name, kind, window, chunk)}, by_kind=False)
     unknown = sorted({str(kind) for kind in kinds} - _WHOLE - {_WINDOW, _CHUNK})
     if unknown:
-        fault = Unsupported if _SPARSE.issuperset(unknown) else ConfigFault
+        fault = Unsupported if SPARSE.issuperset(unknown) else ConfigFault
         raise fault(
             f"{name} has layers of kind {', '.join(unknown)}, whose attention is not known here; use the host's "
             "generate() (leave out strategy=)"

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from hf_hybrid.models.host import text_config
+from hf_hybrid.models.layers import SPARSE
 
 try:
     from transformers.cache_utils import LinearAttentionCacheLayerMixin as _Linear
@@ -30,6 +31,7 @@ def steps_only(model: Any) -> bool:
     """True: behind a text a pass may carry one row alone, because several would read something else: a scan that takes
     no state, or an index that chooses other keys for several rows than for one."""
     indexed = any("Indexed" in type(layer).__name__ for layer in empty_cache_of(model).layers)
+    indexed = indexed or not SPARSE.isdisjoint(getattr(text_config(model), "layer_types", None) or ())
     return indexed or getattr(text_config(model), "model_type", None) in _STEPS
 
 

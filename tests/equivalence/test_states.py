@@ -91,7 +91,7 @@ def test_the_text_is_that_of_the_host_alone(name: str) -> None:
                 assert 0 < accepted < drafted
 
 
-@pytest.mark.parametrize("name", ["qwen3.5", "mamba-2", "falcon-mamba", "bart"])
+@pytest.mark.parametrize("name", sorted({"qwen3.5", "mamba-2", "falcon-mamba", "bart"} & set(EVERY)))
 def test_sampling_does_not_depend_on_the_drafter(name: str) -> None:
     sampling: dict[str, Any] = {"do_sample": True, "temperature": 1.3, "seed": 7}
     plain = written(name, strategy="autoregressive", **sampling).sequences
@@ -137,8 +137,16 @@ def test_what_it_cannot_do_is_refused_before_a_pass() -> None:
         ):
             with pytest.raises(ValueError, match=r"StateRunner, which runs this model.*drafter='suffix'"):
                 model.generate(ids, max_new_tokens=40, **options)
-        with pytest.raises(ValueError, match=r"takes no cache for .*pass the whole text as input_ids"):
+        with pytest.raises(ValueError, match=r"takes and returns no cache for .*pass the whole text as input_ids"):
             model.generate(ids, max_new_tokens=4, strategy="autoregressive", **{CACHE: DynamicCache()})
+        with pytest.raises(ValueError, match=r"takes and returns no cache for"):
+            model.generate(
+                ids,
+                max_new_tokens=4,
+                strategy="autoregressive",
+                return_dict_in_generate=True,
+                return_past_key_values=True,
+            )
     assert set(STATEFUL) < set(EVERY)
 
 

@@ -21,7 +21,7 @@ from hf_hybrid.models.opening import runner_of
 from hf_hybrid.models.state import REREAD, StateRunner
 from hf_hybrid.models.states import States
 from tests.models_for_tests import VOCAB, tiny
-from tests.state_models import COUNTED, EVERY, STATEFUL, STEPS, stateful
+from tests.state_models import COUNTED, EVERY, OWN_CACHE, STATEFUL, STEPS, stateful
 
 Line = tuple[list[int], int]  # tokens, position of the first
 
@@ -126,7 +126,7 @@ def test_rows_are_not_read_again_and_again() -> None:
     assert runner.num_rows[0] == 42 + 1 + 1
 
 
-@pytest.mark.parametrize("name", ["qwen3.5", "mamba-2", "bloom"])
+@pytest.mark.parametrize("name", sorted({"qwen3.5", "mamba-2", "bloom"} & set(EVERY)))
 def test_rewound_abandoned_left_and_entered(name: str) -> None:
     model = stateful(name)
     text = [(3 * i + 1) % VOCAB for i in range(30)]
@@ -173,6 +173,9 @@ def test_who_is_served_by_it() -> None:
         assert runner_of(stateful(name)) is StateRunner
         assert StateRunner(stateful(name), 1).abilities.drafts == (name not in STEPS)
     assert runner_of(tiny("llama")) is not StateRunner
+    for name in OWN_CACHE:
+        with pytest.raises(Unsupported, match="takes no cache"):
+            runner_of(stateful(name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM, RwkvConfig, RwkvForCausalLM
