@@ -25,6 +25,7 @@ from hf_hybrid.models.host import (
     cache_argument,
     mask_dtype,
     text_config,
+    unwrapped,
     without_extras,
 )
 from hf_hybrid.models.layers import layers_of
@@ -38,7 +39,7 @@ from hf_hybrid.models.refusals import (
     refuse_states,
 )
 from hf_hybrid.models.runner import Abilities, Runner, Scores, kept_rows
-from hf_hybrid.models.slots import Slots
+from hf_hybrid.models.slots import Slots, Where
 
 
 @dataclass
@@ -119,11 +120,23 @@ class CachedRunner(Runner):
         self._pending = _Pass(rows, slots, first)
         # One interval for all means that every slot before it is taken: the host's own causal mask is the row rule. Its
         # windows count slots.
+        self._check_scale(rows, where, lines)
         own = plain and isinstance(where, tuple) and (not windows or self._slots.in_order(rows, where, lines))
         mask = None if own else self._slots.mask(rows, slots, where, used, first)
         with self.products.of(tokens.numel()):
             arguments: dict[str, Any] = {self._cache_argument: self.cache, "use_cache": True}
             return self._forward(tokens, rows, mask, keep, lines, **arguments)
+
+    def _check_scale(self, rows: Rows, where: Where, lines: slice) -> None:
+        """Refuse positions that a class would scale its queries by, where it takes slots for them (Llama 4)."""
+        config = text_config(self.model)
+        scale = getattr(config, "floor_scale", None) if getattr(config, "attn_temperature_tuning", False) else None
+        if scale and int(rows.position.max()) + 1 >= scale and not self._slots.in_order(rows, where, lines):
+            raise Unsupported(
+                f"{type(unwrapped(self.model)).__name__} scales its queries from position {int(scale) - 1} on, by the "
+                "number of keys; answer one prompt at a time with strategy='speculative' or 'autoregressive', or stay "
+                "below it (max_new_tokens)"
+            )
 
     def commit(
         self,

@@ -128,7 +128,8 @@ class Slots:
             return False
         start, stop = where
         held = (self.position[lines, :start] == np.arange(start)).all()
-        return bool(held) and bool((rows.position.numpy() == np.arange(start, stop)).all())
+        right = (rows.position.numpy() == np.arange(start, stop)) | (rows.span.numpy() == PADDING)
+        return bool(held) and bool(right.all())
 
     def mask(
         self, rows: Rows, slots: np.ndarray, where: Where, used: int, first: int = 0

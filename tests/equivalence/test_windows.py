@@ -220,3 +220,17 @@ def test_the_host_goes_on_from_the_cache_that_is_handed_out(name: str) -> None:
     held = {CACHE: half[CACHE]}
     rest = model(name).generate(half.sequences, max_new_tokens=NEW - NEW // 2, **options, **held).sequences
     assert tuple(rest[0, len(PROMPTS[0]) :].tolist()) == alone(name)[0]
+
+
+def test_queries_that_are_scaled_by_the_number_of_keys() -> None:
+    """Llama 4: one prompt is as in the host on both sides of the border; what would be wrong behind it is refused."""
+    host = made("llama4", floor_scale=12, attn_scale=8.0)
+    ids = torch.tensor([PROMPTS[0]])
+    wanted = host.generate(ids, max_new_tokens=NEW, do_sample=False)
+    tuned = hf_hybrid.enable(host)
+    drafter = Oracle({PROMPTS[0]: tuple(wanted[0, len(PROMPTS[0]) :].tolist())})
+    for options in ({"strategy": "autoregressive"}, {"strategy": "speculative", "drafter": drafter, "adaptive": False}):
+        assert torch.equal(tuned.generate(ids, max_new_tokens=NEW, do_sample=False, **options), wanted)
+    assert not torch.equal(wanted, model("llama4").generate(ids, max_new_tokens=NEW, do_sample=False))
+    with pytest.raises(Unsupported, match="one prompt at a time"):
+        tuned.generate(**left_padded(), max_new_tokens=NEW, do_sample=False, strategy="autoregressive")
