@@ -14,7 +14,6 @@ from hf_hybrid.decoding import Draft, Drafter, Sampler, Text
 from hf_hybrid.evaluation.self_passes import ROWS, Passes
 from hf_hybrid.mixin import HybridGenerationMixin
 from hf_hybrid.models.host import Unsupported, position_table, start_device, text_config, unwrapped
-from hf_hybrid.models.layers import layers_of
 from hf_hybrid.models.opening import runner_of
 from hf_hybrid.models.probe import tolerance
 from hf_hybrid.models.vocabulary import VocabularyError, control_tokens, noise_tokens, width_of
@@ -286,7 +285,10 @@ def _ints(value: Any) -> list[int]:
 
 def _lengths(model: Any) -> tuple[int, int]:
     """Of two prompts: long enough to leave windows and chunks, where those are not too long."""
-    near = [reach.window or reach.chunk or 0 for reach in layers_of(model).near]
+    config = text_config(model)
+    near = [
+        getattr(config, name, None) or 0 for name in ("sliding_window", "sliding_window_size", "attention_chunk_size")
+    ]
     more = max([size for size in near if size <= _LONGEST_WINDOW], default=0)
     most = (position_table(model) or 1 << 30) - NEW - 4 * ROWS
     long = max(2, min(_LONG + more, most))

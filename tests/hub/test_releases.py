@@ -26,7 +26,7 @@ from tests.hub.stored_release import ARCHIVE, RECORD, answers
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = sorted(path.name for path in RELEASES.iterdir())
-LARGEST = {"model.safetensors": 100_000, ARCHIVE: 200_000}  # bytes; every release stays in the repository
+LARGEST = {"model.safetensors": 100_000, ARCHIVE: 220_000}  # bytes; every release stays in the repository
 
 
 @pytest.fixture(scope="module", params=STORED)
