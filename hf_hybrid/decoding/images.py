@@ -19,11 +19,8 @@ from hf_hybrid.core.rows import Rows
 from hf_hybrid.decoding.output import DecodingError
 from hf_hybrid.decoding.prompts import Prompt
 from hf_hybrid.models.host import CACHE, rope_switch, taken_cache, unwrapped, without_extras
+from hf_hybrid.models.probe import apart
 from hf_hybrid.models.runner import Runner
-
-_TOLERANCE: dict[torch.dtype, float] = {torch.float64: 1e-4, torch.float32: 1e-2}
-_COARSE = 1e-1
-"""As in ``models.probe``: beyond rounding, below what another text would do."""
 
 
 def reads_images(model: Any) -> bool:
@@ -87,12 +84,9 @@ def _check_last(model: Any, runner: Runner, input_ids: Tensor, counts: Sequence[
     position = torch.tensor(counts)[:, None] - 1
     rows = Rows.clean(position, torch.zeros_like(position))
     passes, done = runner.num_passes.copy(), runner.num_rows.copy()
-    found = runner.run(input_ids[:, -1:].cpu(), rows, 1).logits[:, -1].double()
+    found = runner.run(input_ids[:, -1:].cpu(), rows, 1).logits[:, -1]  # (batch, vocab)
     runner.num_passes[:], runner.num_rows[:] = passes, done  # it is not committed, and nobody asked for it
-    wanted = wanted.double().to(found.device)
-    spread = (wanted - wanted.mean(dim=-1, keepdim=True)).norm(dim=-1)  # (batch,)
-    most = _TOLERANCE.get(runner.dtype, _COARSE)
-    if bool(((found - wanted).norm(dim=-1) > most * spread.clamp(min=1e-30)).any()):
+    if apart(wanted.to(found), found):
         raise DecodingError(
             f"behind images {type(model).__name__} reads more than the keys of its prompt, and a strategy hands over "
             "token ids alone; leave out strategy="
