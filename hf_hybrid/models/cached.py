@@ -78,6 +78,10 @@ class CachedRunner(Runner):
         self.cache = RowCache(text_config(model).num_hidden_layers, batch_size, capacity)
         self.products = FewRows(model, self.device, self.dtype)
         self._cache_argument = cache_argument(model)
+        config = text_config(model)
+        self._scale = (
+            getattr(config, "floor_scale", None) if getattr(config, "attn_temperature_tuning", False) else None
+        )
         dtype, layers = mask_dtype(model, self.device), layers_of(model)
         self._slots = Slots(batch_size, self.cache.capacity, num_spans, self.device, dtype, layers)
         self._pending: _Pass | None = None
@@ -129,8 +133,7 @@ class CachedRunner(Runner):
 
     def _check_scale(self, rows: Rows, where: Where, lines: slice) -> None:
         """Refuse positions that a class would scale its queries by, where it takes slots for them (Llama 4)."""
-        config = text_config(self.model)
-        scale = getattr(config, "floor_scale", None) if getattr(config, "attn_temperature_tuning", False) else None
+        scale = self._scale
         if scale and int(rows.position.max()) + 1 >= scale and not self._slots.in_order(rows, where, lines):
             raise Unsupported(
                 f"{type(unwrapped(self.model)).__name__} scales its queries from position {int(scale) - 1} on, by the "

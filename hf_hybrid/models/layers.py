@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from hf_hybrid.core.rows import Reach
@@ -45,7 +46,7 @@ class Layers:
     reaches: Mapping[str, Reach | None]
     by_kind: bool
 
-    @property
+    @cached_property
     def near(self) -> tuple[Reach, ...]:
         """Every reach but the whole."""
         return tuple(dict.fromkeys(reach for reach in self.reaches.values() if reach is not None))
